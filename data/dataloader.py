@@ -1,0 +1,84 @@
+"""Image files as arrays and tensors."""
+
+import os
+import re
+
+import imageio.v3 as iio
+import numpy as np
+
+from util.errors import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
+
+
+def natural_key(name):
+    """Sort key under which slice_2 precedes slice_10."""
+    return [int(p) if p.isdigit() else p.lower() for p in re.split(r"(\d+)", name)], name
+
+
+def list_images(root, key="data.root"):
+    """Paths of the images in a folder, in natural order.
+
+    Raises:
+        UserError: the folder is missing or holds no image.
+    """
+    if not os.path.isdir(root):
+        raise UserError(f"{key}: no folder {root}")
+    names = [
+        n for n in os.listdir(root) if n.lower().endswith(EXTENSIONS) and not n.startswith(".")
+    ]
+    if not names:
+        raise UserError(f"{key}: no image in {root} (looked for {' '.join(EXTENSIONS)})")
+    return [os.path.join(root, n) for n in sorted(names, key=natural_key)]
+
+
+def read_image(path):
+    """Read one image as float32 in [-1, 1].
+
+    Integers are scaled by the range of their type, so 8- and 16-bit files keep their contrast;
+    floats in a .npy file are taken as they are, in [-1, 1] already if they go below 0, else in
+    [0, 1].
+
+    Returns:
+        (C, H, W) array, C = 1 or 3; an alpha channel is dropped.
+
+    Raises:
+        UserError: the file cannot be decoded, or is no grey or colour image.
+    """
+    name = os.path.basename(path)
+    try:
+        if path.lower().endswith(".npy"):
+            image = np.load(path, allow_pickle=False)
+        else:
+            image = iio.imread(path)
+    except Exception as error:  # each decoder has exceptions of its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name}: cannot be read as an image ({reason})") from None
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 2, 3, 4) or 0 in image.shape:
+        raise UserError(f"{name}: expected a grey or colour image, found shape {image.shape}")
+    if image.shape[-1] in (2, 4):
+        image = image[..., :-1]
+    if image.dtype == np.bool_:
+        image = image.astype(np.float32)
+    elif image.dtype.kind == "u":
+        image = image / np.float32(np.iinfo(image.dtype).max)
+    elif image.dtype.kind != "f":
+        raise UserError(f"{name}: expected unsigned integers or floats, found {image.dtype}")
+    if not np.isfinite(image).all():
+        raise UserError(f"{name}: holds values that are not finite")
+    image = image.astype(np.float32)
+    if image.min() < 0:
+        if image.min() < -1 or image.max() > 1:
+            raise UserError(
+                f"{name}: floats must lie in [0, 1] or [-1, 1], found "
+                f"[{image.min():g}, {image.max():g}]"
+            )
+    elif image.max() > 1:
+        raise UserError(
+            f"{name}: floats must lie in [0, 1] or [-1, 1], found up to {image.max():g}"
+        )
+    else:
+        image = 2 * image - 1
+    return np.ascontiguousarray(image.transpose(2, 0, 1))

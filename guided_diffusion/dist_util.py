@@ -1,0 +1,107 @@
+"""Ranks, devices and checkpoint files."""
+
+import os
+import pickle
+import zipfile
+
+import blobfile as bf
+import torch
+import torch.distributed as dist
+
+from util.errors import UserError
+from util.files import replacing
+
+WHERE_TO_GET = {
+    "256x256_diffusion_uncond.pt": "it is published by OpenAI's guided-diffusion project",
+    "ffhq_10m.pt": "it is published by the DPS project",
+    "model080000.pt": "it is published by the DMPS-MRI authors",
+    "mri.pt": "it ships with this repository",
+}
+
+
+def read_checkpoint(path):
+    """Read a state dict without running code from it.
+
+    Args:
+        path: a local or blobfile path.
+
+    Returns:
+        dict of parameter name → CPU tensor; a wrapper's ``module.`` prefix is removed.
+
+    Raises:
+        UserError: the file is missing, truncated, holds code, or is no state dict.
+    """
+    name = os.path.basename(path)
+    if not bf.exists(path):
+        hint = WHERE_TO_GET.get(name, "see models/README.md for the checkpoints this program takes")
+        raise UserError(f"model_path: no checkpoint at {path} ({hint})")
+    try:
+        with bf.BlobFile(path, "rb") as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch raises the same type for code and for bytes that are no pickle at all.
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"model_path: {path} holds pickled code besides weights and was not loaded; "
+                "save its state_dict alone"
+            ) from None
+        raise UserError(f"model_path: {path} is not a PyTorch checkpoint") from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"model_path: {path} is truncated or damaged ({reason})") from None
+    if not isinstance(state, dict):
+        raise UserError(
+            f"model_path: {path} holds a {type(state).__name__}, expected a state dict"
+        )
+    state.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel counts its updates here
+    while state and all(k.startswith("module.") for k in state):
+        state = {k.removeprefix("module."): v for k, v in state.items()}
+    if not all(torch.is_tensor(v) for v in state.values()):
+        raise UserError(f"model_path: {path} holds more than weights, expected a bare state dict")
+    return state
+
+
+def load_checkpoint(model, path):
+    """Load a checkpoint into `model`, strictly; raises UserError naming what differs."""
+    state = read_checkpoint(path)
+    expected = model.state_dict()
+    missing = [k for k in expected if k not in state]
+    unexpected = [k for k in state if k not in expected]
+    reshaped = [
+        f"{k} {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model"
+        for k, v in expected.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    problems = []
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of other shape", reshaped)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            problems.append(f"{what}: {', '.join(keys[:3])}{more}")
+    if problems:
+        raise UserError(
+            f"model_path: {path} is not a checkpoint of the architecture in the model config "
+            f"({'; '.join(problems)})"
+        )
+    model.load_state_dict(state)
+
+
+def save_checkpoint(model, path):
+    """Write a model's weights alone, as float16."""
+    with replacing(path) as temporary:
+        torch.save({k: v.cpu().half() for k, v in model.state_dict().items()}, temporary)
+
+
+def setup_dist():
+    """Join the process group that torchrun set up, if any; returns (rank, world size)."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def native_bf16():
+    """Whether this CPU multiplies bfloat16 in hardware."""
+    capability = torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends, "cpu") else ""
+    return "AVX512" in capability and torch.ops.mkldnn._is_mkldnn_bf16_supported()

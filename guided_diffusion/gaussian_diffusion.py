@@ -1,0 +1,335 @@
+"""Noise schedules, respacing and the reverse process of a Gaussian diffusion.
+
+Symbols follow Ho et al. (2020, "DDPM"), Nichol & Dhariwal (2021, "IDDPM") and Song et al.
+(2021, "DDIM"): x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from util.errors import UserError
+
+SAMPLERS = ("ddpm", "ddim")
+MEAN_TYPES = ("epsilon", "start_x", "previous_x")
+VAR_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
+SCHEDULES = ("linear", "cosine")
+DYNAMIC_THRESHOLD_QUANTILE = 0.995  # Saharia et al. 2022 (Imagen), section 2.3
+
+
+def noise_schedule_betas(name, steps):
+    """β_1..β_T as float64; "linear" (DDPM, scaled to any T) or "cosine" (IDDPM, eq. 17)."""
+    if name == "linear":
+        scale = 1000 / steps
+        return np.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=np.float64)
+    if name == "cosine":
+        s = 0.008
+        time = np.arange(steps + 1, dtype=np.float64) / steps
+        alpha_bar = np.cos((time + s) / (1 + s) * math.pi / 2) ** 2
+        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    raise UserError(f"diffusion config: noise_schedule: expected one of {SCHEDULES}, found {name!r}")
+
+
+def space_timesteps(steps, respacing):
+    """The timesteps of a `steps`-step process that a shorter process keeps.
+
+    Args:
+        steps: length T of the original process.
+        respacing: an integer count; "a,b,c" (or a list), the counts kept of as many equal
+            sections; "ddimN", N steps with a fixed integer stride; "" or None, all of them.
+
+    Returns:
+        Sorted list of distinct integers in [0, T).
+
+    Raises:
+        UserError: more steps than a section has, or a stride that does not exist.
+    """
+    where = "diffusion config: timestep_respacing"
+    if respacing in ("", None):
+        return list(range(steps))
+    if isinstance(respacing, str) and respacing.startswith("ddim"):
+        count = _count(respacing[len("ddim") :], where, respacing)
+        for stride in range(1, steps):
+            kept = list(range(0, steps, stride))
+            if len(kept) == count:
+                return kept
+        raise UserError(f"{where}: no integer stride makes {count} steps of {steps}")
+    if isinstance(respacing, str):
+        counts = [_count(part, where, respacing) for part in respacing.split(",")]
+    elif isinstance(respacing, (list, tuple)):
+        counts = [_count(part, where, respacing) for part in respacing]
+    else:
+        counts = [_count(respacing, where, respacing)]
+
+    base, extra = divmod(steps, len(counts))
+    kept, start = [], 0
+    for section, count in enumerate(counts):
+        size = base + (section < extra)
+        if count > size:
+            raise UserError(f"{where}: asks for {count} of {size} steps")
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):  # summed, not multiplied: the published rounding
+            kept.append(start + round(position))
+            position += stride
+        start += size
+    return sorted(set(kept))
+
+
+def _count(value, where, found):
+    try:
+        if isinstance(value, bool) or isinstance(value, float):
+            raise ValueError
+        count = int(value)
+        if count < 1:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UserError(
+            f'{where}: expected an integer, "a,b,c" or "ddimN", found {found!r}'
+        ) from None
+    return count
+
+
+class GaussianDiffusion:
+    """The reverse process over a (respaced) schedule.
+
+    `num_timesteps` steps; `timestep_map` gives each step's timestep in the original schedule,
+    which is what the network is told. `betas` and `alphas_cumprod` are float64 arrays.
+    """
+
+    def __init__(
+        self,
+        betas,
+        timestep_map,
+        sampler="ddpm",
+        model_mean_type="epsilon",
+        model_var_type="learned_range",
+        dynamic_threshold=False,
+        clip_denoised=True,
+        rescale_timesteps=False,
+        original_num_steps=None,
+        eta=0.0,
+    ):
+        self.sampler = sampler
+        self.model_mean_type = model_mean_type
+        self.model_var_type = model_var_type
+        self.dynamic_threshold = dynamic_threshold
+        self.clip_denoised = clip_denoised
+        self.eta = eta
+        self.timestep_map = list(timestep_map)
+        self.time_scale = 1000.0 / original_num_steps if rescale_timesteps else None
+
+        self.betas = betas
+        self.num_timesteps = len(betas)
+        self.alphas = 1.0 - betas
+        self.alphas_cumprod = np.cumprod(self.alphas)
+        self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
+        # q(x_{t-1} | x_t, x_0), DDPM eq. 6-7
+        self.posterior_variance = (
+            betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+        )
+        self.posterior_mean_coef1 = (
+            betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+        )
+        self.posterior_mean_coef2 = (
+            (1 - self.alphas_cumprod_prev) * np.sqrt(self.alphas) / (1 - self.alphas_cumprod)
+        )
+        # The variance is 0 at t = 0; its logarithm takes the next one's place there.
+        first = self.posterior_variance[1] if self.num_timesteps > 1 else betas[0]
+        self.posterior_log_variance = np.log(np.append(first, self.posterior_variance[1:]))
+        self.fixed_large_log_variance = np.log(np.append(first, betas[1:]))
+
+    def _at(self, values, t, x):
+        """values[t] as (N, 1, 1, 1) of x's dtype."""
+        picked = torch.from_numpy(values)[t.cpu()].to(x.dtype)
+        return picked.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+    def model_timesteps(self, t):
+        """The timesteps of the original schedule to tell the network, (N,)."""
+        mapped = torch.tensor(self.timestep_map, device=t.device)[t]
+        return mapped if self.time_scale is None else mapped.float() * self.time_scale
+
+    def q_sample(self, x_0, t, noise):
+        """Draw x_t ~ q(x_t | x_0) with the given standard normal noise."""
+        a = self.alphas_cumprod
+        return self._at(np.sqrt(a), t, x_0) * x_0 + self._at(np.sqrt(1 - a), t, x_0) * noise
+
+    def q_posterior_mean(self, x_0, x_t, t):
+        """Mean of q(x_{t-1} | x_t, x_0), DDPM eq. 7."""
+        coef1 = self._at(self.posterior_mean_coef1, t, x_t)
+        coef2 = self._at(self.posterior_mean_coef2, t, x_t)
+        return coef1 * x_0 + coef2 * x_t
+
+    def predict_xstart_from_eps(self, x_t, t, eps):
+        """x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t."""
+        a = self.alphas_cumprod
+        return self._at(np.sqrt(1 / a), t, x_t) * x_t - self._at(np.sqrt(1 / a - 1), t, x_t) * eps
+
+    def predict_eps_from_xstart(self, x_t, t, x_0):
+        """The inverse of `predict_xstart_from_eps`."""
+        a = self.alphas_cumprod
+        scaled = self._at(np.sqrt(1 / a), t, x_t) * x_t
+        return (scaled - x_0) / self._at(np.sqrt(1 / a - 1), t, x_t)
+
+    def _log_variance(self, values, x, t):
+        if self.model_var_type == "fixed_small":
+            return self._at(self.posterior_log_variance, t, x).expand_as(x)
+        if self.model_var_type == "fixed_large":
+            return self._at(self.fixed_large_log_variance, t, x).expand_as(x)
+        if self.model_var_type == "learned":
+            return values
+        # learned_range: interpolate the two bounds in the log domain, IDDPM eq. 15
+        low = self._at(self.posterior_log_variance, t, x)
+        high = self._at(np.log(self.betas), t, x)
+        return torch.lerp(low, high, (values + 1) / 2)
+
+    def _process_xstart(self, x_0):
+        if self.dynamic_threshold:
+            bound = torch.quantile(x_0.flatten(1).abs(), DYNAMIC_THRESHOLD_QUANTILE, dim=1)
+            bound = bound.clamp(min=1).reshape(-1, *[1] * (x_0.ndim - 1))
+            x_0 = torch.maximum(torch.minimum(x_0, bound), -bound) / bound
+        return x_0.clamp(-1, 1) if self.clip_denoised else x_0
+
+    def p_mean_variance(self, model, x, t):
+        """The network's p(x_{t-1} | x_t).
+
+        Args:
+            model: maps (x, timesteps) to (N, C, H, W) or, with learned variance,
+                (N, 2C, H, W).
+            x: (N, C, H, W), x_t.
+            t: (N,) int64 steps of this process.
+
+        Returns:
+            dict of (N, C, H, W) tensors: "mean", "variance", "log_variance", "pred_xstart".
+        """
+        output = model(x, self.model_timesteps(t))
+        channels = x.shape[1]
+        if output.shape[1] == 2 * channels:
+            output, values = output.split(channels, dim=1)
+        elif self.model_var_type.startswith("learned"):
+            raise UserError(
+                f"diffusion config: model_var_type {self.model_var_type} needs a model with "
+                "learn_sigma: true"
+            )
+        else:
+            values = None
+
+        if self.model_mean_type == "previous_x":
+            coef1 = self._at(self.posterior_mean_coef1, t, x)
+            coef2 = self._at(self.posterior_mean_coef2, t, x)
+            pred_xstart = self._process_xstart((output - coef2 * x) / coef1)
+            mean = output
+        else:
+            if self.model_mean_type == "epsilon":
+                output = self.predict_xstart_from_eps(x, t, output)
+            pred_xstart = self._process_xstart(output)
+            mean = self.q_posterior_mean(pred_xstart, x, t)
+        log_variance = self._log_variance(values, x, t)
+        return {
+            "mean": mean,
+            "variance": log_variance.exp(),
+            "log_variance": log_variance,
+            "pred_xstart": pred_xstart,
+        }
+
+    def p_sample(self, model, x, t, randn_like):
+        """One reverse step, x_t → x_{t-1}, by the configured sampler.
+
+        Args:
+            t: int, the step; noise is drawn for t > 0 only.
+            randn_like: maps a tensor to standard normal noise of its shape.
+
+        Returns:
+            (x_{t-1}, x̂_0), each (N, C, H, W).
+        """
+        steps = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+        out = self.p_mean_variance(model, x, steps)
+        if self.sampler == "ddim":
+            return self._ddim_sample(out, x, t, steps, randn_like), out["pred_xstart"]
+        sample = out["mean"]
+        if t > 0:
+            sample = torch.addcmul(sample, (0.5 * out["log_variance"]).exp(), randn_like(x))
+        return sample, out["pred_xstart"]
+
+    def _ddim_sample(self, out, x, t, steps, randn_like):
+        """DDIM eq. 12, with σ_t of eq. 16 scaled by η."""
+        a, a_prev = self.alphas_cumprod[t], self.alphas_cumprod_prev[t]
+        sigma = self.eta * math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+        eps = self.predict_eps_from_xstart(x, steps, out["pred_xstart"])
+        sample = math.sqrt(a_prev) * out["pred_xstart"] + math.sqrt(1 - a_prev - sigma**2) * eps
+        return sample + sigma * randn_like(x) if t > 0 and sigma > 0 else sample
+
+    def p_sample_loop(self, model, x_T, step, randn_like, callback=None):
+        """Run the whole reverse process, without building an autograd graph.
+
+        Args:
+            model: the network, see `p_mean_variance`.
+            x_T: (N, C, H, W) standard normal noise.
+            step: a conditioning method's ``step(diffusion, model, x, t, randn_like)``,
+                which returns (x_{t-1}, x̂_0).
+            randn_like: see `p_sample`.
+            callback: called as ``callback(t, x_{t-1}, x̂_0)`` after each step.
+
+        Returns:
+            (N, C, H, W), x_0; not clipped.
+        """
+        x = x_T
+        with torch.inference_mode():
+            for t in reversed(range(self.num_timesteps)):
+                x, pred_xstart = step(self, model, x, t, randn_like)
+                if callback is not None:
+                    callback(t, x, pred_xstart)
+        return x
+
+
+def create_sampler(
+    sampler,
+    steps,
+    noise_schedule,
+    model_mean_type,
+    model_var_type,
+    dynamic_threshold,
+    clip_denoised,
+    rescale_timesteps,
+    timestep_respacing="",
+    eta=0.0,
+):
+    """Build the (respaced) diffusion that a diffusion YAML describes.
+
+    Args:
+        sampler: "ddpm", or "ddim" with stochasticity `eta`.
+        steps, noise_schedule: length and schedule of the process the network was trained on.
+        timestep_respacing: see `space_timesteps`.
+
+    Raises:
+        UserError: an unknown name or an impossible number, naming the key.
+    """
+    for key, value, known in (
+        ("sampler", sampler, SAMPLERS),
+        ("model_mean_type", model_mean_type, MEAN_TYPES),
+        ("model_var_type", model_var_type, VAR_TYPES),
+    ):
+        if value not in known:
+            raise UserError(
+                f"diffusion config: {key}: expected one of {', '.join(known)}, found {value!r}"
+            )
+    if steps < 1:
+        raise UserError(f"diffusion config: steps: expected at least 1, found {steps}")
+    if not 0 <= eta <= 1:
+        raise UserError(f"diffusion config: eta: expected a number in [0, 1], found {eta}")
+    timestep_map = space_timesteps(steps, timestep_respacing)
+    alphas_cumprod = np.cumprod(1.0 - noise_schedule_betas(noise_schedule, steps))[timestep_map]
+    betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+    return GaussianDiffusion(
+        betas,
+        timestep_map,
+        sampler=sampler,
+        model_mean_type=model_mean_type,
+        model_var_type=model_var_type,
+        dynamic_threshold=dynamic_threshold,
+        clip_denoised=clip_denoised,
+        rescale_timesteps=rescale_timesteps,
+        original_num_steps=steps,
+        eta=eta,
+    )

@@ -1,0 +1,510 @@
+"""Train a prior, or continue one: ``python -m guided_diffusion.train --help``."""
+
+import argparse
+import csv
+import math
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.dataloader import list_images, read_image
+from guided_diffusion.dist_util import (
+    load_checkpoint,
+    native_bf16,
+    save_checkpoint,
+    setup_dist,
+)
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.unet import create_model
+from util.config import (
+    DIFFUSION_SCHEMA,
+    MODEL_SCHEMA,
+    REQUIRED,
+    check_keys,
+    parse_yaml_value,
+    read_yaml,
+)
+from util.errors import UserError
+from util.files import replacing
+
+LOSS_WEIGHTINGS = ("uniform", "min_snr", "p2")
+TRAIN_SCHEMA = {
+    "model_config": (str, REQUIRED),
+    "diffusion_config": (str, REQUIRED),
+    "init_from": (str, ""),
+    "crop_size": (int, 256),
+    "batch_size": (int, REQUIRED),
+    "flip": (bool, True),
+    "augment": (float, 0.0),
+    "num_workers": (int, 0),
+    "max_steps": (int, 0),
+    "learning_rate": (float, REQUIRED),
+    "weight_decay": (float, 0.0),
+    "warmup_steps": (int, 0),
+    "grad_clip": (float, 1.0),
+    "ema_decay": (float, 0.999),
+    "loss_weighting": (str, "uniform"),
+    "compile": (bool, False),
+    "seed": (int, 0),
+    "log_steps": (int, 25),
+    "val_minutes": (float, 15.0),
+    "val_images": (int, 8),
+    "val_timesteps": (list, [20, 50, 100, 200, 400, 700]),
+    "save_minutes": (float, 5.0),
+}
+
+
+class TrainingCrops(Dataset):
+    """An endless, shuffled stream of augmented crops; item n is always the same for one seed.
+
+    Items are (C, crop, crop) float32 in [-1, 1]. Because n alone decides file, crop and
+    augmentation, training resumes exactly where it stopped.
+    """
+
+    def __init__(self, paths, channels, crop_size, flip, augment, seed):
+        self.paths = paths
+        self.channels = channels
+        self.crop_size = crop_size
+        self.flip = flip
+        self.augment = augment
+        self.seed = seed
+
+    def __getitem__(self, n):
+        epoch, position = divmod(n, len(self.paths))
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.paths))
+        rng = np.random.default_rng([self.seed, 1, n])
+        image = to_channels(read_image(self.paths[order[position]]), self.channels)
+        image = random_crop(image, self.crop_size, rng, self.paths[order[position]])
+        if self.flip and rng.random() < 0.5:
+            image = image[..., ::-1]
+        if rng.random() < self.augment:
+            image = change_contrast(image, rng)
+        return torch.from_numpy(np.ascontiguousarray(image))
+
+
+def to_channels(image, channels):
+    """A grey image repeated, or a colour image averaged, to the channels of the prior."""
+    if image.shape[0] == channels:
+        return image
+    if channels == 1:
+        return image.mean(axis=0, keepdims=True)
+    return np.repeat(image[:1], channels, axis=0)
+
+
+def random_crop(image, size, rng, path):
+    height, width = image.shape[1:]
+    if height < size or width < size:
+        raise UserError(
+            f"{os.path.basename(path)}: {width}×{height} is smaller than crop_size {size}"
+        )
+    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+    return image[:, top : top + size, left : left + size]
+
+
+def change_contrast(image, rng):
+    """Another plausible MR contrast: random gamma and gain, one time in four inverted.
+
+    Inversion fades out towards 0, so that the air around the head stays black.
+    """
+    x = (image + 1) / 2
+    if rng.random() < 0.25:
+        x = np.clip(x / 0.1, 0, 1) * np.clip(rng.uniform(0.8, 1.1) - x, 0, 1)
+    x = x ** np.exp(rng.normal(0, 0.35))
+    x = np.clip(x * rng.uniform(0.7, 1.15), 0, 1)
+    return (2 * x - 1).astype(np.float32)
+
+
+def loss_weights(name, alpha_bar):
+    """Weight of the simple loss at each noise level, a function of SNR = ᾱ / (1-ᾱ).
+
+    min_snr: min(SNR, 5) / SNR (Hang et al. 2023, γ = 5, for noise prediction);
+    p2: 1 / (1 + SNR) (Choi et al. 2022, k = γ = 1). Both are scaled to mean 1.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    if name == "min_snr":
+        weights = np.minimum(snr, 5) / snr
+    elif name == "p2":
+        weights = 1 / (1 + snr)
+    elif name == "uniform":
+        weights = np.ones_like(snr)
+    else:
+        raise UserError(
+            f"train config: loss_weighting: expected one of {', '.join(LOSS_WEIGHTINGS)}, "
+            f"found {name!r}"
+        )
+    return torch.from_numpy(weights / weights.mean()).float()
+
+
+def approx_standard_normal_cdf(x):
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def discretized_gaussian_nll(x, mean, log_scale):
+    """-log p of 8-bit values scaled to [-1, 1] under a Gaussian, in nats (DDPM eq. 13)."""
+    inv_std = torch.exp(-log_scale)
+    upper = approx_standard_normal_cdf((x - mean + 1 / 255) * inv_std)
+    lower = approx_standard_normal_cdf((x - mean - 1 / 255) * inv_std)
+    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
+    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
+    return -(upper - lower).clamp(min=1e-12).log()
+
+
+def variational_term(diffusion, output, x_0, x_t, t):
+    """One term of the variational bound, in bits per dimension (IDDPM eq. 4-6), (N,).
+
+    The mean is detached: this term trains the variance alone (IDDPM section 3.1).
+    """
+    frozen = torch.cat([output.chunk(2, dim=1)[0].detach(), output.chunk(2, dim=1)[1]], dim=1)
+    model = diffusion.p_mean_variance(lambda *_: frozen, x_t, t)
+    mean, log_var = diffusion.q_posterior_mean(x_0, x_t, t), model["log_variance"]
+    true_log_var = diffusion._at(diffusion.posterior_log_variance, t, x_t)
+    kl = 0.5 * (
+        log_var - true_log_var - 1
+        + torch.exp(true_log_var - log_var)
+        + (mean - model["mean"]) ** 2 * torch.exp(-log_var)
+    )
+    nll = discretized_gaussian_nll(x_0, model["mean"], 0.5 * log_var)
+    first = (t == 0).reshape(-1, 1, 1, 1)
+    return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
+
+
+def training_loss(diffusion, model, x_0, t, noise, weights):
+    """The ADM objective: weighted L_simple + L_vlb (IDDPM eq. 16, λ folded into the mean over t).
+
+    Returns:
+        scalar loss, and the unweighted simple loss (N,) for the log.
+    """
+    x_t = diffusion.q_sample(x_0, t, noise)
+    output = model(x_t, diffusion.model_timesteps(t))
+    eps = output[:, : x_0.shape[1]]
+    simple = F.mse_loss(eps, noise, reduction="none").flatten(1).mean(1)
+    loss = weights[t] * simple
+    if output.shape[1] == 2 * x_0.shape[1]:
+        scale = diffusion.num_timesteps / 1000
+        loss = loss + scale * variational_term(diffusion, output, x_0, x_t, t)
+    return loss.mean(), simple.detach()
+
+
+def validate(diffusion, model, images, timesteps, autocast):
+    """PSNR (dB) of one-evaluation denoising at each timestep, over whole images, fixed noise."""
+    psnr = []
+    with torch.no_grad(), autocast():
+        for t in timesteps:
+            mse = []
+            for i, x_0 in enumerate(images):
+                generator = torch.Generator().manual_seed(1000 * t + i)
+                noise = torch.randn(x_0.shape, generator=generator).to(x_0.device)
+                steps = torch.tensor([t], device=x_0.device)
+                x_t = diffusion.q_sample(x_0, steps, noise)
+                x_hat = diffusion.p_mean_variance(model, x_t, steps)["pred_xstart"]
+                mse.append(((x_hat.float() - x_0) / 2).square().mean().item())
+            psnr.append(float(np.mean([-10 * math.log10(m) for m in mse])))
+    return psnr
+
+
+def append_csv(path, header, row):
+    new = not os.path.exists(path)
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(header)
+        writer.writerow(row)
+
+
+class Trainer:
+    """The training loop and its state: weights, their average, the optimiser, step and clock."""
+
+    def __init__(self, config, model_config, diffusion_config, args):
+        self.config = config
+        self.out = args.out
+        self.max_minutes = args.max_minutes
+        self.rank, self.world = setup_dist()
+        self.device = self._device()
+        if config["batch_size"] % self.world:
+            raise UserError(
+                f"train config: batch_size {config['batch_size']} cannot be shared equally by "
+                f"{self.world} processes"
+            )
+        diffusion_config = {**diffusion_config, "timestep_respacing": ""}
+        self.diffusion = create_sampler(**diffusion_config)
+        self.weights = loss_weights(config["loss_weighting"], self.diffusion.alphas_cumprod)
+        self.weights = self.weights.to(self.device)
+
+        torch.manual_seed(config["seed"])
+        self.model = create_model(**{**model_config, "model_path": "", "use_fp16": False})
+        if config["init_from"]:
+            load_checkpoint(self.model, config["init_from"])
+        # On a CPU the backward pass of group normalisation is 80 times slower in channels_last.
+        cuda = self.device.type == "cuda"
+        layout = torch.channels_last if cuda else torch.contiguous_format
+        self.model.to(self.device, memory_format=layout)
+        # parameters() has one order for equal architectures
+        self.ema = create_model(**{**model_config, "model_path": "", "use_fp16": False})
+        self.ema.load_state_dict(self.model.state_dict())
+        self.ema.to(self.device, memory_format=layout)
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config["learning_rate"],
+            weight_decay=config["weight_decay"],
+        )
+        self.step = 0
+        self.minutes = 0.0
+        self.stopped = False
+        self._resume()
+
+        self.loader_paths = list_images(args.data_dir, "--data_dir")
+        channels = self.model.in_channels
+        self.crops = TrainingCrops(
+            self.loader_paths,
+            channels,
+            config["crop_size"],
+            config["flip"],
+            config["augment"],
+            config["seed"],
+        )
+        self.val_images = []
+        if args.val_dir:
+            paths = list_images(args.val_dir, "--val_dir")
+            picked = np.linspace(0, len(paths) - 1, min(config["val_images"], len(paths)))
+            self.val_images = [
+                torch.from_numpy(to_channels(read_image(paths[int(i)]), channels))[None].to(
+                    self.device
+                )
+                for i in picked
+            ]
+        self.use_bf16 = (
+            torch.cuda.is_bf16_supported() if cuda else native_bf16()
+        )
+
+    def _device(self):
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local = int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count()
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local)
+
+    @property
+    def state_path(self):
+        return os.path.join(self.out, "state.pt")
+
+    def _resume(self):
+        if not os.path.exists(self.state_path):
+            return
+        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        changed = [
+            k for k in ("seed", "batch_size", "crop_size") if state["config"][k] != self.config[k]
+        ]
+        if changed:
+            raise UserError(
+                f"--out {self.out}: holds a run with another {', '.join(changed)}; choose another "
+                "folder, and init_from to continue from its weights"
+            )
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.minutes = state["step"], state["minutes"]
+
+    def save(self):
+        """Write state.pt, from which training resumes, and ema.pt, the weights to use."""
+        if self.rank != 0:
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "minutes": self.minutes,
+            "config": self.config,
+        }
+        with replacing(self.state_path) as path:
+            torch.save(state, path)
+        save_checkpoint(self.ema, os.path.join(self.out, "ema.pt"))
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16)
+
+    def progress(self):
+        """Share of the budget used, by steps or by minutes, whichever is further along."""
+        done = []
+        if self.config["max_steps"]:
+            done.append(self.step / self.config["max_steps"])
+        if self.max_minutes:
+            done.append(self.minutes / self.max_minutes)
+        return max(done)
+
+    def learning_rate(self):
+        warmup = min(1.0, (self.step + 1) / max(1, self.config["warmup_steps"]))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress())))
+        return self.config["learning_rate"] * warmup * cosine
+
+    def batches(self):
+        """This rank's crops for each step to come, with the randomness of the step."""
+        size, share = self.config["batch_size"], self.config["batch_size"] // self.world
+
+        def indices():
+            step = self.step
+            while True:
+                first = step * size + self.rank * share
+                yield list(range(first, first + share))
+                step += 1
+
+        loader = DataLoader(
+            self.crops,
+            batch_sampler=indices(),
+            num_workers=self.config["num_workers"],
+            pin_memory=self.device.type == "cuda",
+        )
+        for x_0 in loader:
+            generator = torch.Generator().manual_seed(
+                (self.config["seed"] * 1_000_003 + self.step) * 1024 + self.rank
+            )
+            t = torch.randint(self.diffusion.num_timesteps, (len(x_0),), generator=generator)
+            noise = torch.randn(x_0.shape, generator=generator)
+            yield (v.to(self.device, non_blocking=True) for v in (x_0, t, noise))
+
+    def run(self):
+        """Train until the budget is used or a signal asks to stop."""
+        for name in ("SIGINT", "SIGTERM"):
+            signal.signal(getattr(signal, name), lambda *_: setattr(self, "stopped", True))
+        network = self.model
+        if self.config["compile"]:
+            network = torch.compile(network)
+        if self.world > 1:
+            network = DistributedDataParallel(network)
+        self.model.train()
+        bar = tqdm(total=100, unit="%", disable=self.rank != 0, bar_format="{l_bar}{bar}|{postfix}")
+        clock = last_save = last_val = time.monotonic()
+        losses = []
+        batches = self.batches()
+        while not self._done():
+            x_0, t, noise = next(batches)
+            lr = self.learning_rate()
+            for group in self.optimiser.param_groups:
+                group["lr"] = lr
+            with self.autocast():
+                loss, simple = training_loss(
+                    self.diffusion, network, x_0, t, noise, self.weights
+                )
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config["grad_clip"])
+            self.optimiser.step()
+            self.step += 1
+            self._update_ema()
+            losses.append(simple.mean())
+
+            now = time.monotonic()
+            self.minutes += (now - clock) / 60
+            clock = now
+            if self.rank == 0 and self.step % self.config["log_steps"] == 0:
+                mean = torch.stack(losses).mean().item()
+                losses.clear()
+                append_csv(
+                    os.path.join(self.out, "log.csv"),
+                    ["step", "minutes", "learning_rate", "simple_loss"],
+                    [self.step, f"{self.minutes:.2f}", f"{lr:.3e}", f"{mean:.5f}"],
+                )
+                bar.n = min(100, round(100 * self.progress(), 1))
+                bar.set_postfix_str(f"step {self.step}, {self.minutes:.0f} min, loss {mean:.4f}")
+            if now - last_save > 60 * self.config["save_minutes"]:
+                self.save()
+                last_save = now
+            if now - last_val > 60 * self.config["val_minutes"]:
+                self._log_validation()
+                last_val = now
+        bar.close()
+        self.save()
+        self._log_validation()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _done(self):
+        """Whether to stop; all ranks agree."""
+        done = torch.tensor(float(self.stopped or self.progress() >= 1), device=self.device)
+        if self.world > 1:
+            dist.all_reduce(done, dist.ReduceOp.MAX)
+        return bool(done)
+
+    def _update_ema(self):
+        decay = min(self.config["ema_decay"], (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(value, 1 - decay)
+
+    def _log_validation(self):
+        if self.rank != 0 or not self.val_images:
+            return
+        timesteps = self.config["val_timesteps"]
+        psnr = validate(self.diffusion, self.ema, self.val_images, timesteps, self.autocast)
+        append_csv(
+            os.path.join(self.out, "validation.csv"),
+            ["step", "minutes"] + [f"psnr_t{t}" for t in timesteps],
+            [self.step, f"{self.minutes:.2f}"] + [f"{p:.3f}" for p in psnr],
+        )
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m guided_diffusion.train",
+        description="Train a diffusion prior on a folder of images, or continue one.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", default="configs/train_config_mri.yaml", help="YAML file of the training run"
+    )
+    parser.add_argument("--data_dir", required=True, help="folder of training images")
+    parser.add_argument("--val_dir", default="", help="folder of images of other patients")
+    parser.add_argument("--out", required=True, help="folder for weights, state and logs")
+    parser.add_argument(
+        "--max_minutes",
+        type=float,
+        default=0.0,
+        help="budget over all runs into --out; 0 leaves it to max_steps",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace keys of the training YAML",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        config = read_yaml(args.config)
+        for item in args.set:
+            key, found, value = item.partition("=")
+            if not found:
+                raise UserError(f"--set: expected KEY=VALUE, found {item!r}")
+            config[key] = parse_yaml_value(value)
+        config = check_keys(config, TRAIN_SCHEMA, args.config)
+        if not args.max_minutes and not config["max_steps"]:
+            raise UserError(f"{args.config}: give max_steps, or --max_minutes on the command line")
+        model_config = check_keys(
+            read_yaml(config["model_config"]), MODEL_SCHEMA, config["model_config"]
+        )
+        diffusion_config = check_keys(
+            read_yaml(config["diffusion_config"]), DIFFUSION_SCHEMA, config["diffusion_config"]
+        )
+        os.makedirs(args.out, exist_ok=True)
+        Trainer(config, model_config, diffusion_config, args).run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

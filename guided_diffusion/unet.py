@@ -1,0 +1,402 @@
+"""The ADM UNet of Dhariwal & Nichol, "Diffusion Models Beat GANs" (2021).
+
+Module names and shapes follow the published checkpoints, so their state dicts load strictly.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from guided_diffusion.dist_util import load_checkpoint
+from util.errors import UserError
+
+NUM_CLASSES = 1000  # ImageNet, for class_cond
+DEFAULT_CHANNEL_MULT = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+}
+
+
+def timestep_embedding(t, dim, max_period=10000):
+    """Sinusoidal embedding of timesteps.
+
+    Args:
+        t: (N,) timesteps, may be fractional.
+        dim: width of the embedding; cosines fill the first half, sines the second.
+
+    Returns:
+        (N, dim) float32 tensor.
+    """
+    half = dim // 2
+    freqs = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
+    angles = t.float()[:, None] * freqs
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return F.pad(embedding, (0, dim % 2))
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation over 32 groups whose statistics are accumulated in float32."""
+
+    def __init__(self, channels):
+        super().__init__(32, channels)
+
+    def forward(self, x):
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling ×2, then a 3×3 convolution if `use_conv`."""
+
+    def __init__(self, channels, use_conv):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    """Halve height and width, by a strided 3×3 convolution if `use_conv`, else by averaging."""
+
+    def __init__(self, channels, use_conv):
+        super().__init__()
+        if use_conv:
+            self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        else:
+            self.op = nn.AvgPool2d(2)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+class ResBlock(nn.Module):
+    """Residual block conditioned on the timestep embedding; `resample` is None, "up" or "down"."""
+
+    def __init__(
+        self,
+        channels,
+        emb_channels,
+        dropout,
+        out_channels,
+        use_scale_shift_norm,
+        use_checkpoint,
+        resample=None,
+    ):
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.use_checkpoint = use_checkpoint
+        self.in_layers = nn.Sequential(
+            GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        if resample == "up":
+            self.resample = Upsample(channels, use_conv=False)
+        elif resample == "down":
+            self.resample = Downsample(channels, use_conv=False)
+        else:
+            self.resample = nn.Identity()
+        emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
+        self.out_layers = nn.Sequential(
+            GroupNorm(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        same = out_channels == channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x, emb):
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, emb, use_reentrant=False)
+        return self._forward(x, emb)
+
+    def _forward(self, x, emb):
+        in_norm, in_act, in_conv = self.in_layers
+        out_norm, *out_rest = self.out_layers
+        h = in_conv(self.resample(in_act(in_norm(x))))
+        emb = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        if self.use_scale_shift_norm:
+            scale, shift = emb.chunk(2, dim=1)
+            h = torch.addcmul(shift, out_norm(h), 1 + scale)
+        else:
+            h = out_norm(h + emb)
+        for layer in out_rest:
+            h = layer(h)
+        return self.skip_connection(self.resample(x)) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention among all positions of a feature map.
+
+    `new_order` splits query, key and value before the heads; the order of older checkpoints
+    splits the heads first.
+    """
+
+    def __init__(self, channels, num_heads, num_head_channels, new_order, use_checkpoint):
+        super().__init__()
+        if num_head_channels != -1:
+            if channels % num_head_channels:
+                raise UserError(
+                    f"model config: num_head_channels {num_head_channels} does not divide the "
+                    f"{channels} channels of an attention block"
+                )
+            num_heads = channels // num_head_channels
+        self.num_heads = num_heads
+        self.new_order = new_order
+        self.use_checkpoint = use_checkpoint
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x):
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+    def _forward(self, x):
+        n, c, height, width = x.shape
+        qkv = self.qkv(self.norm(x).reshape(n, c, height * width))
+        if self.new_order:
+            qkv = qkv.reshape(n, 3, self.num_heads, -1, height * width).transpose(1, 2)
+        else:
+            qkv = qkv.reshape(n, self.num_heads, 3, -1, height * width)
+        q, k, v = qkv.transpose(3, 4).unbind(2)  # each (N, heads, H·W, C/heads)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = h.transpose(2, 3).reshape(n, c, height * width)
+        return x + self.proj_out(h).reshape(n, c, height, width)
+
+
+class Stage(nn.Sequential):
+    """Layers in sequence; the timestep embedding goes to those that take it."""
+
+    def forward(self, x, emb):
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+def zero_init(layer):
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+class UNetModel(nn.Module):
+    """The noise predictor ε_θ(x_t, t), and with twice the output channels its variance.
+
+    Args mirror `create_model`; `attention_ds` holds the downsampling factors that attend.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        model_channels,
+        out_channels,
+        num_res_blocks,
+        attention_ds,
+        channel_mult,
+        dropout,
+        num_classes,
+        use_checkpoint,
+        num_heads,
+        num_head_channels,
+        num_heads_upsample,
+        use_scale_shift_norm,
+        resblock_updown,
+        use_new_attention_order,
+    ):
+        super().__init__()
+        self.in_channels = in_channels
+        self.model_channels = model_channels
+        self.out_channels = out_channels
+        self.dtype = torch.float32
+        self.size_multiple = 2 ** (len(channel_mult) - 1)
+        emb_channels = 4 * model_channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        if num_classes:
+            self.label_emb = nn.Embedding(num_classes, emb_channels)
+
+        def res_block(channels, out, resample=None):
+            return ResBlock(
+                channels, emb_channels, dropout, out, use_scale_shift_norm, use_checkpoint, resample
+            )
+
+        def attention(channels, heads):
+            return AttentionBlock(
+                channels, heads, num_head_channels, use_new_attention_order, use_checkpoint
+            )
+
+        ch = int(channel_mult[0] * model_channels)
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels, ch, 3, padding=1))])
+        skip_channels = [ch]
+        ds = 1
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                out = int(mult * model_channels)
+                layers = [res_block(ch, out)]
+                ch = out
+                if ds in attention_ds:
+                    layers.append(attention(ch, num_heads))
+                self.input_blocks.append(Stage(*layers))
+                skip_channels.append(ch)
+            if level != len(channel_mult) - 1:
+                down = res_block(ch, ch, "down") if resblock_updown else Downsample(ch, True)
+                self.input_blocks.append(Stage(down))
+                skip_channels.append(ch)
+                ds *= 2
+
+        self.middle_block = Stage(res_block(ch, ch), attention(ch, num_heads), res_block(ch, ch))
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                out = int(mult * model_channels)
+                layers = [res_block(ch + skip_channels.pop(), out)]
+                ch = out
+                if ds in attention_ds:
+                    layers.append(attention(ch, num_heads_upsample))
+                if level and i == num_res_blocks:
+                    layers.append(res_block(ch, ch, "up") if resblock_updown else Upsample(ch, True))
+                    ds //= 2
+                self.output_blocks.append(Stage(*layers))
+
+        self.out = nn.Sequential(
+            GroupNorm(ch), nn.SiLU(), zero_init(nn.Conv2d(ch, out_channels, 3, padding=1))
+        )
+
+    def set_torso_dtype(self, dtype):
+        """Run the convolutional torso in `dtype`; embeddings, norms and the output stay float32."""
+        for stage in (self.input_blocks, self.middle_block, self.output_blocks):
+            for module in stage.modules():
+                if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+                    module.to(dtype)
+        self.dtype = dtype
+        return self
+
+    def forward(self, x, timesteps, y=None):
+        """Predict the noise in x.
+
+        Args:
+            x: (N, in_channels, H, W); H and W multiples of `size_multiple`.
+            timesteps: (N,) timesteps of the original schedule.
+            y: (N,) class labels, for a class-conditional model only.
+
+        Returns:
+            (N, out_channels, H, W), of x's dtype.
+        """
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        skips = []
+        h = x.to(self.dtype)
+        for stage in self.input_blocks:
+            h = stage(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+        with torch.autocast(x.device.type, enabled=False):  # ε keeps the precision of x
+            return self.out(h.to(x.dtype))
+
+
+def _numbers(value, key):
+    """Parse "32,16,8", 16 or [32, 16] into a tuple of numbers."""
+    if isinstance(value, str):
+        parts = [p.strip() for p in value.split(",") if p.strip()]
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    else:
+        parts = [value]
+    try:
+        numbers = tuple(float(p) for p in parts)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"model config: {key}: expected numbers separated by commas, found {value!r}"
+        ) from None
+    if not all(0 < n < math.inf for n in numbers):
+        raise UserError(f"model config: {key}: expected positive numbers, found {value!r}")
+    return numbers
+
+
+def create_model(
+    image_size,
+    num_channels,
+    num_res_blocks,
+    channel_mult="",
+    learn_sigma=False,
+    class_cond=False,
+    use_checkpoint=False,
+    attention_resolutions="16",
+    num_heads=1,
+    num_head_channels=-1,
+    num_heads_upsample=-1,
+    use_scale_shift_norm=False,
+    dropout=0.0,
+    resblock_updown=False,
+    use_fp16=False,
+    use_new_attention_order=False,
+    in_channels=3,
+    model_path="",
+):
+    """Build the UNet that a model YAML describes and load its checkpoint.
+
+    Args:
+        image_size: the training size; it sets the default `channel_mult` and turns
+            `attention_resolutions` into levels. Other sizes may be run.
+        channel_mult: "1,2,4" or a list; "" means the published default of `image_size`.
+        model_path: checkpoint to load, strictly; "" builds an untrained network.
+
+    Returns:
+        `UNetModel` in eval mode on the CPU.
+
+    Raises:
+        UserError: a value that makes no network, or a checkpoint that does not fit it.
+    """
+    if channel_mult in ("", None):
+        if image_size not in DEFAULT_CHANNEL_MULT:
+            raise UserError(
+                f"model config: channel_mult: image_size {image_size} has no default (only "
+                f"{', '.join(map(str, sorted(DEFAULT_CHANNEL_MULT)))} have), give it in full"
+            )
+        channel_mult = DEFAULT_CHANNEL_MULT[image_size]
+    else:
+        channel_mult = _numbers(channel_mult, "channel_mult")
+    for mult in channel_mult:
+        if int(mult * num_channels) % 32 or int(mult * num_channels) == 0:
+            raise UserError(
+                f"model config: num_channels {num_channels} times channel_mult {mult:g} must be "
+                "a multiple of 32, the number of normalisation groups"
+            )
+    resolutions = _numbers(attention_resolutions, "attention_resolutions")
+    model = UNetModel(
+        in_channels=in_channels,
+        model_channels=num_channels,
+        out_channels=in_channels * (2 if learn_sigma else 1),
+        num_res_blocks=num_res_blocks,
+        attention_ds=tuple(image_size // int(r) for r in resolutions),
+        channel_mult=channel_mult,
+        dropout=dropout,
+        num_classes=NUM_CLASSES if class_cond else None,
+        use_checkpoint=use_checkpoint,
+        num_heads=num_heads,
+        num_head_channels=num_head_channels,
+        num_heads_upsample=num_heads if num_heads_upsample == -1 else num_heads_upsample,
+        use_scale_shift_norm=use_scale_shift_norm,
+        resblock_updown=resblock_updown,
+        use_new_attention_order=use_new_attention_order,
+    )
+    if model_path:
+        load_checkpoint(model, model_path)
+    if use_fp16:
+        model.set_torso_dtype(torch.float16)
+    return model.eval()

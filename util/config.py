@@ -1,0 +1,142 @@
+"""Reading and checking YAML files."""
+
+import io
+
+import blobfile as bf
+import yaml
+
+from util.errors import UserError
+
+REQUIRED = object()
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that also knows the one Python tag published task files use."""
+
+
+_Loader.add_constructor(
+    "tag:yaml.org,2002:python/tuple",
+    lambda loader, node: tuple(loader.construct_sequence(node)),
+)
+
+
+def read_yaml(path):
+    """Read a YAML mapping; raises UserError naming the file when it is missing or malformed."""
+    try:
+        if bf.isdir(path) or not bf.exists(path):
+            raise UserError(f"{path}: no such file")
+        with bf.BlobFile(path, "rb") as file:
+            text = file.read().decode("utf-8")
+        config = yaml.load(io.StringIO(text), Loader=_Loader)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "no YAML"
+        raise UserError(f"{path}: not valid YAML{at} ({problem})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected keys and values, found {describe(config)}")
+    return config
+
+
+def parse_yaml_value(text):
+    """A value given on the command line, read as the YAML file would read it."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def describe(value):
+    """A value and its type, as an error message shows them."""
+    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+
+
+def check_keys(config, schema, where):
+    """Validate a mapping against a schema and fill in defaults.
+
+    Args:
+        config: the mapping read.
+        schema: key → (type or tuple of types, default), or key → nested schema. A default of
+            `REQUIRED` makes the key mandatory. `float` also takes integers and numbers that
+            YAML 1.1 reads as text (1e-4); `int` does not take booleans.
+        where: file and key path for error messages.
+
+    Returns:
+        New dict with every key of the schema.
+
+    Raises:
+        UserError: unknown key, missing key or wrong type.
+    """
+    if not isinstance(config, dict):
+        raise UserError(f"{where}: expected keys and values, found {describe(config)}")
+    for key in config:
+        if key not in schema:
+            raise UserError(f"{where}: unknown key {key!r} (known: {', '.join(schema)})")
+    checked = {}
+    for key, rule in schema.items():
+        if isinstance(rule, dict):
+            if key not in config:
+                raise UserError(f"{where}: missing key {key!r}")
+            checked[key] = check_keys(config[key], rule, f"{where}: {key}")
+            continue
+        types, default = rule
+        if key not in config:
+            if default is REQUIRED:
+                raise UserError(f"{where}: missing key {key!r}")
+            checked[key] = default
+            continue
+        checked[key] = _check_type(config[key], types, f"{where}: {key}")
+    return checked
+
+
+def _check_type(value, types, where):
+    types = types if isinstance(types, tuple) else (types,)
+    if isinstance(value, bool):
+        if bool in types:
+            return value
+    elif isinstance(value, types):
+        return value
+    elif float in types and isinstance(value, (int, str)):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    names = " or ".join({"str": "text", "int": "an integer", "float": "a number"}.get(
+        t.__name__, f"a {t.__name__}") for t in types)
+    raise UserError(f"{where}: expected {names}, found {describe(value)}")
+
+
+MODEL_SCHEMA = {
+    "image_size": (int, REQUIRED),
+    "num_channels": (int, REQUIRED),
+    "num_res_blocks": (int, REQUIRED),
+    "in_channels": (int, 3),
+    "channel_mult": ((str, list), ""),
+    "learn_sigma": (bool, False),
+    "class_cond": (bool, False),
+    "use_checkpoint": (bool, False),
+    "attention_resolutions": ((str, int, list), "16"),
+    "num_heads": (int, 1),
+    "num_head_channels": (int, -1),
+    "num_heads_upsample": (int, -1),
+    "use_scale_shift_norm": (bool, False),
+    "dropout": (float, 0.0),
+    "resblock_updown": (bool, False),
+    "use_fp16": (bool, False),
+    "use_new_attention_order": (bool, False),
+    "model_path": (str, REQUIRED),
+}
+
+DIFFUSION_SCHEMA = {
+    "sampler": (str, "ddpm"),
+    "steps": (int, REQUIRED),
+    "noise_schedule": (str, "linear"),
+    "model_mean_type": (str, "epsilon"),
+    "model_var_type": (str, "learned_range"),
+    "dynamic_threshold": (bool, False),
+    "clip_denoised": (bool, True),
+    "rescale_timesteps": (bool, False),
+    "timestep_respacing": ((int, str, list), ""),
+    "eta": (float, 0.0),
+}
