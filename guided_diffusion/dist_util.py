@@ -101,7 +101,37 @@ def setup_dist():
     return dist.get_rank(), dist.get_world_size()
 
 
-def native_bf16():
-    """Whether this CPU multiplies bfloat16 in hardware."""
-    capability = torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends, "cpu") else ""
-    return "AVX512" in capability and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def native_bf16(device):
+    """Whether this device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def pick_device(gpu):
+    """The device that --gpu asks for: an index, or -1 for the CPU; GPU 0 falls back to the CPU.
+
+    Raises:
+        UserError: there is no such GPU.
+    """
+    count = torch.cuda.device_count()
+    if gpu == -1 or (gpu == 0 and count == 0):
+        return torch.device("cpu")
+    if not 0 <= gpu < count:
+        have = f"GPUs 0 to {count - 1}" if count else "none, and -1 for the CPU"
+        raise UserError(f"--gpu: there is no GPU {gpu} on this machine (it has {have})")
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
+
+
+def pick_dtype(precision, device, use_fp16=False):
+    """The torso's dtype for --precision; auto takes what the hardware is fast at.
+
+    `use_fp16` is the model config's: with auto it stands on a GPU.
+    """
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision != "auto":
+        return names[precision]
+    if use_fp16 and device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if native_bf16(device) else torch.float32

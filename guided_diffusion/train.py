@@ -26,11 +26,11 @@ from guided_diffusion.dist_util import (
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.unet import create_model
 from util.config import (
-    DIFFUSION_SCHEMA,
-    MODEL_SCHEMA,
     REQUIRED,
     check_keys,
     parse_yaml_value,
+    read_diffusion_config,
+    read_model_config,
     read_yaml,
 )
 from util.errors import UserError
@@ -119,7 +119,7 @@ def change_contrast(image, rng):
     if rng.random() < 0.25:
         x = np.clip(x / 0.1, 0, 1) * np.clip(rng.uniform(0.8, 1.1) - x, 0, 1)
     x = x ** np.exp(rng.normal(0, 0.35))
-    x = np.clip(x * rng.uniform(0.7, 1.15), 0, 1)
+    x = np.clip(x * np.exp(rng.uniform(-0.4, 0.7)), 0, 1)
     return (2 * x - 1).astype(np.float32)
 
 
@@ -281,9 +281,7 @@ class Trainer:
                 )
                 for i in picked
             ]
-        self.use_bf16 = (
-            torch.cuda.is_bf16_supported() if cuda else native_bf16()
-        )
+        self.use_bf16 = native_bf16(self.device)
 
     def _device(self):
         if not torch.cuda.is_available():
@@ -492,12 +490,8 @@ def main(argv=None):
         config = check_keys(config, TRAIN_SCHEMA, args.config)
         if not args.max_minutes and not config["max_steps"]:
             raise UserError(f"{args.config}: give max_steps, or --max_minutes on the command line")
-        model_config = check_keys(
-            read_yaml(config["model_config"]), MODEL_SCHEMA, config["model_config"]
-        )
-        diffusion_config = check_keys(
-            read_yaml(config["diffusion_config"]), DIFFUSION_SCHEMA, config["diffusion_config"]
-        )
+        model_config = read_model_config(config["model_config"])
+        diffusion_config = read_diffusion_config(config["diffusion_config"])
         os.makedirs(args.out, exist_ok=True)
         Trainer(config, model_config, diffusion_config, args).run()
     except UserError as error:

@@ -140,3 +140,53 @@ DIFFUSION_SCHEMA = {
     "timestep_respacing": ((int, str, list), ""),
     "eta": (float, 0.0),
 }
+
+# An operator's own keys are checked by guided_diffusion.measurements; here, their types.
+# in_shape is read, for published files have it, and not used: every image's own size counts.
+TASK_SCHEMA = {
+    "conditioning": {"method": (str, REQUIRED), "params": (dict, {})},
+    "data": {"name": (str, ""), "root": (str, REQUIRED)},
+    "measurement": {
+        "operator": {
+            "name": (str, REQUIRED),
+            "type": (str, None),
+            "in_shape": ((tuple, list), None),
+            "scale_factor": (int, None),
+            "kernel_size": (int, None),
+            "intensity": ((float, list), None),
+            "singular_value_threshold": (float, None),
+        },
+        "noise": {"name": (str, REQUIRED), "sigma": (float, None)},
+    },
+}
+PRIOR_SCHEMA = {"conditioning": {"method": (str, REQUIRED), "params": (dict, {})}}
+
+
+def read_model_config(path):
+    return check_keys(read_yaml(path), MODEL_SCHEMA, path)
+
+
+def read_diffusion_config(path):
+    return check_keys(read_yaml(path), DIFFUSION_SCHEMA, path)
+
+
+def read_task_config(path):
+    """A task file, checked; one whose method is "vanilla" holds `conditioning` alone.
+
+    Returns:
+        dict with "conditioning", and unless vanilla "data" and "measurement"; keys of the
+        operator that the file leaves out are left out.
+    """
+    config = read_yaml(path)
+    conditioning = config.get("conditioning")
+    if isinstance(conditioning, dict) and conditioning.get("method") == "vanilla":
+        return check_keys({"conditioning": conditioning}, PRIOR_SCHEMA, path)
+    config = check_keys(config, TASK_SCHEMA, path)
+    operator, noise = config["measurement"]["operator"], config["measurement"]["noise"]
+    operator.pop("in_shape")
+    config["measurement"]["operator"] = {k: v for k, v in operator.items() if v is not None}
+    if noise["sigma"] is None:
+        if noise["name"] != "clean":
+            raise UserError(f"{path}: measurement: noise: missing key 'sigma'")
+        noise["sigma"] = 0.0
+    return config

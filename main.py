@@ -1,0 +1,281 @@
+"""DMPS-MRI: restore MR slices with a diffusion prior. ``python main.py --help`` explains."""
+
+import argparse
+import os
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from data.dataloader import check_names, image_name, list_images, read_image
+from guided_diffusion.condition_methods import check_conditioning, get_conditioning_method
+from guided_diffusion.dist_util import pick_device, pick_dtype
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import get_noise, get_operator
+from guided_diffusion.unet import create_model
+from util.config import read_diffusion_config, read_model_config, read_task_config
+from util.errors import UserError
+from util.image_files import Recorder, write_comparison, write_gif, write_mp4, write_png
+from util.metrics import image_metrics
+from util.random import ImageRandom, image_generator
+from util.results import Results, results_folder
+
+COMPARED = 4  # images in comparison.png
+VANILLA_SAMPLES = 10
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description="Restore MR slices with a diffusion prior (DMPS).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
+    add(
+        "--diffusion_config",
+        default="configs/diffusion_config_fast.yaml",
+        help="YAML of the schedule; configs/diffusion_config.yaml takes all 1000 steps",
+    )
+    add(
+        "--task_config",
+        default="configs/SR_config_mri.yaml",
+        help="YAML of the task: data, degradation, noise, method",
+    )
+    add("--save_dir", default="results", help="folder for the results, a tree by task")
+    add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
+    add(
+        "--gpu",
+        type=int,
+        default=0,
+        help="index of the GPU, -1 for the CPU; 0 means the CPU where there is no GPU",
+    )
+    add("--record", action="store_true", help="keep progress frames and write a GIF an image")
+    add("--video", action="store_true", help="write the sampling as an MP4 an image")
+    add("--batch_size", type=positive, default=1, help="images restored at once")
+    add("--limit", type=positive, default=None, help="restore the first LIMIT images only")
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the network; auto takes bf16 where the hardware has it, else fp32",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace a results folder that was made with other settings",
+    )
+    return parser.parse_args(argv)
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
+    return value
+
+
+class Run:
+    """One run: the prior, the sampler and the task, and what happens to a batch of images."""
+
+    def __init__(self, args):
+        self.args = args
+        model_config = read_model_config(args.model_config)
+        diffusion_config = read_diffusion_config(args.diffusion_config)
+        self.task = read_task_config(args.task_config)
+        method = self.task["conditioning"]["method"]
+        self.task["conditioning"]["params"] = check_conditioning(
+            method, self.task["conditioning"]["params"]
+        )
+        self.vanilla = method == "vanilla"
+        self.paths = [] if self.vanilla else list_images(self.task["data"]["root"])
+        check_names(self.paths)
+        self.paths = self.paths[: args.limit]
+        if not self.vanilla:
+            self.noise = get_noise(**self.task["measurement"]["noise"])
+            size = model_config["image_size"]  # fails early on a task that fits no image
+            self.operator = self._make_operator((model_config["in_channels"], size, size))
+
+        self.device = pick_device(args.gpu)
+        dtype = pick_dtype(args.precision, self.device, model_config["use_fp16"])
+        self.diffusion = create_sampler(**diffusion_config)
+        self.model = create_model(**{**model_config, "use_fp16": False})
+        self.model.to(self.device, memory_format=torch.channels_last).set_torso_dtype(dtype)
+        settings = {
+            "model_config": model_config,
+            "diffusion_config": diffusion_config,
+            "task_config": self.task,
+            "seed": args.seed,
+            "precision": str(dtype).removeprefix("torch."),
+        }
+        folder = results_folder(args.save_dir, model_config, self.task)
+        self.results = Results(folder, settings, args.overwrite)
+        self.compared = []
+        self.failed = []
+
+    def _make_operator(self, in_shape, device="cpu"):
+        return get_operator(
+            in_shape=in_shape, device=device, **self.task["measurement"]["operator"]
+        )
+
+    def fail(self, name, error):
+        """Report an image that cannot be restored; the others still are."""
+        self.failed.append(name)
+        tqdm.write(f"error: {error}", file=sys.stderr)
+
+    def batches(self):
+        """Yield (names, images), images (N, C, H, W) in [-1, 1] of one shape."""
+        if self.vanilla:
+            size, channels = self.model.image_size, self.model.in_channels
+            total = self.args.limit or VANILLA_SAMPLES
+            names = [f"sample_{i:03d}" for i in range(total)]
+            for i in range(0, total, self.args.batch_size):
+                part = names[i : i + self.args.batch_size]
+                yield part, torch.zeros(len(part), channels, size, size)
+            return
+        names, images = [], []
+        for path in self.paths:
+            try:
+                image = self._read(path)
+            except UserError as error:
+                self.fail(image_name(path), error)
+                continue
+            full = len(names) == self.args.batch_size
+            if names and (full or image.shape != images[0].shape):
+                yield names, torch.stack(images)
+                names, images = [], []
+            names.append(image_name(path))
+            images.append(image)
+        if names:
+            yield names, torch.stack(images)
+
+    def _read(self, path):
+        image = torch.from_numpy(read_image(path))
+        multiple, channels = self.model.size_multiple, self.model.in_channels
+        height, width = image.shape[1:]
+        if height % multiple or width % multiple:
+            raise UserError(
+                f"{os.path.basename(path)}: {width}×{height} pixels, and the network takes "
+                f"sides that are multiples of {multiple}"
+            )
+        if channels == 3 and len(image) == 1:
+            image = image.repeat(3, 1, 1)
+        return image
+
+    def restore(self, names, truth, bar):
+        """Degrade and restore one batch and write its files.
+
+        A colour image under a one-channel prior is restored contrast by contrast.
+        """
+        start = time.perf_counter()
+        channels = self.model.in_channels
+        # (N, C, H, W) -> (N·contrasts, channels, H, W)
+        x = truth.reshape(-1, channels, *truth.shape[2:]).to(self.device)
+        y, method = None, get_conditioning_method
+        if self.vanilla:
+            method = get_conditioning_method("vanilla")
+        else:
+            y, method = self._measure(x, names)
+        random = ImageRandom([image_generator(n, 0, self.args.seed) for n in names])
+        recorder = Recorder(self.diffusion.num_timesteps) if self.recording else None
+
+        def after_step(t, x_t, pred_xstart):
+            bar.update()
+            if recorder:
+                recorder(t, x_t)
+
+        x_T = random.randn_like(x)
+        if recorder:
+            recorder.frame(x_T)
+        x_hat = self.diffusion.p_sample_loop(
+            self.model, x_T, method.step, random.randn_like, after_step
+        )
+        x_hat = x_hat.clamp(-1, 1).float().cpu().reshape(truth.shape)
+        seconds = (time.perf_counter() - start) / len(names)
+        if y is not None:
+            y = y.cpu().reshape(len(names), -1, *y.shape[2:])
+        for i, name in enumerate(names):
+            frames = recorder.movie(i, len(names)) if recorder else []
+            self._write(name, x_hat[i], truth[i], None if y is None else y[i], frames, seconds)
+
+    @property
+    def recording(self):
+        return self.args.record or self.args.video
+
+    def _measure(self, x, names):
+        """Draw y = A x + n; returns it with the conditioning method for it."""
+        if self.operator.in_shape != tuple(x.shape[1:]) or self.operator.device != x.device:
+            self.operator = self._make_operator(x.shape[1:], x.device)
+        random = ImageRandom([image_generator(n, "measurement", self.args.seed) for n in names])
+        y = self.noise(self.operator.forward(x), random)
+        conditioning = self.task["conditioning"]
+        method = get_conditioning_method(
+            conditioning["method"], self.operator, y, self.noise.sigma, **conditioning["params"]
+        )
+        return y, method
+
+    def _write(self, name, x_hat, truth, y, frames, seconds):
+        results, png = self.results, f"{name}.png"
+        row = {"seconds": seconds}
+        write_png(results.path("recon", png), x_hat.numpy())
+        if y is not None:
+            write_png(results.path("input", png), y.numpy())
+            write_png(results.path("truth", png), truth.numpy())
+            row |= image_metrics(x_hat.numpy(), truth.numpy())
+        if self.args.record:
+            for i, frame in enumerate(frames):
+                write_png(results.path(os.path.join("progress", name), f"{i:04d}.png"), frame)
+            write_gif(results.path("gif", f"{name}.gif"), frames)
+        if self.args.video:
+            write_mp4(results.path("video", f"{name}.mp4"), frames)
+        results.add(name, row)
+        line = f"{name}: {seconds:.1f} s"
+        if y is not None:
+            line = f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {seconds:.1f} s"
+            if len(self.compared) < COMPARED:
+                caption = f"PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
+                images = (v.numpy() for v in (y, x_hat, truth))
+                self.compared.append((name, *images, caption))
+        tqdm.write(line)
+
+    def restore_all(self):
+        """Restore every image; returns the exit status."""
+        steps = self.diffusion.num_timesteps
+        total = len(self.paths) or self.args.limit or VANILLA_SAMPLES
+        done = 0
+        with tqdm(unit="step", dynamic_ncols=True) as bar:
+            for names, images in self.batches():
+                last = done + len(names)
+                which = f"{done + 1}" if len(names) == 1 else f"{done + 1}-{last}"
+                bar.reset(total=steps)
+                bar.set_description(f"image {which}/{total} {names[0]}")
+                self.restore(names, images, bar)
+                done = last
+        if self.compared:
+            path = os.path.join(self.results.folder, "comparison.png")
+            write_comparison(path, self.compared, self.results.folder)
+        self.results.write_summary(finished=True, failed=self.failed)
+        print(self.results.table())
+        if self.failed:
+            print(
+                f"error: {len(self.failed)} of {total} images could not be restored: "
+                f"{', '.join(self.failed)}",
+                file=sys.stderr,
+            )
+        return 2 if self.failed else 0
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        return Run(args).restore_all()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the images finished so far are in the results folder", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

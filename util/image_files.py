@@ -1,0 +1,98 @@
+"""PNG, GIF, MP4 and comparison pictures of images in [-1, 1]."""
+
+import imageio.v2 as iio
+import numpy as np
+
+from util.files import replacing
+
+GIF_SECONDS = 5.0  # of motion
+HOLD_SECONDS = 1.5  # on the result, before the loop starts again
+
+
+def to_uint8(image):
+    """Fixed map of (C, H, W) in [-1, 1] to 8 bits, (H, W) or (H, W, 3); outside is clipped."""
+    image = np.clip((np.asarray(image, np.float32) + 1) * 127.5, 0, 255)
+    image = np.rint(image).astype(np.uint8).transpose(1, 2, 0)
+    return image[..., 0] if image.shape[-1] == 1 else image
+
+
+def write_png(path, image):
+    """Write (C, H, W) in [-1, 1], or a ready (H, W[, 3]) uint8 array, as an 8-bit PNG."""
+    pixels = image if image.dtype == np.uint8 else to_uint8(image)
+    with replacing(path) as temporary:
+        iio.imwrite(temporary, pixels, format="png")
+
+
+def write_gif(path, frames):
+    """Write uint8 frames (H, W[, 3]) as a looping GIF that pauses on the last one."""
+    frame = GIF_SECONDS / len(frames)
+    durations = [1000 * frame] * (len(frames) - 1) + [1000 * HOLD_SECONDS]
+    with replacing(path) as temporary:
+        iio.mimwrite(temporary, frames, format="gif", duration=durations, loop=0)
+
+
+def write_mp4(path, frames):
+    """Write uint8 frames as H.264 in MP4, in the pixel format that browsers play."""
+    fps = max(1, round(len(frames) / GIF_SECONDS))
+    frames = frames + [frames[-1]] * round(fps * HOLD_SECONDS)
+    with replacing(path) as temporary:
+        with iio.get_writer(
+            temporary,
+            format="ffmpeg",
+            fps=fps,
+            codec="libx264",
+            pixelformat="yuv420p",
+            macro_block_size=2,
+            ffmpeg_log_level="error",
+            output_params=["-f", "mp4"],
+        ) as writer:
+            for pixels in frames:
+                if pixels.ndim == 2:
+                    pixels = np.repeat(pixels[..., None], 3, axis=2)
+                writer.append_data(pixels)
+
+
+def write_comparison(path, rows, title):
+    """A labelled figure: input, reconstruction, truth and error of each image, a row each.
+
+    Args:
+        rows: list of (name, input, reconstruction, truth, caption); images (C, H, W) in
+            [-1, 1]; truth may be None, which leaves its column and the error's out.
+        title: text over the figure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels = ["input", "reconstruction"]
+    if rows[0][3] is not None:
+        labels += ["truth", "|error|"]
+    size = 2.4
+    figure = Figure(
+        figsize=(size * len(labels) + 0.7, size * len(rows) + 0.6), layout="constrained", dpi=100
+    )
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(len(rows), len(labels), squeeze=False)
+    errors = [
+        np.abs(np.clip(r, -1, 1) - t).mean(axis=0) / 2 for _, _, r, t, _ in rows if t is not None
+    ]
+    scale = max((np.quantile(e, 0.999) for e in errors), default=1) or 1
+    for i, (name, degraded, recon, truth, caption) in enumerate(rows):
+        images = [degraded, recon] + ([] if truth is None else [truth])
+        for axis, image in zip(axes[i], images, strict=False):
+            axis.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        if truth is not None:
+            shown = axes[i][3].imshow(errors[i], cmap="inferno", vmin=0, vmax=scale)
+        axes[i][0].set_ylabel(name, fontsize=7)
+        axes[i][1].set_xlabel(caption, fontsize=7)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for axis, label in zip(axes[0], labels, strict=True):
+        axis.set_title(label, fontsize=9)
+    if errors:
+        bar = figure.colorbar(shown, ax=axes[:, 3], fraction=0.04)
+        bar.set_label("share of the displayed range", fontsize=7)
+        bar.ax.tick_params(labelsize=6)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
