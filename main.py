@@ -15,7 +15,7 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
-from util.errors import UserError
+from util.errors import ArgumentParser, UserError
 from util.image_files import Recorder, write_comparison, write_gif, write_mp4, write_png
 from util.metrics import image_metrics
 from util.random import ImageRandom, image_generator
@@ -26,7 +26,7 @@ VANILLA_SAMPLES = 10
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Restore MR slices with a diffusion prior (DMPS).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -81,6 +81,10 @@ class Run:
     def __init__(self, args):
         self.args = args
         model_config = read_model_config(args.model_config)
+        if model_config["class_cond"]:
+            raise UserError(
+                f"{args.model_config}: class_cond: true, and this program gives no class labels"
+            )
         diffusion_config = read_diffusion_config(args.diffusion_config)
         self.task = read_task_config(args.task_config)
         method = self.task["conditioning"]["method"]
@@ -171,9 +175,8 @@ class Run:
         channels = self.model.in_channels
         # (N, C, H, W) -> (N·contrasts, channels, H, W)
         x = truth.reshape(-1, channels, *truth.shape[2:]).to(self.device)
-        y, method = None, get_conditioning_method
         if self.vanilla:
-            method = get_conditioning_method("vanilla")
+            y, method = None, get_conditioning_method("vanilla")
         else:
             y, method = self._measure(x, names)
         random = ImageRandom([image_generator(n, 0, self.args.seed) for n in names])
@@ -253,7 +256,8 @@ class Run:
                 done = last
         if self.compared:
             path = os.path.join(self.results.folder, "comparison.png")
-            write_comparison(path, self.compared, self.results.folder)
+            title = os.path.relpath(self.results.folder, self.args.save_dir)
+            write_comparison(path, self.compared, title)
         self.results.write_summary(finished=True, failed=self.failed)
         print(self.results.table())
         if self.failed:

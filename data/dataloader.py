@@ -32,6 +32,24 @@ def list_images(root, key="data.root"):
     return [os.path.join(root, n) for n in sorted(names, key=natural_key)]
 
 
+def image_name(path):
+    """The name an image's results carry: its file's, without the extension."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def check_names(paths):
+    """Raise UserError when two files' results would carry one name."""
+    seen = {}
+    for path in paths:
+        name = image_name(path).lower()  # some file systems ignore case
+        if name in seen:
+            raise UserError(
+                f"data.root: the results of {os.path.basename(seen[name])} and "
+                f"{os.path.basename(path)} would carry one name, rename one of them"
+            )
+        seen[name] = path
+
+
 def read_image(path):
     """Read one image as float32 in [-1, 1].
 
@@ -51,7 +69,7 @@ def read_image(path):
             image = np.load(path, allow_pickle=False)
         else:
             image = iio.imread(path)
-    except Exception as error:  # each decoder has exceptions of its own
+    except Exception as error:  # noqa: BLE001 - each decoder has exceptions of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name}: cannot be read as an image ({reason})") from None
     if image.ndim == 2:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 import zipfile
 
 import blobfile as bf
@@ -12,11 +13,33 @@ from util.errors import UserError
 from util.files import replacing
 
 WHERE_TO_GET = {
-    "256x256_diffusion_uncond.pt": "it is published by OpenAI's guided-diffusion project",
-    "ffhq_10m.pt": "it is published by the DPS project",
-    "model080000.pt": "it is published by the DMPS-MRI authors",
-    "mri.pt": "it ships with this repository",
+    "256x256_diffusion_uncond.pt": "download it from github.com/openai/guided-diffusion",
+    "ffhq_10m.pt": "download it from the links of github.com/DPS2022/diffusion-posterior-sampling",
+    "model080000.pt": "it is the published program's own, ask its authors; models/mri.pt ships",
+    "mri.pt": "it ships in this repository's models/",
 }
+
+
+def load_weights_only(path, key):
+    """torch.load onto the CPU without running code from the file.
+
+    Raises:
+        UserError: the file, named by `key`, is truncated, damaged or holds code.
+    """
+    try:
+        with bf.BlobFile(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch raises the same type for code and for bytes that are no pickle at all.
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"{key}: {path} holds pickled code besides weights and was not loaded; "
+                "save its state_dict alone"
+            ) from None
+        raise UserError(f"{key}: {path} is not a PyTorch checkpoint") from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{key}: {path} is truncated or damaged ({reason})") from None
 
 
 def read_checkpoint(path):
@@ -31,28 +54,14 @@ def read_checkpoint(path):
     Raises:
         UserError: the file is missing, truncated, holds code, or is no state dict.
     """
-    name = os.path.basename(path)
-    if not bf.exists(path):
-        hint = WHERE_TO_GET.get(name, "see models/README.md for the checkpoints this program takes")
-        raise UserError(f"model_path: no checkpoint at {path} ({hint})")
-    try:
-        with bf.BlobFile(path, "rb") as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch raises the same type for code and for bytes that are no pickle at all.
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise UserError(
-                f"model_path: {path} holds pickled code besides weights and was not loaded; "
-                "save its state_dict alone"
-            ) from None
-        raise UserError(f"model_path: {path} is not a PyTorch checkpoint") from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model_path: {path} is truncated or damaged ({reason})") from None
-    if not isinstance(state, dict):
-        raise UserError(
-            f"model_path: {path} holds a {type(state).__name__}, expected a state dict"
+    if bf.isdir(path) or not bf.exists(path):
+        hint = WHERE_TO_GET.get(
+            os.path.basename(path), "models/README.md names the checkpoints this program takes"
         )
+        raise UserError(f"model_path: no checkpoint at {path} ({hint})")
+    state = load_weights_only(path, "model_path")
+    if not isinstance(state, dict):
+        raise UserError(f"model_path: {path} holds a {type(state).__name__}, expected a state dict")
     state.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel counts its updates here
     while state and all(k.startswith("module.") for k in state):
         state = {k.removeprefix("module."): v for k, v in state.items()}
@@ -73,7 +82,11 @@ def load_checkpoint(model, path):
         if k in state and state[k].shape != v.shape
     ]
     problems = []
-    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of other shape", reshaped)):
+    for what, keys in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of other shape", reshaped),
+    ):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             problems.append(f"{what}: {', '.join(keys[:3])}{more}")
@@ -91,14 +104,44 @@ def save_checkpoint(model, path):
         torch.save({k: v.cpu().half() for k, v in model.state_dict().items()}, temporary)
 
 
+MPI_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # set by mpiexec of MPICH, Open MPI
+
+
 def setup_dist():
-    """Join the process group that torchrun set up, if any; returns (rank, world size)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    """Join the other processes that torchrun or mpiexec started, if any.
+
+    Returns:
+        (rank, number of processes); (0, 1) for a process on its own, which needs no MPI.
+    """
+    if "WORLD_SIZE" not in os.environ and any(v in os.environ for v in MPI_VARIABLES):
+        _describe_mpi_as_torchrun()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return dist.get_rank(), dist.get_world_size()
+
+
+def _describe_mpi_as_torchrun():
+    """Set the environment variables by which torch.distributed meets."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    local = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    address = port = None
+    if comm.rank == 0:
+        address = "127.0.0.1" if local.size == comm.size else socket.gethostname()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+    address, port = comm.bcast((address, port))
+    os.environ.update(
+        RANK=str(comm.rank),
+        WORLD_SIZE=str(comm.size),
+        LOCAL_RANK=str(local.rank),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
 
 
 def native_bf16(device):

@@ -28,7 +28,9 @@ def noise_schedule_betas(name, steps):
         time = np.arange(steps + 1, dtype=np.float64) / steps
         alpha_bar = np.cos((time + s) / (1 + s) * math.pi / 2) ** 2
         return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-    raise UserError(f"diffusion config: noise_schedule: expected one of {SCHEDULES}, found {name!r}")
+    raise UserError(
+        f"diffusion config: noise_schedule: expected one of {SCHEDULES}, found {name!r}"
+    )
 
 
 def space_timesteps(steps, respacing):
@@ -78,17 +80,9 @@ def space_timesteps(steps, respacing):
 
 
 def _count(value, where, found):
-    try:
-        if isinstance(value, bool) or isinstance(value, float):
-            raise ValueError
-        count = int(value)
-        if count < 1:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise UserError(
-            f'{where}: expected an integer, "a,b,c" or "ddimN", found {found!r}'
-        ) from None
-    return count
+    if str(value).strip().isdecimal() and int(value) > 0:
+        return int(value)
+    raise UserError(f'{where}: expected an integer, "a,b,c" or "ddimN", found {found!r}')
 
 
 class GaussianDiffusion:
@@ -125,64 +119,70 @@ class GaussianDiffusion:
         self.alphas = 1.0 - betas
         self.alphas_cumprod = np.cumprod(self.alphas)
         self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
+        alpha_bar, alpha_bar_prev = self.alphas_cumprod, self.alphas_cumprod_prev
         # q(x_{t-1} | x_t, x_0), DDPM eq. 6-7
-        self.posterior_variance = (
-            betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
-        )
-        self.posterior_mean_coef1 = (
-            betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
-        )
-        self.posterior_mean_coef2 = (
-            (1 - self.alphas_cumprod_prev) * np.sqrt(self.alphas) / (1 - self.alphas_cumprod)
-        )
+        posterior_variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
         # The variance is 0 at t = 0; its logarithm takes the next one's place there.
-        first = self.posterior_variance[1] if self.num_timesteps > 1 else betas[0]
-        self.posterior_log_variance = np.log(np.append(first, self.posterior_variance[1:]))
-        self.fixed_large_log_variance = np.log(np.append(first, betas[1:]))
+        first = posterior_variance[1] if self.num_timesteps > 1 else betas[0]
+        self._tables = {
+            "sqrt_alpha_bar": np.sqrt(alpha_bar),
+            "sqrt_one_minus_alpha_bar": np.sqrt(1 - alpha_bar),
+            "sqrt_recip_alpha_bar": np.sqrt(1 / alpha_bar),
+            "sqrt_r": np.sqrt(1 / alpha_bar - 1),
+            "posterior_coef_x0": betas * np.sqrt(alpha_bar_prev) / (1 - alpha_bar),
+            "posterior_coef_xt": (1 - alpha_bar_prev) * np.sqrt(self.alphas) / (1 - alpha_bar),
+            "posterior_log_variance": np.log(np.append(first, posterior_variance[1:])),
+            "fixed_large_log_variance": np.log(np.append(first, betas[1:])),
+            "log_betas": np.log(betas),
+            "timestep_map": np.array(self.timestep_map),
+        }
+        self._on_device = {}
 
-    def _at(self, values, t, x):
-        """values[t] as (N, 1, 1, 1) of x's dtype."""
-        picked = torch.from_numpy(values)[t.cpu()].to(x.dtype)
-        return picked.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+    def _table(self, name, device):
+        if device not in self._on_device:
+            self._on_device[device] = {
+                k: torch.from_numpy(v).to(device) for k, v in self._tables.items()
+            }
+        return self._on_device[device][name]
+
+    def at(self, name, t, x):
+        """The coefficient `name` at steps t (N,), shaped to multiply x, (N, 1, 1, 1)."""
+        values = self._table(name, x.device)[t].to(x.dtype)
+        return values.reshape(-1, *[1] * (x.ndim - 1))
 
     def model_timesteps(self, t):
         """The timesteps of the original schedule to tell the network, (N,)."""
-        mapped = torch.tensor(self.timestep_map, device=t.device)[t]
+        mapped = self._table("timestep_map", t.device)[t]
         return mapped if self.time_scale is None else mapped.float() * self.time_scale
 
     def q_sample(self, x_0, t, noise):
         """Draw x_t ~ q(x_t | x_0) with the given standard normal noise."""
-        a = self.alphas_cumprod
-        return self._at(np.sqrt(a), t, x_0) * x_0 + self._at(np.sqrt(1 - a), t, x_0) * noise
+        signal = self.at("sqrt_alpha_bar", t, x_0) * x_0
+        return signal + self.at("sqrt_one_minus_alpha_bar", t, x_0) * noise
 
     def q_posterior_mean(self, x_0, x_t, t):
         """Mean of q(x_{t-1} | x_t, x_0), DDPM eq. 7."""
-        coef1 = self._at(self.posterior_mean_coef1, t, x_t)
-        coef2 = self._at(self.posterior_mean_coef2, t, x_t)
-        return coef1 * x_0 + coef2 * x_t
+        towards_x0 = self.at("posterior_coef_x0", t, x_t) * x_0
+        return towards_x0 + self.at("posterior_coef_xt", t, x_t) * x_t
 
     def predict_xstart_from_eps(self, x_t, t, eps):
         """x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t."""
-        a = self.alphas_cumprod
-        return self._at(np.sqrt(1 / a), t, x_t) * x_t - self._at(np.sqrt(1 / a - 1), t, x_t) * eps
+        return self.at("sqrt_recip_alpha_bar", t, x_t) * x_t - self.at("sqrt_r", t, x_t) * eps
 
     def predict_eps_from_xstart(self, x_t, t, x_0):
         """The inverse of `predict_xstart_from_eps`."""
-        a = self.alphas_cumprod
-        scaled = self._at(np.sqrt(1 / a), t, x_t) * x_t
-        return (scaled - x_0) / self._at(np.sqrt(1 / a - 1), t, x_t)
+        return (self.at("sqrt_recip_alpha_bar", t, x_t) * x_t - x_0) / self.at("sqrt_r", t, x_t)
 
     def _log_variance(self, values, x, t):
         if self.model_var_type == "fixed_small":
-            return self._at(self.posterior_log_variance, t, x).expand_as(x)
+            return self.at("posterior_log_variance", t, x).expand_as(x)
         if self.model_var_type == "fixed_large":
-            return self._at(self.fixed_large_log_variance, t, x).expand_as(x)
+            return self.at("fixed_large_log_variance", t, x).expand_as(x)
         if self.model_var_type == "learned":
             return values
         # learned_range: interpolate the two bounds in the log domain, IDDPM eq. 15
-        low = self._at(self.posterior_log_variance, t, x)
-        high = self._at(np.log(self.betas), t, x)
-        return torch.lerp(low, high, (values + 1) / 2)
+        low = self.at("posterior_log_variance", t, x)
+        return torch.lerp(low, self.at("log_betas", t, x), (values + 1) / 2)
 
     def _process_xstart(self, x_0):
         if self.dynamic_threshold:
@@ -216,9 +216,8 @@ class GaussianDiffusion:
             values = None
 
         if self.model_mean_type == "previous_x":
-            coef1 = self._at(self.posterior_mean_coef1, t, x)
-            coef2 = self._at(self.posterior_mean_coef2, t, x)
-            pred_xstart = self._process_xstart((output - coef2 * x) / coef1)
+            without_xt = output - self.at("posterior_coef_xt", t, x) * x
+            pred_xstart = self._process_xstart(without_xt / self.at("posterior_coef_x0", t, x))
             mean = output
         else:
             if self.model_mean_type == "epsilon":

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data.dataloader import list_images, read_image
 from guided_diffusion.dist_util import (
     load_checkpoint,
+    load_weights_only,
     native_bf16,
     save_checkpoint,
     setup_dist,
@@ -33,7 +34,7 @@ from util.config import (
     read_model_config,
     read_yaml,
 )
-from util.errors import UserError
+from util.errors import ArgumentParser, UserError
 from util.files import replacing
 
 LOSS_WEIGHTINGS = ("uniform", "min_snr", "p2")
@@ -66,11 +67,13 @@ TRAIN_SCHEMA = {
 class TrainingCrops(Dataset):
     """An endless, shuffled stream of augmented crops; item n is always the same for one seed.
 
-    Items are (C, crop, crop) float32 in [-1, 1]. Because n alone decides file, crop and
-    augmentation, training resumes exactly where it stopped.
+    Items are (x_0, t, noise): (C, crop, crop) float32 in [-1, 1], the timestep to train it at,
+    and the noise to add. Because n alone decides them, training resumes exactly where it
+    stopped, and several processes draw together what one would.
     """
 
-    def __init__(self, paths, channels, crop_size, flip, augment, seed):
+    def __init__(self, paths, channels, timesteps, crop_size, flip, augment, seed):
+        self.timesteps = timesteps
         self.paths = paths
         self.channels = channels
         self.crop_size = crop_size
@@ -88,7 +91,9 @@ class TrainingCrops(Dataset):
             image = image[..., ::-1]
         if rng.random() < self.augment:
             image = change_contrast(image, rng)
-        return torch.from_numpy(np.ascontiguousarray(image))
+        t = rng.integers(self.timesteps)
+        noise = rng.standard_normal(image.shape, dtype=np.float32)
+        return torch.from_numpy(np.ascontiguousarray(image)), t, torch.from_numpy(noise)
 
 
 def to_channels(image, channels):
@@ -166,9 +171,11 @@ def variational_term(diffusion, output, x_0, x_t, t):
     frozen = torch.cat([output.chunk(2, dim=1)[0].detach(), output.chunk(2, dim=1)[1]], dim=1)
     model = diffusion.p_mean_variance(lambda *_: frozen, x_t, t)
     mean, log_var = diffusion.q_posterior_mean(x_0, x_t, t), model["log_variance"]
-    true_log_var = diffusion._at(diffusion.posterior_log_variance, t, x_t)
+    true_log_var = diffusion.at("posterior_log_variance", t, x_t)
     kl = 0.5 * (
-        log_var - true_log_var - 1
+        log_var
+        - true_log_var
+        - 1
         + torch.exp(true_log_var - log_var)
         + (mean - model["mean"]) ** 2 * torch.exp(-log_var)
     )
@@ -261,11 +268,16 @@ class Trainer:
         self.stopped = False
         self._resume()
 
-        self.loader_paths = list_images(args.data_dir, "--data_dir")
-        channels = self.model.in_channels
+        channels, multiple = self.model.in_channels, self.model.size_multiple
+        if config["crop_size"] < multiple or config["crop_size"] % multiple:
+            raise UserError(
+                f"train config: crop_size: this network takes multiples of {multiple}, found "
+                f"{config['crop_size']}"
+            )
         self.crops = TrainingCrops(
-            self.loader_paths,
+            list_images(args.data_dir, "--data_dir"),
             channels,
+            self.diffusion.num_timesteps,
             config["crop_size"],
             config["flip"],
             config["augment"],
@@ -275,12 +287,7 @@ class Trainer:
         if args.val_dir:
             paths = list_images(args.val_dir, "--val_dir")
             picked = np.linspace(0, len(paths) - 1, min(config["val_images"], len(paths)))
-            self.val_images = [
-                torch.from_numpy(to_channels(read_image(paths[int(i)]), channels))[None].to(
-                    self.device
-                )
-                for i in picked
-            ]
+            self.val_images = [self._validation_image(paths[int(i)]) for i in picked]
         self.use_bf16 = native_bf16(self.device)
 
     def _device(self):
@@ -290,6 +297,13 @@ class Trainer:
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
 
+    def _validation_image(self, path):
+        """One whole image, (1, C, H, W), cut to a size that the network takes."""
+        image = torch.from_numpy(to_channels(read_image(path), self.model.in_channels))
+        multiple = self.model.size_multiple
+        height, width = (n - n % multiple for n in image.shape[1:])
+        return image[None, :, :height, :width].to(self.device)
+
     @property
     def state_path(self):
         return os.path.join(self.out, "state.pt")
@@ -297,7 +311,7 @@ class Trainer:
     def _resume(self):
         if not os.path.exists(self.state_path):
             return
-        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        state = load_weights_only(self.state_path, "--out")
         changed = [
             k for k in ("seed", "batch_size", "crop_size") if state["config"][k] != self.config[k]
         ]
@@ -345,7 +359,7 @@ class Trainer:
         return self.config["learning_rate"] * warmup * cosine
 
     def batches(self):
-        """This rank's crops for each step to come, with the randomness of the step."""
+        """This rank's share of the batch of each step to come."""
         size, share = self.config["batch_size"], self.config["batch_size"] // self.world
 
         def indices():
@@ -361,13 +375,8 @@ class Trainer:
             num_workers=self.config["num_workers"],
             pin_memory=self.device.type == "cuda",
         )
-        for x_0 in loader:
-            generator = torch.Generator().manual_seed(
-                (self.config["seed"] * 1_000_003 + self.step) * 1024 + self.rank
-            )
-            t = torch.randint(self.diffusion.num_timesteps, (len(x_0),), generator=generator)
-            noise = torch.randn(x_0.shape, generator=generator)
-            yield (v.to(self.device, non_blocking=True) for v in (x_0, t, noise))
+        for batch in loader:
+            yield (v.to(self.device, non_blocking=True) for v in batch)
 
     def run(self):
         """Train until the budget is used or a signal asks to stop."""
@@ -389,9 +398,7 @@ class Trainer:
             for group in self.optimiser.param_groups:
                 group["lr"] = lr
             with self.autocast():
-                loss, simple = training_loss(
-                    self.diffusion, network, x_0, t, noise, self.weights
-                )
+                loss, simple = training_loss(self.diffusion, network, x_0, t, noise, self.weights)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config["grad_clip"])
@@ -451,7 +458,7 @@ class Trainer:
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m guided_diffusion.train",
         description="Train a diffusion prior on a folder of images, or continue one.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -6,8 +6,8 @@ Module names and shapes follow the published checkpoints, so their state dicts l
 import math
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from guided_diffusion.dist_util import load_checkpoint
@@ -212,8 +212,10 @@ class UNetModel(nn.Module):
         use_scale_shift_norm,
         resblock_updown,
         use_new_attention_order,
+        image_size,
     ):
         super().__init__()
+        self.image_size = image_size
         self.in_channels = in_channels
         self.model_channels = model_channels
         self.out_channels = out_channels
@@ -221,7 +223,9 @@ class UNetModel(nn.Module):
         self.size_multiple = 2 ** (len(channel_mult) - 1)
         emb_channels = 4 * model_channels
         self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+            nn.Linear(model_channels, emb_channels),
+            nn.SiLU(),
+            nn.Linear(emb_channels, emb_channels),
         )
         if num_classes:
             self.label_emb = nn.Embedding(num_classes, emb_channels)
@@ -266,7 +270,9 @@ class UNetModel(nn.Module):
                 if ds in attention_ds:
                     layers.append(attention(ch, num_heads_upsample))
                 if level and i == num_res_blocks:
-                    layers.append(res_block(ch, ch, "up") if resblock_updown else Upsample(ch, True))
+                    layers.append(
+                        res_block(ch, ch, "up") if resblock_updown else Upsample(ch, True)
+                    )
                     ds //= 2
                 self.output_blocks.append(Stage(*layers))
 
@@ -394,6 +400,7 @@ def create_model(
         use_scale_shift_norm=use_scale_shift_norm,
         resblock_updown=resblock_updown,
         use_new_attention_order=use_new_attention_order,
+        image_size=image_size,
     )
     if model_path:
         load_checkpoint(model, model_path)

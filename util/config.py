@@ -102,8 +102,10 @@ def _check_type(value, types, where):
             return float(value)
         except ValueError:
             pass
-    names = " or ".join({"str": "text", "int": "an integer", "float": "a number"}.get(
-        t.__name__, f"a {t.__name__}") for t in types)
+    names = " or ".join(
+        {"str": "text", "int": "an integer", "float": "a number"}.get(t.__name__, f"a {t.__name__}")
+        for t in types
+    )
     raise UserError(f"{where}: expected {names}, found {describe(value)}")
 
 

@@ -1,4 +1,6 @@
-"""The one exception a user is meant to read."""
+"""What a user reads when something is wrong."""
+
+import argparse
 
 
 class UserError(Exception):
@@ -6,3 +8,10 @@ class UserError(Exception):
 
     The entry points print it as ``error: <text>`` on stderr and exit with status 2.
     """
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose own errors look like every other: one sentence, exit status 2."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}\n")

@@ -16,6 +16,33 @@ def to_uint8(image):
     return image[..., 0] if image.shape[-1] == 1 else image
 
 
+class Recorder:
+    """Keeps about `frames` of a sampling's `steps` states, from noise to image, as 8-bit copies.
+
+    Called as a callback, ``recorder(t, x_t)`` with x_t (N, C, H, W) after step t.
+    """
+
+    def __init__(self, steps, frames=100):
+        self.every = max(1, round(steps / frames))
+        self.kept = []
+
+    def __call__(self, t, x_t):
+        if t % self.every == 0:
+            self.frame(x_t)
+
+    def frame(self, x_t):
+        pixels = (x_t.float().clamp(-1, 1) + 1) * 127.5
+        self.kept.append(pixels.round().to("cpu", copy=True).numpy().astype(np.uint8))
+
+    def movie(self, i, images):
+        """The frames of image i of `images`: list of (H, W) or (H, W, 3) uint8."""
+        return [self._pixels(f.reshape(images, -1, *f.shape[2:])[i]) for f in self.kept]
+
+    @staticmethod
+    def _pixels(frame):
+        return frame[0] if len(frame) == 1 else frame.transpose(1, 2, 0)
+
+
 def write_png(path, image):
     """Write (C, H, W) in [-1, 1], or a ready (H, W[, 3]) uint8 array, as an 8-bit PNG."""
     pixels = image if image.dtype == np.uint8 else to_uint8(image)
@@ -35,8 +62,9 @@ def write_mp4(path, frames):
     """Write uint8 frames as H.264 in MP4, in the pixel format that browsers play."""
     fps = max(1, round(len(frames) / GIF_SECONDS))
     frames = frames + [frames[-1]] * round(fps * HOLD_SECONDS)
-    with replacing(path) as temporary:
-        with iio.get_writer(
+    with (
+        replacing(path) as temporary,
+        iio.get_writer(
             temporary,
             format="ffmpeg",
             fps=fps,
@@ -45,11 +73,12 @@ def write_mp4(path, frames):
             macro_block_size=2,
             ffmpeg_log_level="error",
             output_params=["-f", "mp4"],
-        ) as writer:
-            for pixels in frames:
-                if pixels.ndim == 2:
-                    pixels = np.repeat(pixels[..., None], 3, axis=2)
-                writer.append_data(pixels)
+        ) as writer,
+    ):
+        for pixels in frames:
+            if pixels.ndim == 2:
+                pixels = np.repeat(pixels[..., None], 3, axis=2)
+            writer.append_data(pixels)
 
 
 def write_comparison(path, rows, title):

@@ -20,7 +20,7 @@ def image_metrics(x, truth):
     """
     x, truth = (np.clip((np.asarray(v, np.float64) + 1) / 2, 0, 1) for v in (x, truth))
     same = np.array_equal(x, truth)
-    window = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return {
         "psnr": float("inf") if same else float(peak_signal_noise_ratio(truth, x, data_range=1)),
         "ssim": float(structural_similarity(truth, x, data_range=1, channel_axis=0, **window)),

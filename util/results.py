@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from util.errors import UserError
-from util.files import replacing
+from util.files import replacing_text
 
 FOLDERS = ("input", "recon", "truth", "progress", "gif", "video")
 FILES = ("metrics.csv", "summary.json", "comparison.png")
@@ -99,12 +99,11 @@ class Results:
     def add(self, name, metrics):
         """Add an image's row and rewrite metrics.csv."""
         self.rows[name] = metrics
-        with replacing(os.path.join(self.folder, "metrics.csv")) as temporary:
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(["image", *METRICS])
-                for image, row in self.rows.items():
-                    writer.writerow([image, *(_cell(row.get(key)) for key in METRICS)])
+        with replacing_text(os.path.join(self.folder, "metrics.csv")) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["image", *METRICS])
+            for image, row in self.rows.items():
+                writer.writerow([image, *(_cell(row.get(key)) for key in METRICS)])
 
     def means(self):
         """Mean of each metric over the images that have it."""
@@ -129,10 +128,9 @@ class Results:
             "settings": self.settings,
             "versions": versions(),
         }
-        with replacing(os.path.join(self.folder, "summary.json")) as temporary:
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(summary, file, indent=2)
-                file.write("\n")
+        with replacing_text(os.path.join(self.folder, "summary.json")) as file:
+            json.dump(summary, file, indent=2)
+            file.write("\n")
 
 
 def _cell(value):
