@@ -95,12 +95,13 @@ class Run:
         self.paths = [] if self.vanilla else list_images(self.task["data"]["root"])
         check_names(self.paths)
         self.paths = self.paths[: args.limit]
+        self.device = pick_device(args.gpu)
+        self.operators = {}
         if not self.vanilla:
             self.noise = get_noise(**self.task["measurement"]["noise"])
             size = model_config["image_size"]  # fails early on a task that fits no image
-            self.operator = self._make_operator((model_config["in_channels"], size, size))
+            self.operator((model_config["in_channels"], size, size))
 
-        self.device = pick_device(args.gpu)
         dtype = pick_dtype(args.precision, self.device, model_config["use_fp16"])
         self.diffusion = create_sampler(**diffusion_config)
         self.model = create_model(**{**model_config, "use_fp16": False})
@@ -117,10 +118,12 @@ class Run:
         self.compared = []
         self.failed = []
 
-    def _make_operator(self, in_shape, device="cpu"):
-        return get_operator(
-            in_shape=in_shape, device=device, **self.task["measurement"]["operator"]
-        )
+    def operator(self, in_shape):
+        """The task's operator for images of this shape; images of one shape share it."""
+        if in_shape not in self.operators:
+            params = self.task["measurement"]["operator"]
+            self.operators = {in_shape: get_operator(in_shape=in_shape, device=self.device, **params)}
+        return self.operators[in_shape]
 
     def fail(self, name, error):
         """Report an image that cannot be restored; the others still are."""
@@ -162,6 +165,10 @@ class Run:
                 f"{os.path.basename(path)}: {width}×{height} pixels, and the network takes "
                 f"sides that are multiples of {multiple}"
             )
+        try:
+            self.operator((channels, height, width))
+        except UserError as error:
+            raise UserError(f"{os.path.basename(path)}: {error}") from None
         if channels == 3 and len(image) == 1:
             image = image.repeat(3, 1, 1)
         return image
@@ -207,13 +214,12 @@ class Run:
 
     def _measure(self, x, names):
         """Draw y = A x + n; returns it with the conditioning method for it."""
-        if self.operator.in_shape != tuple(x.shape[1:]) or self.operator.device != x.device:
-            self.operator = self._make_operator(x.shape[1:], x.device)
+        operator = self.operator(tuple(x.shape[1:]))
         random = ImageRandom([image_generator(n, "measurement", self.args.seed) for n in names])
-        y = self.noise(self.operator.forward(x), random)
+        y = self.noise(operator.forward(x), random)
         conditioning = self.task["conditioning"]
         method = get_conditioning_method(
-            conditioning["method"], self.operator, y, self.noise.sigma, **conditioning["params"]
+            conditioning["method"], operator, y, self.noise.sigma, **conditioning["params"]
         )
         return y, method
 

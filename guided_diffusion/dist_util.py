@@ -3,6 +3,7 @@
 import os
 import pickle
 import socket
+import warnings
 import zipfile
 
 import blobfile as bf
@@ -27,19 +28,21 @@ def load_weights_only(path, key):
         UserError: the file, named by `key`, is truncated, damaged or holds code.
     """
     try:
-        with bf.BlobFile(path, "rb") as file:
+        with bf.BlobFile(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch raises the same type for code and for bytes that are no pickle at all.
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "Unsupported global" in str(error):
             raise UserError(
                 f"{key}: {path} holds pickled code besides weights and was not loaded; "
                 "save its state_dict alone"
             ) from None
         raise UserError(f"{key}: {path} is not a PyTorch checkpoint") from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{key}: {path} is truncated or damaged ({reason})") from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, LookupError, ValueError):
+        raise UserError(
+            f"{key}: {path} is truncated or damaged, no PyTorch checkpoint can be read from it"
+        ) from None
 
 
 def read_checkpoint(path):

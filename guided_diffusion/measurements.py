@@ -63,7 +63,6 @@ class SeparableOperator:
             Factor(*(None if p is None else p.to(device, dtype) for p in (f.U, f.s, f.V)))
             for f in (channel, rows, cols)
         ]
-        self.device = torch.device(device)
         s_c, s_h, s_w = (f.s for f in self.factors)
         self.singular_values = s_c[:, None, None] * s_h[:, None] * s_w
         self.in_shape = tuple(len(f.s) if f.V is None else f.V.shape[0] for f in self.factors)

@@ -1,0 +1,340 @@
+"""The command line: real runs of main.py with a tiny prior."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY, task, write_yaml
+
+SR = "out/tiny/super_resolution/x4/0.05"
+
+
+def pixels(path):
+    return iio.imread(path)
+
+
+def recons(folder):
+    return {n: pixels(f"{folder}/recon/{n}") for n in sorted(os.listdir(f"{folder}/recon"))}
+
+
+def assert_same(left, right, tolerance=0):
+    assert left.keys() == right.keys()
+    for name, image in left.items():
+        difference = np.abs(image.astype(int) - right[name].astype(int)).max()
+        assert difference <= tolerance, name
+
+
+def test_a_run_writes_every_file(tiny_run, capsys):
+    assert tiny_run("--save_dir", "out", "--record", "--video") == 0
+    for folder, shape in (("input", (8, 8)), ("recon", (32, 32)), ("truth", (32, 32))):
+        assert sorted(os.listdir(f"{SR}/{folder}")) == ["a1.png", "a10.png", "a2.png"]
+        assert pixels(f"{SR}/{folder}/a1.png").shape == shape
+        assert pixels(f"{SR}/{folder}/a1.png").dtype == np.uint8
+    assert pixels(f"{SR}/recon/a10.png").shape == (24, 40)
+    assert np.array_equal(pixels(f"{SR}/truth/a1.png"), pixels("images/a1.png"))
+
+    with open(f"{SR}/metrics.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["image"] for r in rows] == ["a1", "a2", "a10"]  # natural order
+    for row in rows:  # the metrics can be measured again from the pictures
+        truth, recon = (pixels(f"{SR}/{k}/{row['image']}.png") / 255.0 for k in ("truth", "recon"))
+        mse = np.mean((truth - recon) ** 2)
+        assert float(row["psnr"]) == pytest.approx(-10 * np.log10(mse), abs=0.05)
+        assert float(row["nmse"]) == pytest.approx(mse / np.mean(truth**2), rel=0.02)
+        assert -1 <= float(row["ssim"]) <= 1 and float(row["seconds"]) > 0
+
+    with open(f"{SR}/summary.json", encoding="utf-8") as file:
+        summary = json.load(file)
+    assert summary["finished"] and summary["images"] == 3 and not summary["failed"]
+    assert summary["means"]["psnr"] == pytest.approx(np.mean([float(r["psnr"]) for r in rows]), 1e-4)
+    assert summary["settings"]["seed"] == 0
+    assert summary["settings"]["task_config"]["measurement"]["noise"]["sigma"] == 0.05
+
+    frames = sorted(os.listdir(f"{SR}/progress/a1"))
+    assert len(frames) == 7  # the noise and the state after each of six steps
+    assert np.array_equal(pixels(f"{SR}/progress/a1/{frames[-1]}"), pixels(f"{SR}/recon/a1.png"))
+    noise = pixels(f"{SR}/progress/a1/{frames[0]}").astype(float)
+    assert noise.std() > 60  # N(0, 1) clipped to [-1, 1]
+    gif = iio.imread(f"{SR}/gif/a1.gif", index=None)
+    assert len(gif) == 7
+    with open(f"{SR}/video/a1.mp4", "rb") as file:
+        assert file.read(12)[4:8] == b"ftyp"
+    assert pixels(f"{SR}/comparison.png").shape[1] > 500
+    printed = capsys.readouterr()
+    assert "a10: PSNR" in printed.out and "PSNR (dB)" in printed.out
+    assert "image 3/3 a10" in printed.err
+
+
+def test_results_do_not_depend_on_batch_neighbours_or_recording(tiny_run):
+    tiny_run("--save_dir", "out")
+    tiny_run("--save_dir", "batched", "--batch_size", "2", "--record")
+    reference = recons(SR)
+    # Sums run in another order in a batch, which may move a value over a rounding edge.
+    assert_same(reference, recons(SR.replace("out", "batched")), tolerance=1)
+    os.remove("images/a1.png")
+    tiny_run("--save_dir", "fewer", "--limit", "1")
+    assert_same({"a2.png": reference["a2.png"]}, recons(SR.replace("out", "fewer")))
+    tiny_run("--save_dir", "seeded", "--seed", "1")
+    other = recons(SR.replace("out", "seeded"))
+    assert not np.array_equal(other["a2.png"], reference["a2.png"])
+    assert not np.array_equal(
+        pixels(f"{SR}/input/a2.png"), pixels(SR.replace("out", "seeded") + "/input/a2.png")
+    )
+
+
+TASKS = {
+    "denoise/gaussian/0.2": ({"name": "denoise"}, {"name": "gaussian", "sigma": 0.2}),
+    "denoise/poisson/0.1": ({"name": "denoise"}, {"name": "poisson", "sigma": 0.1}),
+    "deblur/gaussian/0": ({"name": "deblur", "type": "gaussian"}, {"name": "clean"}),
+    "deblur/uniform/0.05": (
+        {"name": "deblur", "type": "uniform", "kernel_size": 9, "intensity": 3.0},
+        {"name": "gaussian", "sigma": 0.05},
+    ),
+    "deblur/aniso/0.05": (
+        {"name": "deblur", "type": "aniso", "kernel_size": 9, "intensity": [3.0, 1.0]},
+        {"name": "gaussian", "sigma": 0.05},
+    ),
+    "super_resolution/x2/0.05": (
+        {"name": "super_resolution", "type": "standard", "scale_factor": 2},
+        {"name": "gaussian", "sigma": 0.05},
+    ),
+}
+
+
+@pytest.mark.parametrize("folder", TASKS)
+def test_every_task_has_its_own_folder(tiny_run, folder):
+    write_yaml("task.yaml", task(*TASKS[folder]))
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert os.path.exists(f"out/tiny/{folder}/recon/a1.png")
+
+
+def test_a_published_task_file_loads(tiny_run):
+    with open("task.yaml", "w", encoding="utf-8") as file:
+        file.write(
+            "conditioning:\n  method: dmps\n  params:\n    scale: 1.75\n"
+            "data:\n  name: ffhq\n  root: ./images/\n"
+            "measurement:\n  operator:\n    name: super_resolution\n"
+            "    in_shape: !!python/tuple [1, 3, 256, 256]\n    scale_factor: 4\n"
+            "  noise:\n    name: gaussian\n    sigma: 5e-2\n"
+        )
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert os.path.exists(f"{SR}/recon/a1.png")
+
+
+def test_a_composite_is_restored_contrast_by_contrast(tiny_run):
+    """A one-channel prior, an RGB image: three contrasts, each with noise of its own."""
+    grey = pixels("images/a1.png")
+    for name in os.listdir("images"):
+        os.remove(f"images/{name}")
+    iio.imwrite("images/rgb.png", np.stack([grey, 255 - grey, grey], axis=2))
+    assert tiny_run("--save_dir", "out") == 0
+    recon = pixels(f"{SR}/recon/rgb.png")
+    assert recon.shape == (32, 32, 3)
+    assert pixels(f"{SR}/input/rgb.png").shape == (8, 8, 3)
+    assert not np.array_equal(recon[..., 0], recon[..., 2])
+    truth = np.stack([grey, 255 - grey, grey], axis=2).astype(float)
+    closeness = [[np.corrcoef(recon[..., i].flat, truth[..., j].flat)[0, 1] for j in (0, 1)]
+                 for i in (0, 1)]  # fmt: skip
+    assert closeness[0][0] > closeness[0][1] and closeness[1][1] > closeness[1][0]
+
+
+def test_a_grey_image_is_repeated_for_a_colour_prior(tiny_run):
+    from tests.conftest import TINY
+
+    write_yaml("model.yaml", {**TINY, "in_channels": 3, "model_path": ""})
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    folder = SR.replace("tiny", "untrained")
+    assert pixels(f"{folder}/recon/a1.png").shape == (32, 32, 3)
+    write_yaml("task.yaml", task({"name": "color"}))
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert pixels("out/untrained/color/gaussian/0.05/input/a1.png").shape == (32, 32)
+
+
+def test_vanilla_samples_the_prior_without_data(tiny_run, capsys):
+    write_yaml("task.yaml", {"conditioning": {"method": "vanilla"}})
+    assert tiny_run("--save_dir", "out", "--limit", "2", "--batch_size", "2") == 0
+    assert sorted(os.listdir("out/tiny/vanilla/recon")) == ["sample_000.png", "sample_001.png"]
+    assert not os.path.exists("out/tiny/vanilla/truth")
+    assert "PSNR" not in capsys.readouterr().out
+    a, b = recons("out/tiny/vanilla").values()
+    assert a.shape == (32, 32) and not np.array_equal(a, b)
+
+
+def test_the_same_run_again_changes_nothing_and_another_is_refused(tiny_run, capsys):
+    assert tiny_run("--save_dir", "out") == 0
+    before = recons(SR)
+    assert tiny_run("--save_dir", "out") == 0
+    assert_same(before, recons(SR))
+    capsys.readouterr()
+    assert tiny_run("--save_dir", "out", "--seed", "3") == 2
+    message = capsys.readouterr().err
+    assert "another seed" in message and "--overwrite" in message
+    assert_same(before, recons(SR))
+    assert tiny_run("--save_dir", "out", "--seed", "3", "--overwrite", "--limit", "1") == 0
+    assert os.listdir(f"{SR}/recon") == ["a1.png"]
+
+
+def test_bad_images_are_named_and_the_others_restored(tiny_run, capsys):
+    with open("images/a3.png", "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n no picture")
+    iio.imwrite("images/a4.png", np.zeros((33, 32), np.uint8))
+    np.save("images/a5.npy", np.full((32, 32), np.nan, np.float32))
+    assert tiny_run("--save_dir", "out") == 2
+    errors = capsys.readouterr().err
+    assert "a3.png: cannot be read" in errors
+    assert "a4.png: 32×33 pixels" in errors and "multiples of 2" in errors
+    assert "a5.npy: holds values that are not finite" in errors
+    assert "3 of 6 images could not be restored: a3, a4, a5" in errors
+    assert sorted(recons(SR)) == ["a1.png", "a10.png", "a2.png"]
+
+
+def change(path, **keys):
+    """A task or model YAML with keys replaced; a dotted key goes into depth, None removes."""
+
+    def apply():
+        import yaml
+
+        with open(path, encoding="utf-8") as file:
+            config = yaml.safe_load(file)
+        for dotted, value in keys.items():
+            *parents, last = dotted.split("__")
+            place = config
+            for parent in parents:
+                place = place[parent]
+            if value is None:
+                del place[last]
+            else:
+                place[last] = value
+        write_yaml(path, config)
+
+    return apply
+
+
+def write(path, data):
+    def apply():
+        with open(path, "wb") as file:
+            file.write(data)
+
+    return apply
+
+
+class Exploit:
+    def __reduce__(self):
+        return (open, ("exploited", "w"))
+
+
+def damage_checkpoint(kind):
+    def apply():
+        if kind == "truncated":
+            data = open("tiny.pt", "rb").read()
+            write("tiny.pt", data[: len(data) // 2])()
+        elif kind == "code":
+            torch.save({"w": Exploit()}, "tiny.pt")
+        elif kind == "text":
+            write("tiny.pt", b"no checkpoint")()
+        elif kind == "list":
+            torch.save([torch.zeros(1)], "tiny.pt")
+        else:
+            os.remove("tiny.pt")
+
+    return apply
+
+
+def empty_images():
+    for name in os.listdir("images"):
+        os.remove(f"images/{name}")
+
+
+def double_names():
+    np.save("images/a1.npy", np.zeros((32, 32), np.float32))
+
+
+OPERATOR, NOISE = "measurement__operator__", "measurement__noise__"
+BAD = {
+    "missing yaml": (["--task_config", "none.yaml"], None, "none.yaml: no such file"),
+    "broken yaml": ([], write("task.yaml", b"a: [1,\nb: 2"), "task.yaml: not valid YAML at line"),
+    "yaml with code": ([], write("task.yaml", b"a: !!python/object/apply:os.getcwd []"), "YAML"),
+    "binary yaml": ([], write("task.yaml", b"\xff\xfe\x00"), "task.yaml: not"),
+    "yaml list": ([], write("task.yaml", b"- 1"), "expected keys and values"),
+    "unknown key": ([], change("task.yaml", data__folder="x"), "unknown key 'folder'"),
+    "missing key": ([], change("task.yaml", data__root=None), "missing key 'root'"),
+    "missing section": ([], change("task.yaml", measurement=None), "missing key 'measurement'"),
+    "missing sigma": ([], change("task.yaml", **{NOISE + "sigma": None}), "missing key 'sigma'"),
+    "wrong type": ([], change("task.yaml", **{NOISE + "sigma": "big"}), "sigma: expected a number"),
+    "bool for int": ([], change("model.yaml", num_channels=True), "expected an integer"),
+    "unknown task": ([], change("task.yaml", **{OPERATOR + "name": "inpaint"}), "inpaint"),
+    "unknown type": ([], change("task.yaml", **{OPERATOR + "type": "cubic"}), "cubic"),
+    "unknown noise": ([], change("task.yaml", **{NOISE + "name": "salt"}), "salt"),
+    "unknown method": ([], change("task.yaml", conditioning__method="x"), "conditioning.method"),
+    "unknown sampler": ([], change("diffusion.yaml", sampler="euler"), "sampler"),
+    "bad respacing": ([], change("diffusion.yaml", timestep_respacing=2000), "2000 of 1000"),
+    "wrong factor": ([], change("task.yaml", **{OPERATOR + "scale_factor": 3}), "scale_factor"),
+    "negative sigma": ([], change("task.yaml", **{NOISE + "sigma": -1.0}), "sigma"),
+    "bad channels": ([], change("model.yaml", num_channels=40), "multiple of 32"),
+    "other architecture": ([], change("model.yaml", num_res_blocks=2), "input_blocks"),
+    "other width": ([], change("model.yaml", num_channels=64), "other shape"),
+    "class_cond": ([], change("model.yaml", class_cond=True), "class_cond"),
+    "missing checkpoint": ([], damage_checkpoint("missing"), "no checkpoint at tiny.pt"),
+    "truncated checkpoint": ([], damage_checkpoint("truncated"), "truncated or damaged"),
+    "checkpoint with code": ([], damage_checkpoint("code"), "holds pickled code"),
+    "text as checkpoint": ([], damage_checkpoint("text"), "is not a PyTorch checkpoint"),
+    "list as checkpoint": ([], damage_checkpoint("list"), "expected a state dict"),
+    "missing data": ([], change("task.yaml", data__root="nowhere"), "no folder nowhere"),
+    "empty data": ([], empty_images, "no image in images"),
+    "double names": ([], double_names, "rename one"),
+    "unwritable save_dir": (["--save_dir", "task.yaml"], None, "cannot write"),
+    "no such GPU": (["--gpu", "99"], None, "no GPU 99"),
+    "bad precision": (["--precision", "int8"], None, "--precision"),
+    "bad batch size": (["--batch_size", "0"], None, "--batch_size"),
+    "no number": (["--seed", "x"], None, "--seed"),
+    "unknown flag": (["--fast"], None, "--fast"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_status_2(tiny_run, capsys, case):
+    arguments, prepare, says = BAD[case]
+    if prepare:
+        prepare()
+    try:
+        status = tiny_run("--save_dir", "out", *arguments)
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    error = capsys.readouterr().err.strip()
+    assert status == 2
+    assert error.startswith("error: ") and "\n" not in error and "Traceback" not in error
+    assert says in error
+    assert not os.path.exists("out"), "wrote results"
+    assert not os.path.exists("exploited"), "ran code from a checkpoint"
+
+
+def test_a_factor_that_does_not_divide_one_image(tiny_run, capsys):
+    write_yaml("task.yaml", task({"name": "super_resolution", "scale_factor": 8}))
+    iio.imwrite("images/a3.png", np.zeros((28, 32), np.uint8))
+    assert tiny_run("--save_dir", "out") == 2
+    assert "a3.png: measurement.operator.scale_factor: 8 does not divide" in capsys.readouterr().err
+    assert len(os.listdir("out/tiny/super_resolution/x8/0.05/recon")) == 3
+
+
+def test_help_and_exit_status_of_the_real_program():
+    def run(*arguments):
+        command = [sys.executable, "main.py", *arguments]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    shown = run("--help")
+    assert shown.returncode == 0
+    for flag in ("model_config", "diffusion_config", "task_config", "save_dir", "seed", "gpu"):
+        assert f"--{flag}" in shown.stdout
+    for flag in ("record", "video", "batch_size", "limit", "precision", "overwrite"):
+        assert f"--{flag}" in shown.stdout
+    assert "default: results" in " ".join(shown.stdout.split())
+    wrong = run("--task_config", "nowhere.yaml")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: nowhere.yaml: no such file\n"
