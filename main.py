@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from data.dataloader import check_names, image_name, list_images, read_image
 from guided_diffusion.condition_methods import check_conditioning, get_conditioning_method
-from guided_diffusion.dist_util import pick_device, pick_dtype
+from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator
 from guided_diffusion.unet import create_model
@@ -108,6 +108,7 @@ class Run:
         self.model.to(self.device, memory_format=torch.channels_last).set_torso_dtype(dtype)
         settings = {
             "model_config": model_config,
+            "checkpoint_sha256": checkpoint_digest(model_config["model_path"]),
             "diffusion_config": diffusion_config,
             "task_config": self.task,
             "seed": args.seed,
@@ -122,7 +123,9 @@ class Run:
         """The task's operator for images of this shape; images of one shape share it."""
         if in_shape not in self.operators:
             params = self.task["measurement"]["operator"]
-            self.operators = {in_shape: get_operator(in_shape=in_shape, device=self.device, **params)}
+            self.operators = {
+                in_shape: get_operator(in_shape=in_shape, device=self.device, **params)
+            }
         return self.operators[in_shape]
 
     def fail(self, name, error):

@@ -1,5 +1,6 @@
 """Ranks, devices and checkpoint files."""
 
+import hashlib
 import os
 import pickle
 import socket
@@ -101,6 +102,17 @@ def load_checkpoint(model, path):
     model.load_state_dict(state)
 
 
+def checkpoint_digest(path):
+    """SHA-256 of a checkpoint file, in hexadecimal; "" for no path."""
+    if not path:
+        return ""
+    digest = hashlib.sha256()
+    with bf.BlobFile(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def save_checkpoint(model, path):
     """Write a model's weights alone, as float16."""
     with replacing(path) as temporary:
@@ -151,7 +163,9 @@ def native_bf16(device):
     """Whether this device multiplies bfloat16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # x86 alone can be asked; without these instructions bf16 is slower than float32.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(hasattr(torch.cpu, check) and getattr(torch.cpu, check)() for check in checks)
 
 
 def pick_device(gpu):

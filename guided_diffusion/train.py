@@ -388,7 +388,17 @@ class Trainer:
         if self.world > 1:
             network = DistributedDataParallel(network)
         self.model.train()
-        bar = tqdm(total=100, unit="%", disable=self.rank != 0, bar_format="{l_bar}{bar}|{postfix}")
+        form = "{l_bar}{bar}|{postfix}"
+        with tqdm(total=100, disable=self.rank != 0, bar_format=form) as bar:
+            self._loop(network, bar)
+        self.save()
+        self._log_validation()
+        del network  # before its process group
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+    def _loop(self, network, bar):
         clock = last_save = last_val = time.monotonic()
         losses = []
         batches = self.batches()
@@ -426,11 +436,6 @@ class Trainer:
             if now - last_val > 60 * self.config["val_minutes"]:
                 self._log_validation()
                 last_val = now
-        bar.close()
-        self.save()
-        self._log_validation()
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
     def _done(self):
         """Whether to stop; all ranks agree."""

@@ -53,7 +53,9 @@ def test_a_run_writes_every_file(tiny_run, capsys):
     with open(f"{SR}/summary.json", encoding="utf-8") as file:
         summary = json.load(file)
     assert summary["finished"] and summary["images"] == 3 and not summary["failed"]
-    assert summary["means"]["psnr"] == pytest.approx(np.mean([float(r["psnr"]) for r in rows]), 1e-4)
+    assert summary["means"]["psnr"] == pytest.approx(
+        np.mean([float(r["psnr"]) for r in rows]), 1e-4
+    )
     assert summary["settings"]["seed"] == 0
     assert summary["settings"]["task_config"]["measurement"]["noise"]["sigma"] == 0.05
 
@@ -181,6 +183,23 @@ def test_the_same_run_again_changes_nothing_and_another_is_refused(tiny_run, cap
     assert os.listdir(f"{SR}/recon") == ["a1.png"]
 
 
+def test_other_weights_under_the_same_name_are_other_settings(tiny_run, capsys):
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    state = torch.load("tiny.pt", weights_only=True)
+    torch.save({k: 0.9 * v for k, v in state.items()}, "tiny.pt")
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 2
+    assert "another checkpoint_sha256" in capsys.readouterr().err
+
+
+def test_files_that_no_run_wrote_are_not_overwritten(tiny_run, capsys):
+    os.makedirs(f"{SR}/recon")
+    write(f"{SR}/recon/a1.png", b"mine")()
+    assert tiny_run("--save_dir", "out") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    with open(f"{SR}/recon/a1.png", "rb") as file:
+        assert file.read() == b"mine"
+
+
 def test_bad_images_are_named_and_the_others_restored(tiny_run, capsys):
     with open("images/a3.png", "wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n no picture")
@@ -233,8 +252,7 @@ class Exploit:
 def damage_checkpoint(kind):
     def apply():
         if kind == "truncated":
-            data = open("tiny.pt", "rb").read()
-            write("tiny.pt", data[: len(data) // 2])()
+            os.truncate("tiny.pt", os.path.getsize("tiny.pt") // 2)
         elif kind == "code":
             torch.save({"w": Exploit()}, "tiny.pt")
         elif kind == "text":

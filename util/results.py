@@ -75,7 +75,7 @@ class Results:
             return
         if not overwrite:
             if earlier is None:
-                found = "files that are not a finished or started run"
+                found = "files that no run of this program left there"
             else:
                 keys = [k for k in self.settings if earlier.get(k) != self.settings[k]]
                 found = f"a run with another {' and '.join(keys) or 'set of settings'}"

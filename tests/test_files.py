@@ -1,0 +1,225 @@
+"""Image files in and out, metrics, and random numbers."""
+
+import os
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from data.dataloader import list_images, natural_key, read_image
+from util.config import check_keys, read_yaml
+from util.errors import UserError
+from util.files import replacing
+from util.image_files import Recorder, to_uint8, write_comparison, write_gif, write_mp4, write_png
+from util.metrics import image_metrics
+from util.random import ImageRandom, image_generator
+
+
+def ramp(dtype, channels=None):
+    top = np.iinfo(dtype).max
+    image = np.linspace(0, top, 16 * 24).reshape(16, 24).astype(dtype)
+    return image if channels is None else np.stack([image] * channels, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "tolerance"),
+    [
+        ("grey8.png", ramp(np.uint8), 0),
+        ("grey16.png", ramp(np.uint16), 0),
+        ("rgb.png", ramp(np.uint8, 3), 0),
+        ("rgba.png", ramp(np.uint8, 4), 0),
+        ("grey8.tif", ramp(np.uint8), 0),
+        ("grey16.tiff", ramp(np.uint16), 0),
+        ("grey8.bmp", ramp(np.uint8), 0),
+        ("rgb.bmp", ramp(np.uint8, 3), 0),
+        ("grey8.jpg", ramp(np.uint8), 0.05),
+        ("grey16.npy", ramp(np.uint16), 0),
+        ("UPPER.PNG", ramp(np.uint8), 0),
+    ],
+)
+def test_reading_keeps_the_range_of_the_type(tmp_path, name, image, tolerance):
+    path = str(tmp_path / name)
+    if name.endswith(".npy"):
+        np.save(path, image)
+    else:
+        iio.imwrite(path, image)
+    x = read_image(path)
+    expected = 2 * (image / np.iinfo(image.dtype).max) - 1
+    expected = expected[None] if image.ndim == 2 else expected[..., :3].transpose(2, 0, 1)
+    assert x.dtype == np.float32 and x.shape == expected.shape
+    np.testing.assert_allclose(x, expected, atol=tolerance + 1e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.7), (-0.9, 0.5)])
+def test_float_arrays_are_taken_as_they_are(tmp_path, low, high):
+    """A dark image stays dark: nothing is stretched to its own range."""
+    image = np.linspace(low, high, 64, dtype=np.float64).reshape(8, 8)
+    np.save(tmp_path / "x.npy", image)
+    expected = image if low < 0 else 2 * image - 1
+    np.testing.assert_allclose(read_image(str(tmp_path / "x.npy"))[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros((4, 4, 7), np.uint8), "shape"),
+        (np.zeros((0, 4), np.uint8), "shape"),
+        (np.full((4, 4), 300.0), "300"),
+        (np.full((4, 4), -5.0), "-5"),
+        (np.full((4, 4), np.inf), "finite"),
+        (np.zeros((4, 4), np.int16), "int16"),
+        (np.zeros((4, 4), complex), "complex"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, array, says):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(UserError, match=rf"x\.npy: .*{says}"):
+        read_image(str(tmp_path / "x.npy"))
+
+
+def test_pickled_arrays_are_not_unpickled(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_image(str(tmp_path / "x.npy"))
+
+
+def test_images_are_listed_in_natural_order(tmp_path):
+    for name in ("s10.png", "s9.tif", "S1.png", "notes.txt", ".hidden.png"):
+        (tmp_path / name).touch()
+    assert [os.path.basename(p) for p in list_images(str(tmp_path))] == [
+        "S1.png",
+        "s9.tif",
+        "s10.png",
+    ]
+    assert sorted(["10", "a", "9"], key=natural_key)  # digits and letters compare
+
+
+def test_png_map_is_fixed(tmp_path):
+    """A constant grey image keeps its grey; values outside are clipped, none is stretched."""
+    x = np.full((1, 4, 4), 0.2, np.float32)
+    x[0, 0, :2] = [-3, 3]
+    write_png(str(tmp_path / "x.png"), x)
+    pixels = iio.imread(tmp_path / "x.png")
+    assert pixels[0, 0] == 0 and pixels[0, 1] == 255
+    assert (pixels[1:] == 153).all()
+    colour = to_uint8(np.zeros((3, 2, 5), np.float32))
+    assert colour.shape == (2, 5, 3) and (colour == 128).all()
+
+
+def test_png_round_trip_is_exact(tmp_path):
+    iio.imwrite(tmp_path / "in.png", ramp(np.uint8))
+    write_png(str(tmp_path / "out.png"), read_image(str(tmp_path / "in.png")))
+    assert np.array_equal(iio.imread(tmp_path / "out.png"), ramp(np.uint8))
+
+
+def test_recorder_keeps_about_a_hundred_frames_and_leaves_the_state_alone():
+    recorder = Recorder(1000)
+    x = torch.linspace(-2, 2, 2 * 6 * 6).reshape(2, 1, 6, 6)
+    before = x.clone()
+    recorder.frame(x)
+    for t in reversed(range(1000)):
+        recorder(t, x)
+    assert torch.equal(x, before)
+    movies = [recorder.movie(i, 2) for i in range(2)]
+    assert len(movies[0]) == 101
+    assert np.array_equal(movies[1][-1], to_uint8(x[1].numpy()))
+    assert not np.array_equal(movies[0][0], movies[1][0])
+    assert len(Recorder(20).kept) == 0 and Recorder(20).every == 1
+    composite = Recorder(1)
+    composite.frame(torch.zeros(6, 1, 4, 5))  # two images of three contrasts
+    assert composite.movie(1, 2)[0].shape == (4, 5, 3)
+
+
+def test_movies_play_all_frames_and_hold_the_last(tmp_path):
+    frames = [np.full((16, 17), 20 * i, np.uint8) for i in range(10)]
+    write_gif(str(tmp_path / "x.gif"), frames)
+    played = iio.imread(tmp_path / "x.gif", index=None)
+    assert len(played) == 10
+    assert abs(int(played[3].flat[0]) - 60) <= 1
+    assert iio.immeta(tmp_path / "x.gif", index=9)["duration"] > 1000
+    assert iio.immeta(tmp_path / "x.gif")["loop"] == 0
+    write_mp4(str(tmp_path / "x.mp4"), frames)
+    metadata = iio.immeta(tmp_path / "x.mp4", plugin="FFMPEG")
+    assert metadata["codec"] == "h264" and metadata["pix_fmt"].startswith("yuv420p")
+    assert metadata["size"] == (18, 16)
+    video = iio.imread(tmp_path / "x.mp4", plugin="FFMPEG")
+    assert len(video) == 13  # 2 frames a second, the last held for 1.5 s more
+    assert abs(int(video[-1][8, 8, 0]) - 180) < 6
+
+
+def test_comparison_is_written_with_and_without_truth(tmp_path):
+    x = np.zeros((1, 16, 16), np.float32)
+    rgb = np.zeros((3, 16, 16), np.float32)
+    path = str(tmp_path / "c.png")
+    write_comparison(path, [("a", x, x + 0.1, x, "PSNR"), ("b", x, rgb, rgb, "")], "title")
+    wide = iio.imread(path).shape[1]
+    write_comparison(path, [("a", x, x, None, "")], "title")
+    assert iio.imread(path).shape[1] < wide
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(str(path)) as temporary:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x.txt"]
+
+
+def test_metrics_against_their_definitions():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(-1, 1, (1, 32, 32))
+    x = np.clip(truth + 0.1 * rng.standard_normal(truth.shape), -1, 1)
+    metrics = image_metrics(x + 0.0, truth)
+    mse = np.mean(((x - truth) / 2) ** 2)
+    assert metrics["psnr"] == pytest.approx(-10 * np.log10(mse))
+    assert metrics["nmse"] == pytest.approx(mse / np.mean(((truth + 1) / 2) ** 2))
+    assert image_metrics(truth, truth) == {"psnr": np.inf, "ssim": 1.0, "nmse": 0.0}
+    outside = truth.copy()
+    outside[outside > 0.9] = 5  # clipped to 1 before comparing
+    assert image_metrics(outside, truth)["psnr"] > 25
+
+
+def test_ssim_equals_an_explicit_computation():
+    """Wang et al. 2004 in the middle of one 11×11 window."""
+    rng = np.random.default_rng(1)
+    truth, x = rng.uniform(-1, 1, (2, 1, 11, 11))
+    window = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+    a, b = (truth[0] + 1) / 2, (x[0] + 1) / 2
+    mean_a, mean_b = (window * a).sum(), (window * b).sum()
+    var_a, var_b = (window * a**2).sum() - mean_a**2, (window * b**2).sum() - mean_b**2
+    cov = (window * a * b).sum() - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    expected = ((2 * mean_a * mean_b + c1) * (2 * cov + c2)) / (
+        (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    )
+    assert image_metrics(x, truth)["ssim"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_random_numbers_belong_to_image_sample_and_seed():
+    def draw(*keys):
+        return torch.randn(4, generator=image_generator(*keys))
+
+    assert torch.equal(draw("a", 0, 1), draw("a", 0, 1))
+    for other in (("b", 0, 1), ("a", 1, 1), ("a", 0, 2), ("a", "measurement", 1), ("a0", "", 1)):
+        assert not torch.equal(draw("a", 0, 1), draw(*other))
+    pair = ImageRandom([image_generator(n, 0, 0) for n in "ab"])
+    together = pair.randn_like(torch.zeros(4, 1, 3, 3))  # two contrasts an image
+    alone = ImageRandom([image_generator("b", 0, 0)]).randn_like(torch.zeros(2, 1, 3, 3))
+    assert torch.equal(together[2:], alone)
+
+
+def test_yaml_types(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1e-4\nb: 3\nc: !!python/tuple [1, 2]\n")
+    config = read_yaml(str(path))
+    schema = {"a": (float, 0.0), "b": (float, 0.0), "c": ((tuple, list), None), "d": (int, 7)}
+    checked = check_keys(config, schema, "x")
+    assert checked == {"a": 1e-4, "b": 3.0, "c": (1, 2), "d": 7}
+    assert isinstance(checked["b"], float)
+    with pytest.raises(UserError, match="x: a: expected a number, found bool True"):
+        check_keys({"a": True}, {"a": (float, 0.0)}, "x")

@@ -1,0 +1,261 @@
+"""Training: the objective, exact resumption, several processes."""
+
+import csv
+import math
+import os
+import subprocess
+import sys
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.dist_util import read_checkpoint
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.train import (
+    TrainingCrops,
+    change_contrast,
+    discretized_gaussian_nll,
+    loss_weights,
+    main,
+    training_loss,
+    variational_term,
+)
+from guided_diffusion.unet import create_model
+from tests.conftest import LINEAR, REPOSITORY, TINY, rnd, write_yaml
+
+CONFIG = {
+    "model_config": "model.yaml",
+    "diffusion_config": "diffusion.yaml",
+    "crop_size": 16,
+    "batch_size": 4,
+    "augment": 0.5,
+    "max_steps": 6,
+    "learning_rate": 1e-3,
+    "warmup_steps": 2,
+    "log_steps": 1,
+    "val_images": 2,
+    "val_timesteps": [100, 500],
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to train in: seven images, configs; cwd is there."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("train")
+    rows, cols = np.mgrid[:24, :32]
+    for i in range(7):
+        image = 127 + 100 * np.sin(rows / (2 + i)) * np.cos(cols / 5)
+        iio.imwrite(f"train/{i}.png", image.astype(np.uint8))
+    write_yaml("model.yaml", {**TINY, "model_path": "unused.pt"})
+    write_yaml("diffusion.yaml", LINEAR)
+    write_yaml("train.yaml", CONFIG)
+    return tmp_path
+
+
+def train(out, *arguments):
+    command = ["--config", "train.yaml", "--data_dir", "train", "--val_dir", "train"]
+    return main([*command, "--out", out, *arguments])
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_training_writes_weights_and_logs(folder):
+    assert train("out") == 0
+    model = create_model(**TINY, model_path="out/ema.pt")  # strict
+    assert next(model.parameters()).dtype == torch.float32
+    assert all(v.dtype == torch.float16 for v in read_checkpoint("out/ema.pt").values())
+    with open("out/log.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6]
+    assert float(rows[0]["simple_loss"]) == pytest.approx(1, abs=0.1)  # predicts nothing yet
+    rates = [float(r["learning_rate"]) for r in rows]
+    assert rates[0] == pytest.approx(0.5e-3, rel=0.01)  # first of two warm-up steps
+    assert rates[3] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi / 2)), rel=0.01)
+    with open("out/validation.csv", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["psnr_t100"]) > float(row["psnr_t500"])
+
+
+def test_a_stopped_run_resumes_exactly(folder):
+    """Stop after three of six steps: the end is the same to the last bit."""
+    assert train("straight") == 0
+    from guided_diffusion.train import Trainer
+
+    steps_done = []
+    original = Trainer._update_ema
+
+    def stop_after_three(self):
+        original(self)
+        steps_done.append(self.step)
+        self.stopped = self.step == 3
+
+    Trainer._update_ema = stop_after_three
+    try:
+        assert train("broken") == 0
+        assert torch.load("broken/state.pt", weights_only=True)["step"] == 3
+    finally:
+        Trainer._update_ema = original
+    assert train("broken") == 0
+    a, b = weights("straight/state.pt"), weights("broken/state.pt")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            read_checkpoint("straight/ema.pt").values(),
+            read_checkpoint("broken/ema.pt").values(),
+            strict=True,
+        )
+    )
+
+
+LAUNCHERS = {
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+                 "--master-port", "29517"],
+    "mpiexec": [os.path.join(os.path.dirname(sys.executable), "mpiexec"), "-n", "2",
+                sys.executable],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train_what_one_would(folder, launcher):
+    if launcher == "mpiexec":
+        pytest.importorskip("mpi4py")
+        if not os.path.exists(LAUNCHERS["mpiexec"][0]):
+            pytest.skip("no mpiexec in this environment")
+    # float32, and gradients' sums in one order, so that only rounding may differ
+    script = "import torch, sys; torch.set_num_threads(1); import guided_diffusion.train as t; "
+    script += "t.native_bf16 = lambda device: False; sys.exit(t.main())"
+    with open("launch.py", "w", encoding="utf-8") as file:
+        file.write(script)
+    arguments = ["launch.py", "--config", "train.yaml", "--data_dir", "train", "--max_minutes", "0"]
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY, "OMP_NUM_THREADS": "1"}
+    for out, prefix in (("one", [sys.executable]), ("two", LAUNCHERS[launcher])):
+        finished = subprocess.run(
+            [*prefix, *arguments, "--out", out],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+    one, two = weights("one/state.pt"), weights("two/state.pt")
+    start = create_model(**TINY).state_dict()
+    moved = sum((one[k] - start[k]).norm() for k in one)
+    apart = sum((one[k] - two[k]).norm() for k in one)
+    assert apart < 0.02 * moved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "crop_size=15"], "multiples of 2"),
+        (["--set", "crop_size=64"], "smaller than crop_size 64"),
+        (["--set", "loss_weighting=none"], "loss_weighting"),
+        (["--set", "max_steps=0"], "max_minutes"),
+        (["--set", "steps=3"], "unknown key 'steps'"),
+        (["--set", "augment"], "KEY=VALUE"),
+        (["--data_dir", "nowhere"], "--data_dir: no folder nowhere"),
+        (["--set", "init_from=nowhere.pt"], "no checkpoint at nowhere.pt"),
+    ],
+)
+def test_bad_training_input_is_one_sentence(folder, capsys, arguments, says):
+    assert train("out", *arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and says in error
+
+
+def test_another_recipe_does_not_overwrite_a_run(folder, capsys):
+    assert train("out", "--set", "max_steps=1") == 0
+    assert train("out", "--set", "max_steps=1", "crop_size=8") == 2
+    assert "another crop_size" in capsys.readouterr().err
+
+
+def test_crops_are_decided_by_their_index_and_cover_every_file(folder):
+    crops = TrainingCrops(
+        [f"train/{i}.png" for i in range(7)], 1, 1000, 24, flip=False, augment=0.0, seed=3
+    )
+    first, again = crops[5], crops[5]
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, again))
+    assert first[0].shape == (1, 24, 24) and 0 <= first[1] < 1000
+    files = [iio.imread(f"train/{i}.png") for i in range(7)]
+
+    def which(crop):
+        pixels = np.rint((crop[0].numpy() + 1) * 127.5)
+        matches = [any((f[:, c : c + 24] == pixels).all() for c in range(9)) for f in files]
+        return matches.index(True)
+
+    epochs = [[which(crops[7 * e + i][0]) for i in range(7)] for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(7))
+    assert epochs[0] != epochs[1]
+
+
+def test_contrast_changes_stay_in_range_and_keep_air_black():
+    image = np.linspace(-1, 1, 256, dtype=np.float32).reshape(1, 16, 16)
+    means = []
+    for seed in range(50):
+        changed = change_contrast(image, np.random.default_rng(seed))
+        assert changed.dtype == np.float32 and changed.shape == image.shape
+        assert changed.min() >= -1 and changed.max() <= 1
+        assert changed[0, 0, 0] == -1
+        means.append(changed.mean())
+    assert np.std(means) > 0.1
+
+
+def test_loss_weights():
+    alpha_bar = np.array([0.99, 0.5, 0.01])
+    snr = alpha_bar / (1 - alpha_bar)
+    assert loss_weights("uniform", alpha_bar).tolist() == [1, 1, 1]
+    p2 = loss_weights("p2", alpha_bar)
+    torch.testing.assert_close(p2[0] / p2[2], torch.tensor((1 + snr[2]) / (1 + snr[0])).float())
+    weights = loss_weights("min_snr", alpha_bar)
+    assert weights[1] == weights[2] and weights[0] / weights[1] == pytest.approx(5 / snr[0])
+    assert weights.mean().item() == pytest.approx(1)
+
+
+def test_variational_term_is_the_kl_divergence_and_trains_the_variance_alone():
+    diffusion = create_sampler(**LINEAR)
+    x_0, noise = rnd((1, 1, 6, 6), 1).clamp(-0.9, 0.9), rnd((1, 1, 6, 6), 2)
+    t = torch.tensor([300])
+    x_t = diffusion.q_sample(x_0, t, noise)
+    output = torch.cat([noise + 0.1 * rnd((1, 1, 6, 6), 3), rnd((1, 1, 6, 6), 4)], 1)
+    output.requires_grad_()
+    model = diffusion.p_mean_variance(lambda *_: output.detach(), x_t, t)
+    a, previous = diffusion.alphas_cumprod[300], diffusion.alphas_cumprod[299]
+    beta = 1 - a / previous
+    mean = (
+        previous**0.5 * beta / (1 - a) * x_0
+        + (a / previous) ** 0.5 * (1 - previous) / (1 - a) * x_t
+    )
+    std = math.sqrt(beta * (1 - previous) / (1 - a))
+    true = torch.distributions.Normal(mean.float(), std)
+    predicted = torch.distributions.Normal(model["mean"], model["variance"].sqrt())
+    expected = torch.distributions.kl_divergence(true, predicted).mean() / math.log(2)
+    term = variational_term(diffusion, output, x_0, x_t, t)
+    torch.testing.assert_close(term[0], expected, rtol=1e-3, atol=1e-5)
+    term.sum().backward()
+    assert output.grad[:, 0].abs().max() == 0 and output.grad[:, 1].abs().min() > 0
+
+
+def test_discretized_likelihood_sums_to_one_over_the_256_values():
+    x = (torch.arange(256) / 127.5 - 1).reshape(1, 1, 16, 16)
+    mean, log_scale = torch.full_like(x, 0.1), torch.full_like(x, math.log(0.3))
+    assert torch.exp(-discretized_gaussian_nll(x, mean, log_scale)).sum().item() == pytest.approx(
+        1, 1e-4
+    )
+
+
+def test_loss_of_a_perfect_prediction_is_its_variational_part():
+    diffusion = create_sampler(**{**LINEAR, "model_var_type": "fixed_small"})
+    x_0, noise = rnd((2, 1, 6, 6), 1), rnd((2, 1, 6, 6), 2)
+    t = torch.tensor([10, 800])
+    ones = torch.ones(1000)
+    loss, simple = training_loss(diffusion, lambda x, t: noise, x_0, t, noise, ones)
+    assert loss == 0 and simple.tolist() == [0, 0]
+    loss, simple = training_loss(diffusion, lambda x, t: noise + 0.5, x_0, t, noise, 2 * ones)
+    assert loss.item() == pytest.approx(0.5) and simple[0].item() == pytest.approx(0.25)
