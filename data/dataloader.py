@@ -4,6 +4,7 @@ import os
 import re
 
 import imageio.v3 as iio
+import imageio_ffmpeg
 import numpy as np
 
 from util.errors import UserError
@@ -50,6 +51,22 @@ def check_names(paths):
         seen[name] = path
 
 
+def _is_deep_colour_png(path):
+    """Whether a file is a PNG of 16 bits and more than one channel."""
+    with open(path, "rb") as file:
+        head = file.read(26)  # signature, then the header chunk: depth at 24, colour type at 25
+    return head.startswith(b"\x89PNG") and len(head) == 26 and head[24] == 16 and head[25] != 0
+
+
+def _read_deep_colour_png(path):
+    """(H, W, 3) uint16; Pillow, which imageio reads PNGs with, would drop 8 of the 16 bits."""
+    frames = imageio_ffmpeg.read_frames(path, pix_fmt="rgb48le", bits_per_pixel=48)
+    width, height = next(frames)["source_size"]
+    pixels = np.frombuffer(next(frames), "<u2").reshape(height, width, 3)
+    frames.close()
+    return pixels
+
+
 def read_image(path):
     """Read one image as float32 in [-1, 1].
 
@@ -58,7 +75,8 @@ def read_image(path):
     [0, 1].
 
     Returns:
-        (C, H, W) array, C = 1 or 3; an alpha channel is dropped.
+        (C, H, W) array, C = 1 or 3. An alpha channel is dropped, and a grey image saved in
+        colour, whose three channels are equal, is read as grey.
 
     Raises:
         UserError: the file cannot be decoded, or is no grey or colour image.
@@ -67,6 +85,8 @@ def read_image(path):
     try:
         if path.lower().endswith(".npy"):
             image = np.load(path, allow_pickle=False)
+        elif _is_deep_colour_png(path):
+            image = _read_deep_colour_png(path)
         else:
             image = iio.imread(path)
     except Exception as error:  # noqa: BLE001 - each decoder has exceptions of its own
@@ -78,6 +98,8 @@ def read_image(path):
         raise UserError(f"{name}: expected a grey or colour image, found shape {image.shape}")
     if image.shape[-1] in (2, 4):
         image = image[..., :-1]
+    if image.shape[-1] == 3 and (image == image[..., :1]).all():
+        image = image[..., :1]
     if image.dtype == np.bool_:
         image = image.astype(np.float32)
     elif image.dtype.kind == "u":

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from data.crops import TrainingCrops, to_channels
 from data.dataloader import list_images, read_image
 from guided_diffusion.dist_util import (
     load_checkpoint,
@@ -25,6 +25,7 @@ from guided_diffusion.dist_util import (
     setup_dist,
 )
 from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.losses import loss_weights, training_loss
 from guided_diffusion.unet import create_model
 from util.config import (
     REQUIRED,
@@ -37,7 +38,6 @@ from util.config import (
 from util.errors import ArgumentParser, UserError
 from util.files import replacing
 
-LOSS_WEIGHTINGS = ("uniform", "min_snr", "p2")
 TRAIN_SCHEMA = {
     "model_config": (str, REQUIRED),
     "diffusion_config": (str, REQUIRED),
@@ -62,143 +62,6 @@ TRAIN_SCHEMA = {
     "val_timesteps": (list, [20, 50, 100, 200, 400, 700]),
     "save_minutes": (float, 5.0),
 }
-
-
-class TrainingCrops(Dataset):
-    """An endless, shuffled stream of augmented crops; item n is always the same for one seed.
-
-    Items are (x_0, t, noise): (C, crop, crop) float32 in [-1, 1], the timestep to train it at,
-    and the noise to add. Because n alone decides them, training resumes exactly where it
-    stopped, and several processes draw together what one would.
-    """
-
-    def __init__(self, paths, channels, timesteps, crop_size, flip, augment, seed):
-        self.timesteps = timesteps
-        self.paths = paths
-        self.channels = channels
-        self.crop_size = crop_size
-        self.flip = flip
-        self.augment = augment
-        self.seed = seed
-
-    def __getitem__(self, n):
-        epoch, position = divmod(n, len(self.paths))
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.paths))
-        rng = np.random.default_rng([self.seed, 1, n])
-        image = to_channels(read_image(self.paths[order[position]]), self.channels)
-        image = random_crop(image, self.crop_size, rng, self.paths[order[position]])
-        if self.flip and rng.random() < 0.5:
-            image = image[..., ::-1]
-        if rng.random() < self.augment:
-            image = change_contrast(image, rng)
-        t = rng.integers(self.timesteps)
-        noise = rng.standard_normal(image.shape, dtype=np.float32)
-        return torch.from_numpy(np.ascontiguousarray(image)), t, torch.from_numpy(noise)
-
-
-def to_channels(image, channels):
-    """A grey image repeated, or a colour image averaged, to the channels of the prior."""
-    if image.shape[0] == channels:
-        return image
-    if channels == 1:
-        return image.mean(axis=0, keepdims=True)
-    return np.repeat(image[:1], channels, axis=0)
-
-
-def random_crop(image, size, rng, path):
-    height, width = image.shape[1:]
-    if height < size or width < size:
-        raise UserError(
-            f"{os.path.basename(path)}: {width}×{height} is smaller than crop_size {size}"
-        )
-    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
-    return image[:, top : top + size, left : left + size]
-
-
-def change_contrast(image, rng):
-    """Another plausible MR contrast: random gamma and gain, one time in four inverted.
-
-    Inversion fades out towards 0, so that the air around the head stays black.
-    """
-    x = (image + 1) / 2
-    if rng.random() < 0.25:
-        x = np.clip(x / 0.1, 0, 1) * np.clip(rng.uniform(0.8, 1.1) - x, 0, 1)
-    x = x ** np.exp(rng.normal(0, 0.35))
-    x = np.clip(x * np.exp(rng.uniform(-0.4, 0.7)), 0, 1)
-    return (2 * x - 1).astype(np.float32)
-
-
-def loss_weights(name, alpha_bar):
-    """Weight of the simple loss at each noise level, a function of SNR = ᾱ / (1-ᾱ).
-
-    min_snr: min(SNR, 5) / SNR (Hang et al. 2023, γ = 5, for noise prediction);
-    p2: 1 / (1 + SNR) (Choi et al. 2022, k = γ = 1). Both are scaled to mean 1.
-    """
-    snr = alpha_bar / (1 - alpha_bar)
-    if name == "min_snr":
-        weights = np.minimum(snr, 5) / snr
-    elif name == "p2":
-        weights = 1 / (1 + snr)
-    elif name == "uniform":
-        weights = np.ones_like(snr)
-    else:
-        raise UserError(
-            f"train config: loss_weighting: expected one of {', '.join(LOSS_WEIGHTINGS)}, "
-            f"found {name!r}"
-        )
-    return torch.from_numpy(weights / weights.mean()).float()
-
-
-def approx_standard_normal_cdf(x):
-    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-
-
-def discretized_gaussian_nll(x, mean, log_scale):
-    """-log p of 8-bit values scaled to [-1, 1] under a Gaussian, in nats (DDPM eq. 13)."""
-    inv_std = torch.exp(-log_scale)
-    upper = approx_standard_normal_cdf((x - mean + 1 / 255) * inv_std)
-    lower = approx_standard_normal_cdf((x - mean - 1 / 255) * inv_std)
-    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
-    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
-    return -(upper - lower).clamp(min=1e-12).log()
-
-
-def variational_term(diffusion, output, x_0, x_t, t):
-    """One term of the variational bound, in bits per dimension (IDDPM eq. 4-6), (N,).
-
-    The mean is detached: this term trains the variance alone (IDDPM section 3.1).
-    """
-    frozen = torch.cat([output.chunk(2, dim=1)[0].detach(), output.chunk(2, dim=1)[1]], dim=1)
-    model = diffusion.p_mean_variance(lambda *_: frozen, x_t, t)
-    mean, log_var = diffusion.q_posterior_mean(x_0, x_t, t), model["log_variance"]
-    true_log_var = diffusion.at("posterior_log_variance", t, x_t)
-    kl = 0.5 * (
-        log_var
-        - true_log_var
-        - 1
-        + torch.exp(true_log_var - log_var)
-        + (mean - model["mean"]) ** 2 * torch.exp(-log_var)
-    )
-    nll = discretized_gaussian_nll(x_0, model["mean"], 0.5 * log_var)
-    first = (t == 0).reshape(-1, 1, 1, 1)
-    return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
-
-
-def training_loss(diffusion, model, x_0, t, noise, weights):
-    """The ADM objective: weighted L_simple + L_vlb (IDDPM eq. 16, λ folded into the mean over t).
-
-    Returns:
-        scalar loss, and the unweighted simple loss (N,) for the log.
-    """
-    x_t = diffusion.q_sample(x_0, t, noise)
-    output = model(x_t, diffusion.model_timesteps(t))
-    eps = output[:, : x_0.shape[1]]
-    simple = F.mse_loss(eps, noise, reduction="none").flatten(1).mean(1)
-    loss = weights[t] * simple
-    if output.shape[1] == 2 * x_0.shape[1]:
-        scale = diffusion.num_timesteps / 1000
-        loss = loss + scale * variational_term(diffusion, output, x_0, x_t, t)
-    return loss.mean(), simple.detach()
 
 
 def validate(diffusion, model, images, timesteps, autocast):

@@ -1,8 +1,10 @@
 """Image files in and out, metrics, and random numbers."""
 
 import os
+import subprocess
 
 import imageio.v3 as iio
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,9 @@ from util.random import ImageRandom, image_generator
 def ramp(dtype, channels=None):
     top = np.iinfo(dtype).max
     image = np.linspace(0, top, 16 * 24).reshape(16, 24).astype(dtype)
-    return image if channels is None else np.stack([image] * channels, axis=2)
+    if channels is None:
+        return image
+    return np.stack([image // (c + 1) for c in range(channels)], axis=2)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,20 @@ def test_reading_keeps_the_range_of_the_type(tmp_path, name, image, tolerance):
     expected = expected[None] if image.ndim == 2 else expected[..., :3].transpose(2, 0, 1)
     assert x.dtype == np.float32 and x.shape == expected.shape
     np.testing.assert_allclose(x, expected, atol=tolerance + 1e-6)
+
+
+def test_16_bits_of_a_colour_png_are_kept(tmp_path):
+    image = ramp(np.uint16, 3)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "rawvideo"]
+    command += ["-pix_fmt", "rgb48le", "-s", "24x16", "-i", "-", "-pix_fmt", "rgb48be"]
+    subprocess.run([*command, tmp_path / "x.png"], input=image.tobytes(), check=True)
+    x = read_image(str(tmp_path / "x.png"))
+    np.testing.assert_allclose(x, (2 * (image / 65535) - 1).transpose(2, 0, 1), atol=1e-6)
+
+
+def test_grey_saved_in_colour_is_grey(tmp_path):
+    iio.imwrite(tmp_path / "x.png", np.stack([ramp(np.uint8)] * 3, axis=2))
+    assert read_image(str(tmp_path / "x.png")).shape == (1, 16, 24)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.7), (-0.9, 0.5)])

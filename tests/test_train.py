@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from data.crops import TrainingCrops, change_contrast
 from guided_diffusion.dist_util import read_checkpoint
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.train import (
-    TrainingCrops,
-    change_contrast,
+from guided_diffusion.losses import (
     discretized_gaussian_nll,
     loss_weights,
-    main,
     training_loss,
     variational_term,
 )
+from guided_diffusion.train import main
 from guided_diffusion.unet import create_model
 from tests.conftest import LINEAR, REPOSITORY, TINY, rnd, write_yaml
 

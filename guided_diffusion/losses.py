@@ -1,0 +1,87 @@
+"""The training objective of ADM: a weighted simple loss and the variational bound.
+
+IDDPM is Nichol & Dhariwal 2021, DDPM Ho et al. 2020.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from util.errors import UserError
+
+LOSS_WEIGHTINGS = ("uniform", "min_snr", "p2")
+
+
+def loss_weights(name, alpha_bar):
+    """Weight of the simple loss at each noise level, a function of SNR = ᾱ / (1-ᾱ).
+
+    min_snr: min(SNR, 5) / SNR (Hang et al. 2023, γ = 5, for noise prediction);
+    p2: 1 / (1 + SNR) (Choi et al. 2022, k = γ = 1). Both are scaled to mean 1.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    if name == "min_snr":
+        weights = np.minimum(snr, 5) / snr
+    elif name == "p2":
+        weights = 1 / (1 + snr)
+    elif name == "uniform":
+        weights = np.ones_like(snr)
+    else:
+        raise UserError(
+            f"train config: loss_weighting: expected one of {', '.join(LOSS_WEIGHTINGS)}, "
+            f"found {name!r}"
+        )
+    return torch.from_numpy(weights / weights.mean()).float()
+
+
+def approx_standard_normal_cdf(x):
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def discretized_gaussian_nll(x, mean, log_scale):
+    """-log p of 8-bit values scaled to [-1, 1] under a Gaussian, in nats (DDPM eq. 13)."""
+    inv_std = torch.exp(-log_scale)
+    upper = approx_standard_normal_cdf((x - mean + 1 / 255) * inv_std)
+    lower = approx_standard_normal_cdf((x - mean - 1 / 255) * inv_std)
+    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
+    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
+    return -(upper - lower).clamp(min=1e-12).log()
+
+
+def variational_term(diffusion, output, x_0, x_t, t):
+    """One term of the variational bound, in bits per dimension (IDDPM eq. 4-6), (N,).
+
+    The mean is detached: this term trains the variance alone (IDDPM section 3.1).
+    """
+    frozen = torch.cat([output.chunk(2, dim=1)[0].detach(), output.chunk(2, dim=1)[1]], dim=1)
+    model = diffusion.p_mean_variance(lambda *_: frozen, x_t, t)
+    mean, log_var = diffusion.q_posterior_mean(x_0, x_t, t), model["log_variance"]
+    true_log_var = diffusion.at("posterior_log_variance", t, x_t)
+    kl = 0.5 * (
+        log_var
+        - true_log_var
+        - 1
+        + torch.exp(true_log_var - log_var)
+        + (mean - model["mean"]) ** 2 * torch.exp(-log_var)
+    )
+    nll = discretized_gaussian_nll(x_0, model["mean"], 0.5 * log_var)
+    first = (t == 0).reshape(-1, 1, 1, 1)
+    return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
+
+
+def training_loss(diffusion, model, x_0, t, noise, weights):
+    """The ADM objective: weighted L_simple + L_vlb (IDDPM eq. 16, λ folded into the mean over t).
+
+    Returns:
+        scalar loss, and the unweighted simple loss (N,) for the log.
+    """
+    x_t = diffusion.q_sample(x_0, t, noise)
+    output = model(x_t, diffusion.model_timesteps(t))
+    eps = output[:, : x_0.shape[1]]
+    simple = F.mse_loss(eps, noise, reduction="none").flatten(1).mean(1)
+    loss = weights[t] * simple
+    if output.shape[1] == 2 * x_0.shape[1]:
+        scale = diffusion.num_timesteps / 1000
+        loss = loss + scale * variational_term(diffusion, output, x_0, x_t, t)
+    return loss.mean(), simple.detach()
