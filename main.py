@@ -9,19 +9,17 @@ import torch
 from tqdm import tqdm
 
 from data.dataloader import check_names, image_name, list_images, read_image
-from guided_diffusion.condition_methods import check_conditioning, get_conditioning_method
+from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
 from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import ArgumentParser, UserError
-from util.image_files import Recorder, write_comparison, write_gif, write_mp4, write_png
-from util.metrics import image_metrics
+from util.image_files import Recorder
 from util.random import ImageRandom, image_generator
 from util.results import Results, results_folder
 
-COMPARED = 4  # images in comparison.png
 VANILLA_SAMPLES = 10
 
 
@@ -42,6 +40,12 @@ def parse_args(argv=None):
         default="configs/SR_config_mri.yaml",
         help="YAML of the task: data, degradation, noise, method",
     )
+    add(
+        "--method",
+        choices=tuple(METHODS),
+        default=None,
+        help="replace the task's conditioning.method, with that method's own parameters",
+    )
     add("--save_dir", default="results", help="folder for the results, a tree by task")
     add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
     add(
@@ -53,6 +57,12 @@ def parse_args(argv=None):
     add("--record", action="store_true", help="keep progress frames and write a GIF an image")
     add("--video", action="store_true", help="write the sampling as an MP4 an image")
     add("--batch_size", type=positive, default=1, help="images restored at once")
+    add(
+        "--num_samples",
+        type=positive,
+        default=1,
+        help="posterior samples an image; recon/ holds their mean, std/ their spread",
+    )
     add("--limit", type=positive, default=None, help="restore the first LIMIT images only")
     add(
         "--precision",
@@ -86,7 +96,7 @@ class Run:
                 f"{args.model_config}: class_cond: true, and this program gives no class labels"
             )
         diffusion_config = read_diffusion_config(args.diffusion_config)
-        self.task = read_task_config(args.task_config)
+        self.task = read_task_config(args.task_config, args.method)
         method = self.task["conditioning"]["method"]
         self.task["conditioning"]["params"] = check_conditioning(
             method, self.task["conditioning"]["params"]
@@ -106,17 +116,19 @@ class Run:
         self.diffusion = create_sampler(**diffusion_config)
         self.model = create_model(**{**model_config, "use_fp16": False})
         self.model.to(self.device, memory_format=torch.channels_last).set_torso_dtype(dtype)
+        self.model.requires_grad_(False)
         settings = {
             "model_config": model_config,
             "checkpoint_sha256": checkpoint_digest(model_config["model_path"]),
             "diffusion_config": diffusion_config,
             "task_config": self.task,
             "seed": args.seed,
+            "num_samples": args.num_samples,
             "precision": str(dtype).removeprefix("torch."),
         }
         folder = results_folder(args.save_dir, model_config, self.task)
-        self.results = Results(folder, settings, args.overwrite)
-        self.compared = []
+        title = os.path.relpath(folder, args.save_dir)
+        self.results = Results(folder, title, settings, args.overwrite)
         self.failed = []
 
     def operator(self, in_shape):
@@ -179,76 +191,67 @@ class Run:
     def restore(self, names, truth, bar):
         """Degrade and restore one batch and write its files.
 
-        A colour image under a one-channel prior is restored contrast by contrast.
+        Of N images of C channels and K samples each, the network sees N·K·contrasts rows: a
+        colour image under a one-channel prior is restored contrast by contrast.
         """
         start = time.perf_counter()
-        channels = self.model.in_channels
-        # (N, C, H, W) -> (N·contrasts, channels, H, W)
+        count, channels = self.args.num_samples, self.model.in_channels
         x = truth.reshape(-1, channels, *truth.shape[2:]).to(self.device)
-        if self.vanilla:
-            y, method = None, get_conditioning_method("vanilla")
-        else:
-            y, method = self._measure(x, names)
-        random = ImageRandom([image_generator(n, 0, self.args.seed) for n in names])
-        recorder = Recorder(self.diffusion.num_timesteps) if self.recording else None
+        y = None if self.vanilla else self._measure(x, names)
+        method = self._conditioning(x, y, len(names))
+        random = ImageRandom(
+            [image_generator(n, k, self.args.seed) for n in names for k in range(count)]
+        )
+        recording = self.args.record or self.args.video
+        recorder = Recorder(self.diffusion.num_timesteps) if recording else None
 
         def after_step(t, x_t, pred_xstart):
             bar.update()
             if recorder:
                 recorder(t, x_t)
 
-        x_T = random.randn_like(x)
+        x_T = random.randn_like(x.repeat(count, 1, 1, 1))
         if recorder:
             recorder.frame(x_T)
         x_hat = self.diffusion.p_sample_loop(
             self.model, x_T, method.step, random.randn_like, after_step
         )
-        x_hat = x_hat.clamp(-1, 1).float().cpu().reshape(truth.shape)
+        samples = x_hat.clamp(-1, 1).float().cpu().reshape(len(names), count, *truth.shape[1:])
         seconds = (time.perf_counter() - start) / len(names)
         if y is not None:
             y = y.cpu().reshape(len(names), -1, *y.shape[2:])
         for i, name in enumerate(names):
-            frames = recorder.movie(i, len(names)) if recorder else []
-            self._write(name, x_hat[i], truth[i], None if y is None else y[i], frames, seconds)
-
-    @property
-    def recording(self):
-        return self.args.record or self.args.video
+            line = self.results.add(
+                name,
+                samples[i].numpy(),
+                None if y is None else truth[i].numpy(),
+                None if y is None else y[i].numpy(),
+                seconds,
+            )
+            if recorder:
+                frames = recorder.movie(i * count, len(names) * count)
+                self.results.add_movie(name, frames, self.args.record, self.args.video)
+            tqdm.write(line)
 
     def _measure(self, x, names):
-        """Draw y = A x + n; returns it with the conditioning method for it."""
-        operator = self.operator(tuple(x.shape[1:]))
+        """y = A x + n, n drawn once an image."""
         random = ImageRandom([image_generator(n, "measurement", self.args.seed) for n in names])
-        y = self.noise(operator.forward(x), random)
-        conditioning = self.task["conditioning"]
-        method = get_conditioning_method(
-            conditioning["method"], operator, y, self.noise.sigma, **conditioning["params"]
-        )
-        return y, method
+        return self.noise(self.operator(tuple(x.shape[1:])).forward(x), random)
 
-    def _write(self, name, x_hat, truth, y, frames, seconds):
-        results, png = self.results, f"{name}.png"
-        row = {"seconds": seconds}
-        write_png(results.path("recon", png), x_hat.numpy())
-        if y is not None:
-            write_png(results.path("input", png), y.numpy())
-            write_png(results.path("truth", png), truth.numpy())
-            row |= image_metrics(x_hat.numpy(), truth.numpy())
-        if self.args.record:
-            for i, frame in enumerate(frames):
-                write_png(results.path(os.path.join("progress", name), f"{i:04d}.png"), frame)
-            write_gif(results.path("gif", f"{name}.gif"), frames)
-        if self.args.video:
-            write_mp4(results.path("video", f"{name}.mp4"), frames)
-        results.add(name, row)
-        line = f"{name}: {seconds:.1f} s"
-        if y is not None:
-            line = f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {seconds:.1f} s"
-            if len(self.compared) < COMPARED:
-                caption = f"PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
-                images = (v.numpy() for v in (y, x_hat, truth))
-                self.compared.append((name, *images, caption))
-        tqdm.write(line)
+    def _conditioning(self, x, y, images):
+        """The method for this batch, with every image's measurement once a sample."""
+        conditioning = self.task["conditioning"]
+        if self.vanilla:
+            return get_conditioning_method("vanilla")
+        per_sample = y.reshape(images, -1, *y.shape[1:])
+        per_sample = per_sample.repeat_interleave(self.args.num_samples, dim=0)
+        return get_conditioning_method(
+            conditioning["method"],
+            self.operator(tuple(x.shape[1:])),
+            per_sample.reshape(-1, *y.shape[1:]),
+            self.noise.sigma,
+            **conditioning["params"],
+        )
 
     def restore_all(self):
         """Restore every image; returns the exit status."""
@@ -263,10 +266,7 @@ class Run:
                 bar.set_description(f"image {which}/{total} {names[0]}")
                 self.restore(names, images, bar)
                 done = last
-        if self.compared:
-            path = os.path.join(self.results.folder, "comparison.png")
-            title = os.path.relpath(self.results.folder, self.args.save_dir)
-            write_comparison(path, self.compared, title)
+        self.results.write_comparison()
         self.results.write_summary(finished=True, failed=self.failed)
         print(self.results.table())
         if self.failed:

@@ -140,9 +140,10 @@ class GaussianDiffusion:
 
     def _table(self, name, device):
         if device not in self._on_device:
-            self._on_device[device] = {
-                k: torch.from_numpy(v).to(device) for k, v in self._tables.items()
-            }
+            with torch.inference_mode(False):  # usable under autograd, too
+                self._on_device[device] = {
+                    k: torch.from_numpy(v).to(device) for k, v in self._tables.items()
+                }
         return self._on_device[device][name]
 
     def at(self, name, t, x):
@@ -168,10 +169,6 @@ class GaussianDiffusion:
     def predict_xstart_from_eps(self, x_t, t, eps):
         """x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t."""
         return self.at("sqrt_recip_alpha_bar", t, x_t) * x_t - self.at("sqrt_r", t, x_t) * eps
-
-    def predict_eps_from_xstart(self, x_t, t, x_0):
-        """The inverse of `predict_xstart_from_eps`."""
-        return (self.at("sqrt_recip_alpha_bar", t, x_t) * x_t - x_0) / self.at("sqrt_r", t, x_t)
 
     def _log_variance(self, values, x, t):
         if self.model_var_type == "fixed_small":
@@ -232,6 +229,11 @@ class GaussianDiffusion:
             "pred_xstart": pred_xstart,
         }
 
+    def predict(self, model, x, t):
+        """`p_mean_variance` of a batch that is all at step t, an int."""
+        steps = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+        return self.p_mean_variance(model, x, steps)
+
     def p_sample(self, model, x, t, randn_like):
         """One reverse step, x_t → x_{t-1}, by the configured sampler.
 
@@ -242,22 +244,30 @@ class GaussianDiffusion:
         Returns:
             (x_{t-1}, x̂_0), each (N, C, H, W).
         """
-        steps = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-        out = self.p_mean_variance(model, x, steps)
-        if self.sampler == "ddim":
-            return self._ddim_sample(out, x, t, steps, randn_like), out["pred_xstart"]
-        sample = out["mean"]
-        if t > 0:
-            sample = torch.addcmul(sample, (0.5 * out["log_variance"]).exp(), randn_like(x))
-        return sample, out["pred_xstart"]
+        out = self.predict(model, x, t)
+        return self.sample_from(out, x, t, randn_like), out["pred_xstart"]
 
-    def _ddim_sample(self, out, x, t, steps, randn_like):
-        """DDIM eq. 12, with σ_t of eq. 16 scaled by η."""
-        a, a_prev = self.alphas_cumprod[t], self.alphas_cumprod_prev[t]
-        sigma = self.eta * math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
-        eps = self.predict_eps_from_xstart(x, steps, out["pred_xstart"])
-        sample = math.sqrt(a_prev) * out["pred_xstart"] + math.sqrt(1 - a_prev - sigma**2) * eps
+    def sample_from(self, out, x, t, randn_like):
+        """x_{t-1} by the configured sampler, from the prediction `out` at x_t."""
+        if self.sampler == "ddim":
+            a, a_prev = self.alphas_cumprod[t], self.alphas_cumprod_prev[t]
+            sigma = self.eta * math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))  # eq. 16
+            return self.ddim_step(x, out["pred_xstart"], t, sigma, randn_like)
+        if t == 0:
+            return out["mean"]
+        return torch.addcmul(out["mean"], (0.5 * out["log_variance"]).exp(), randn_like(x))
+
+    def ddim_step(self, x, x_0, t, sigma, randn_like):
+        """DDIM eq. 12: x_{t-1} from x_t and an estimate of x_0, with fresh noise of std sigma."""
+        a_prev = self.alphas_cumprod_prev[t]
+        eps = self.eps_from_xstart(x, x_0, t)
+        sample = math.sqrt(a_prev) * x_0 + math.sqrt(max(0.0, 1 - a_prev - sigma**2)) * eps
         return sample + sigma * randn_like(x) if t > 0 and sigma > 0 else sample
+
+    def eps_from_xstart(self, x, x_0, t):
+        """ε with x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε, for a batch that is all at step t."""
+        a = self.alphas_cumprod[t]
+        return (x - math.sqrt(a) * x_0) / math.sqrt(1 - a)
 
     def p_sample_loop(self, model, x_T, step, randn_like, callback=None):
         """Run the whole reverse process, without building an autograd graph.

@@ -169,6 +169,34 @@ def test_vanilla_samples_the_prior_without_data(tiny_run, capsys):
     assert a.shape == (32, 32) and not np.array_equal(a, b)
 
 
+def test_samples_their_mean_and_their_spread(tiny_run, capsys):
+    tiny_run("--save_dir", "single", "--limit", "2")
+    assert tiny_run("--save_dir", "out", "--limit", "2", "--num_samples", "3") == 0
+    samples = np.stack([pixels(f"{SR}/samples/a2_{k}.png") for k in range(3)]).astype(float)
+    # sample 0 is the one that a run with one sample draws
+    single = pixels(SR.replace("out", "single") + "/recon/a2.png").astype(float)
+    assert np.abs(samples[0] - single).max() <= 1
+    assert np.abs(samples.mean(0) - pixels(f"{SR}/recon/a2.png")).max() <= 1
+    std = np.load(f"{SR}/std/a2.npy")
+    assert std.shape == (1, 32, 32)
+    assert np.abs(std[0] * 127.5 - samples.std(0, ddof=1)).max() < 1
+    assert pixels(f"{SR}/std/a2.png").ndim == 3
+    with open(f"{SR}/metrics.csv", encoding="utf-8") as file:
+        row = list(csv.DictReader(file))[1]
+    assert float(row["psnr"]) > float(row["sample_psnr"])  # the mean is closer than a sample
+    assert "PSNR of one sample" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["dps", "ddrm", "pigdm", "ddnm", "diffpir"])
+def test_relatives_run_from_the_command_line(tiny_run, method):
+    assert tiny_run("--save_dir", "out", "--limit", "2", "--method", method) == 0
+    with open(f"{SR}/summary.json", encoding="utf-8") as file:
+        conditioning = json.load(file)["settings"]["task_config"]["conditioning"]
+    assert conditioning["method"] == method
+    assert conditioning["params"].get("scale") != 1.75  # λ of the file's own method
+    assert len(recons(SR)) == 2
+
+
 def test_the_same_run_again_changes_nothing_and_another_is_refused(tiny_run, capsys):
     assert tiny_run("--save_dir", "out") == 0
     before = recons(SR)
@@ -309,6 +337,13 @@ BAD = {
     "double names": ([], double_names, "rename one"),
     "unwritable save_dir": (["--save_dir", "task.yaml"], None, "cannot write"),
     "no such GPU": (["--gpu", "99"], None, "no GPU 99"),
+    "bad method": (["--method", "x"], None, "--method"),
+    "no samples": (["--num_samples", "0"], None, "--num_samples"),
+    "bad share": (
+        [],
+        change("task.yaml", conditioning={"method": "ddrm", "params": {"eta": 2}}),
+        "conditioning.params.eta",
+    ),
     "bad precision": (["--precision", "int8"], None, "--precision"),
     "bad batch size": (["--batch_size", "0"], None, "--batch_size"),
     "no number": (["--seed", "x"], None, "--seed"),

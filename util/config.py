@@ -172,8 +172,12 @@ def read_diffusion_config(path):
     return check_keys(read_yaml(path), DIFFUSION_SCHEMA, path)
 
 
-def read_task_config(path):
-    """A task file, checked; one whose method is "vanilla" holds `conditioning` alone.
+def read_task_config(path, method=None):
+    """A task file, checked; where the method is "vanilla" it needs `conditioning` alone.
+
+    Args:
+        method: replaces the file's conditioning.method, and, if it is another, drops the
+            parameters that belong to the file's.
 
     Returns:
         dict with "conditioning", and unless vanilla "data" and "measurement"; keys of the
@@ -181,6 +185,9 @@ def read_task_config(path):
     """
     config = read_yaml(path)
     conditioning = config.get("conditioning")
+    if method and isinstance(conditioning, dict) and conditioning.get("method") != method:
+        conditioning = {"method": method}
+        config["conditioning"] = conditioning
     if isinstance(conditioning, dict) and conditioning.get("method") == "vanilla":
         return check_keys({"conditioning": conditioning}, PRIOR_SCHEMA, path)
     config = check_keys(config, TASK_SCHEMA, path)

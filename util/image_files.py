@@ -81,6 +81,38 @@ def write_mp4(path, frames):
             writer.append_data(pixels)
 
 
+def _figure(width, height):
+    """A matplotlib figure of that many inches that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=100)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _heat_map(figure, axis, image, scale, colour_bar_axes):
+    """Show (H, W) values from 0 to `scale` with a colour bar beside `colour_bar_axes`."""
+    shown = axis.imshow(image, cmap="inferno", vmin=0, vmax=scale)
+    if colour_bar_axes is not None:
+        bar = figure.colorbar(shown, ax=colour_bar_axes, fraction=0.04)
+        bar.set_label("share of the displayed range", fontsize=7)
+        bar.ax.tick_params(labelsize=6)
+
+
+def write_std_map(path, std):
+    """A heat map of pixelwise standard deviations, (C, H, W) in units of the [-1, 1] image."""
+    share = std.mean(axis=0) / 2
+    figure = _figure(4.2, 3.6)
+    axis = figure.subplots()
+    axis.set_title("posterior standard deviation", fontsize=9)
+    _heat_map(figure, axis, share, max(float(np.quantile(share, 0.999)), 1e-6), axis)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
 def write_comparison(path, rows, title):
     """A labelled figure: input, reconstruction, truth and error of each image, a row each.
 
@@ -89,17 +121,11 @@ def write_comparison(path, rows, title):
             [-1, 1]; truth may be None, which leaves its column and the error's out.
         title: text over the figure.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     labels = ["input", "reconstruction"]
     if rows[0][3] is not None:
         labels += ["truth", "|error|"]
     size = 2.4
-    figure = Figure(
-        figsize=(size * len(labels) + 0.7, size * len(rows) + 0.6), layout="constrained", dpi=100
-    )
-    FigureCanvasAgg(figure)
+    figure = _figure(size * len(labels) + 0.7, size * len(rows) + 0.6)
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(len(rows), len(labels), squeeze=False)
     errors = [
@@ -111,7 +137,8 @@ def write_comparison(path, rows, title):
         for axis, image in zip(axes[i], images, strict=False):
             axis.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         if truth is not None:
-            shown = axes[i][3].imshow(errors[i], cmap="inferno", vmin=0, vmax=scale)
+            beside = axes[:, 3] if i == len(rows) - 1 else None
+            _heat_map(figure, axes[i][3], errors[i], scale, beside)
         axes[i][0].set_ylabel(name, fontsize=7)
         axes[i][1].set_xlabel(caption, fontsize=7)
     for axis in axes.flat:
@@ -119,9 +146,5 @@ def write_comparison(path, rows, title):
         axis.set_yticks([])
     for axis, label in zip(axes[0], labels, strict=True):
         axis.set_title(label, fontsize=9)
-    if errors:
-        bar = figure.colorbar(shown, ax=axes[:, 3], fraction=0.04)
-        bar.set_label("share of the displayed range", fontsize=7)
-        bar.ax.tick_params(labelsize=6)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -10,11 +10,22 @@ import numpy as np
 import torch
 
 from util.errors import UserError
-from util.files import replacing_text
+from util.files import replacing, replacing_text
+from util.image_files import write_comparison, write_gif, write_mp4, write_png, write_std_map
+from util.metrics import image_metrics
 
-FOLDERS = ("input", "recon", "truth", "progress", "gif", "video")
+FOLDERS = ("input", "recon", "truth", "samples", "std", "progress", "gif", "video")
 FILES = ("metrics.csv", "summary.json", "comparison.png")
-METRICS = ("psnr", "ssim", "nmse", "seconds")
+LABELS = {
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "nmse": "NMSE",
+    "sample_psnr": "PSNR of one sample (dB)",
+    "sample_ssim": "SSIM of one sample",
+    "sample_nmse": "NMSE of one sample",
+    "seconds": "seconds",
+}
+COMPARED = 4  # images in comparison.png
 
 
 def results_folder(save_dir, model_config, task_config):
@@ -43,15 +54,19 @@ def versions():
 class Results:
     """Writes one run's files; `rows` collects the metrics of each image by name.
 
+    `title` stands over the comparison picture; `settings` decide whether a folder is this run's.
+
     Raises:
         UserError: the folder cannot be written, or holds a run with other settings (or files
             that no run wrote) and `overwrite` is not given.
     """
 
-    def __init__(self, folder, settings, overwrite):
+    def __init__(self, folder, title, settings, overwrite):
         self.folder = folder
+        self.title = title
         self.settings = json.loads(json.dumps(settings))  # as they are read back
         self.rows = {}
+        self._compared = []
         self._claim(overwrite)
 
     def _claim(self, overwrite):
@@ -96,27 +111,82 @@ class Results:
         os.makedirs(folder, exist_ok=True)
         return os.path.join(folder, name)
 
-    def add(self, name, metrics):
-        """Add an image's row and rewrite metrics.csv."""
-        self.rows[name] = metrics
+    def add(self, name, samples, truth, y, seconds):
+        """Write an image's pictures and its row of metrics.csv.
+
+        Args:
+            samples: (K, C, H, W) in [-1, 1], the posterior samples; recon/ gets their mean.
+            truth, y: (C, H, W) and the measurement; both None for a sample of the prior.
+            seconds: what the image took.
+
+        Returns:
+            One line for the terminal.
+        """
+        mean, row, png = samples.mean(axis=0), {}, f"{name}.png"
+        write_png(self.path("recon", png), mean)
+        if len(samples) > 1:
+            for k, sample in enumerate(samples):
+                write_png(self.path("samples", f"{name}_{k}.png"), sample)
+            std = samples.std(axis=0, ddof=1)
+            with (
+                replacing(self.path("std", f"{name}.npy")) as temporary,
+                open(temporary, "wb") as file,
+            ):
+                np.save(file, std)
+            write_std_map(self.path("std", png), std)
+        if truth is not None:
+            write_png(self.path("input", png), y)
+            write_png(self.path("truth", png), truth)
+            row = image_metrics(mean, truth)
+            if len(samples) > 1:
+                single = image_metrics(samples[0], truth)
+                row |= {f"sample_{k}": v for k, v in single.items()}
+            if len(self._compared) < COMPARED:
+                caption = f"PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
+                self._compared.append((name, y, mean, truth, caption))
+        self.rows[name] = row | {"seconds": seconds}
+        self._write_metrics()
+        if truth is None:
+            return f"{name}: {seconds:.1f} s"
+        return f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {seconds:.1f} s"
+
+    def add_movie(self, name, frames, gif, mp4):
+        """Write an image's sampling: progress frames and a GIF, or an MP4, or both."""
+        if gif:
+            for i, frame in enumerate(frames):
+                write_png(self.path(os.path.join("progress", name), f"{i:04d}.png"), frame)
+            write_gif(self.path("gif", f"{name}.gif"), frames)
+        if mp4:
+            write_mp4(self.path("video", f"{name}.mp4"), frames)
+
+    def _columns(self):
+        """The metrics that this run has, each with its values over the images."""
+        columns = {k: [r[k] for r in self.rows.values() if k in r] for k in LABELS}
+        return {k: v for k, v in columns.items() if v}
+
+    def _write_metrics(self):
+        columns = self._columns()
         with replacing_text(os.path.join(self.folder, "metrics.csv")) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["image", *METRICS])
+            writer.writerow(["image", *columns])
             for image, row in self.rows.items():
-                writer.writerow([image, *(_cell(row.get(key)) for key in METRICS)])
+                writer.writerow([image, *(f"{row[key]:.6g}" for key in columns)])
+
+    def write_comparison(self):
+        """Write comparison.png, of the first images that have a truth."""
+        if self._compared:
+            path = os.path.join(self.folder, "comparison.png")
+            write_comparison(path, self._compared, self.title)
 
     def means(self):
-        """Mean of each metric over the images that have it."""
-        columns = {k: [r[k] for r in self.rows.values() if k in r] for k in METRICS}
-        return {k: float(np.mean(v)) for k, v in columns.items() if v}
+        """Mean of each metric over the images."""
+        return {k: float(np.mean(v)) for k, v in self._columns().items()}
 
     def table(self):
         """Means and standard deviations over the images, as lines of text."""
         lines = [f"{len(self.rows)} images in {self.folder}"]
-        for key, label in zip(METRICS, ("PSNR (dB)", "SSIM", "NMSE", "seconds"), strict=True):
-            column = [r[key] for r in self.rows.values() if key in r]
-            if column:
-                lines.append(f"  {label:<10} {np.mean(column):9.4f} ± {np.std(column):.4f}")
+        for key, values in self._columns().items():
+            lines.append(f"  {LABELS[key]:<24} {np.mean(values):9.4f} ± {np.std(values):.4f}")
         return "\n".join(lines)
 
     def write_summary(self, finished=True, failed=()):
@@ -131,7 +201,3 @@ class Results:
         with replacing_text(os.path.join(self.folder, "summary.json")) as file:
             json.dump(summary, file, indent=2)
             file.write("\n")
-
-
-def _cell(value):
-    return "" if value is None else f"{value:.6g}"

@@ -1,0 +1,217 @@
+"""The relatives of DMPS against cases whose answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from guided_diffusion.condition_methods import (
+    METHODS,
+    gaussian_posterior_mean,
+    get_conditioning_method,
+)
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import get_operator
+from tests.conftest import LINEAR, rnd
+from util.random import ImageRandom, image_generator
+
+MU, PRIOR_STD, SIGMA = 0.2, 0.4, 0.2
+CONDITIONED = [name for name in METHODS if name != "vanilla"]
+
+
+def diffusion_of(steps):
+    free = {"clip_denoised": False, "model_var_type": "fixed_small"}
+    return create_sampler(**{**LINEAR, **free, "timestep_respacing": steps})
+
+
+def gaussian_network(diffusion, std=PRIOR_STD):
+    """The optimal noise predictor for pixels that are independently N(MU, std²)."""
+    alpha_bar = dict(zip(diffusion.timestep_map, diffusion.alphas_cumprod, strict=True))
+
+    def model(x, timesteps):
+        a = alpha_bar[int(timesteps[0])]
+        return math.sqrt(1 - a) * (x - math.sqrt(a) * MU) / (a * std**2 + 1 - a)
+
+    return model
+
+
+def sample(name, steps, operator, y, sigma, **params):
+    diffusion = diffusion_of(steps)
+    random = ImageRandom([image_generator("x", i, 0) for i in range(len(y))])
+    method = get_conditioning_method(name, operator, y, sigma, **params)
+    x_T = random.randn_like(torch.zeros(len(y), *operator.in_shape))
+    network = gaussian_network(diffusion)
+    return diffusion.p_sample_loop(network, x_T, method.step, random.randn_like)
+
+
+# Error of the mean, in posterior standard deviations (RMS over the directions that A sees; 0.06
+# is sampling error), and the ratio of standard deviations, at 100 steps: none of these methods is
+# exact for a finite prior, each sharpens or blurs the posterior in its own way.
+BIAS = {
+    "dmps": (0.6, 0.4, 0.7),
+    "dps": (0.5, 0.4, 1.2),
+    "ddrm": (0.4, 0.4, 0.7),
+    "pigdm": (1.4, 0.4, 0.7),
+    "ddnm": (0.4, 0.4, 0.7),
+    "diffpir": (0.9, 0.9, 1.4),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_gaussian_posterior_within_the_stated_bias(name):
+    """Prior N(MU, PRIOR_STD²), so the posterior is Gaussian and known."""
+    operator = get_operator("super_resolution", (1, 8, 8), scale_factor=2, type="standard")
+    s = operator.singular_values
+    truth = MU + PRIOR_STD * rnd((1, 1, 8, 8), 1)
+    y = operator.forward(truth) + SIGMA * rnd((1, 1, 4, 4), 2)
+    spectrum = operator.Vt(sample(name, 100, operator, y.expand(256, -1, -1, -1), SIGMA))
+    prior_mean = operator.Vt(torch.full((1, 1, 8, 8), MU))
+    precision = 1 / PRIOR_STD**2 + s**2 / SIGMA**2
+    mean = (prior_mean / PRIOR_STD**2 + s * operator.Ut(y) / SIGMA**2) / precision
+    std = precision.rsqrt()
+    bias = ((spectrum.mean(0) - mean[0]) / std).square().mean().sqrt().item()
+    ratio = (spectrum.std(0) / std).mean().item()
+    largest, low, high = BIAS[name]
+    assert bias < largest
+    assert low < ratio < high
+
+
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_unseen_directions_keep_the_prior(name):
+    operator = get_operator("super_resolution", (1, 8, 8), scale_factor=2, type="standard")
+    y = operator.forward(MU + PRIOR_STD * rnd((1, 1, 8, 8), 1))
+    x = sample(name, 100, operator, y.expand(256, -1, -1, -1), SIGMA)
+    blind = x - operator.V(operator.Vt(x))
+    std = math.sqrt(blind.var(0).sum().item() / (64 - 16))
+    assert blind.mean(0).abs().max() < 0.12
+    assert 0.8 * PRIOR_STD < std < 1.05 * PRIOR_STD
+
+
+@pytest.mark.parametrize("name", ["ddrm", "ddnm", "diffpir"])
+@pytest.mark.parametrize("steps", [5, 20])
+def test_a_noiseless_measurement_is_met_exactly(name, steps):
+    operator = get_operator("super_resolution", (1, 8, 8), scale_factor=2)
+    y = operator.forward(rnd((3, 1, 8, 8), 1))
+    x = sample(name, steps, operator, y, 0.0)
+    torch.testing.assert_close(operator.forward(x), y, rtol=1e-3, atol=1e-3)
+    assert x.std(0).min() > 0.01  # and yet the samples differ
+
+
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_a_batch_is_its_images(name):
+    """Also where a norm or a gradient is taken: every image has its own."""
+    operator = get_operator("deblur", (1, 16, 16), type="uniform", kernel_size=5)
+    y = operator.forward(rnd((3, 1, 16, 16), 1)) * torch.tensor([0.1, 1, 5]).reshape(3, 1, 1, 1)
+    diffusion = diffusion_of(10)
+
+    def network(x, timesteps):  # not linear, so that Jacobians differ from image to image
+        return torch.tanh(0.5 * x) + 0.1 * x.roll(1, dims=3)
+
+    def run(rows):
+        random = ImageRandom([image_generator(str(i), 0, 0) for i in rows])
+        method = get_conditioning_method(name, operator, y[rows], 0.1)
+        x_T = random.randn_like(y[rows])
+        return diffusion.p_sample_loop(network, x_T, method.step, random.randn_like)
+
+    together = run([0, 1, 2])
+    alone = torch.cat([run([i]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert together.isfinite().all() and not together.requires_grad
+
+
+def dense(operator):
+    """A as a matrix, column by column."""
+    count = math.prod(operator.in_shape)
+    basis = torch.eye(count, dtype=operator.singular_values.dtype)
+    basis = basis.reshape(count, *operator.in_shape)
+    return operator.forward(basis).reshape(count, -1).T
+
+
+def test_gaussian_posterior_mean_equals_the_dense_ridge_solution():
+    operator = get_operator("super_resolution", (1, 4, 6), scale_factor=2, dtype=torch.float64)
+    A, variance, sigma = dense(operator), 0.3, 0.2
+    x_0, y = rnd((2, 1, 4, 6), 1).double(), rnd((2, *operator.out_shape), 2).double()
+    left = A.T @ A / sigma**2 + torch.eye(24, dtype=torch.float64) / variance
+    right = y.reshape(2, -1) @ A / sigma**2 + x_0.reshape(2, -1) / variance
+    expected = torch.linalg.solve(left, right.T).T.reshape(x_0.shape)
+    mean = gaussian_posterior_mean(operator, x_0, operator.Ut(y), sigma, variance)
+    torch.testing.assert_close(mean, expected)
+
+
+def one_step(name, x, t, operator, y, sigma, network, **params):
+    diffusion = diffusion_of(50)
+    method = get_conditioning_method(name, operator, y, sigma, **params)
+    with torch.inference_mode():
+        guided, _ = method.step(diffusion, network, x, t, torch.zeros_like)
+    return diffusion, guided
+
+
+def test_dps_steps_down_the_gradient_of_the_residual_norm():
+    operator = get_operator("deblur", (1, 6, 6), type="uniform", kernel_size=3)
+    x, y, t = rnd((1, 1, 6, 6), 1), rnd((1, 1, 6, 6), 2), 20
+
+    def network(x, timesteps):
+        return torch.sin(x)
+
+    diffusion, guided = one_step("dps", x, t, operator, y, 0.1, network, scale=0.7)
+    plain, _ = diffusion.p_sample(network, x, t, torch.zeros_like)
+    a = diffusion.alphas_cumprod[t]
+
+    def norm(x):
+        x_0 = (x - math.sqrt(1 - a) * torch.sin(x)) / math.sqrt(a)
+        return (y - operator.forward(x_0)).norm()
+
+    gradient = torch.autograd.functional.jacobian(norm, x)
+    torch.testing.assert_close(guided, plain - 0.7 * gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_pigdm_guidance_is_the_vector_jacobian_product_of_the_paper():
+    operator = get_operator("super_resolution", (1, 4, 4), scale_factor=2)
+    x, y, t, sigma = rnd((1, 1, 4, 4), 1), rnd((1, 1, 2, 2), 2), 20, 0.3
+
+    def network(x, timesteps):
+        return torch.sin(x)
+
+    diffusion, guided = one_step("pigdm", x, t, operator, y, sigma, network)
+    a, a_prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
+
+    def x_0_hat(x):
+        return (x - math.sqrt(1 - a) * torch.sin(x)) / math.sqrt(a)
+
+    A, r2 = dense(operator), 1 - a
+    residual = y.flatten() - A @ x_0_hat(x).flatten()
+    v = torch.linalg.solve(r2 * A @ A.T + sigma**2 * torch.eye(4), residual) @ A
+    jacobian = torch.autograd.functional.jacobian(x_0_hat, x).reshape(16, 16)
+    g = r2 * (v @ jacobian).reshape(x.shape)
+    c_1 = math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+    expected = math.sqrt(a_prev) * x_0_hat(x) + math.sqrt(1 - a_prev - c_1**2) * torch.sin(x)
+    torch.testing.assert_close(guided, expected + math.sqrt(a) * g, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [1, 10, 40])
+def test_ddrm_and_ddnm_as_their_papers_write_them_for_denoising(t):
+    """A = I, where every singular value is 1 and the equations are scalar."""
+    operator = get_operator("denoise", (1, 4, 4))
+    x, y, sigma, eta = rnd((1, 1, 4, 4), 1), rnd((1, 1, 4, 4), 2), 0.4, 0.85
+
+    def network(x, timesteps):
+        return torch.sin(x)
+
+    diffusion, ddrm = one_step("ddrm", x, t, operator, y, sigma, network)
+    _, ddnm = one_step("ddnm", x, t, operator, y, sigma, network)
+    a, a_prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
+    x_0 = (x - math.sqrt(1 - a) * torch.sin(x)) / math.sqrt(a)
+    std = math.sqrt((1 - a_prev) / a_prev)
+    if std < sigma:  # Kawar et al. 2022, eq. 8, second case; noise is zero here
+        expected = x_0 + math.sqrt(1 - eta**2) * std * (y - x_0) / sigma
+    else:  # third case with η_b = 1
+        expected = y
+    torch.testing.assert_close(ddrm, math.sqrt(a_prev) * expected, rtol=1e-4, atol=1e-5)
+
+    left = 1 - a_prev - a_prev * sigma**2  # Wang et al. 2023, eq. 17-18, with η
+    if left > 0:
+        expected = math.sqrt(a_prev) * y + math.sqrt(left * (1 - eta**2)) * torch.sin(x)
+    else:
+        share = math.sqrt((1 - a_prev) * (1 - eta**2)) / (math.sqrt(a_prev) * sigma)
+        expected = math.sqrt(a_prev) * (x_0 + share * (y - x_0))
+    torch.testing.assert_close(ddnm, expected, rtol=1e-4, atol=1e-5)
