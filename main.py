@@ -1,7 +1,9 @@
 """DMPS-MRI: restore MR slices with a diffusion prior. ``python main.py --help`` explains."""
 
 import argparse
+import errno
 import os
+import signal
 import sys
 import time
 
@@ -128,7 +130,11 @@ class Run:
         }
         folder = results_folder(args.save_dir, model_config, self.task)
         title = os.path.relpath(folder, args.save_dir)
-        self.results = Results(folder, title, settings, args.overwrite)
+        if self.vanilla:
+            self.names = [f"sample_{i:03d}" for i in range(args.limit or VANILLA_SAMPLES)]
+        else:
+            self.names = [image_name(p) for p in self.paths]
+        self.results = Results(folder, title, settings, self.names, args.overwrite)
         self.failed = []
 
     def operator(self, in_shape):
@@ -149,10 +155,8 @@ class Run:
         """Yield (names, images), images (N, C, H, W) in [-1, 1] of one shape."""
         if self.vanilla:
             size, channels = self.model.image_size, self.model.in_channels
-            total = self.args.limit or VANILLA_SAMPLES
-            names = [f"sample_{i:03d}" for i in range(total)]
-            for i in range(0, total, self.args.batch_size):
-                part = names[i : i + self.args.batch_size]
+            for i in range(0, len(self.names), self.args.batch_size):
+                part = self.names[i : i + self.args.batch_size]
                 yield part, torch.zeros(len(part), channels, size, size)
             return
         names, images = [], []
@@ -226,11 +230,11 @@ class Run:
                 samples[i].numpy(),
                 None if y is None else truth[i].numpy(),
                 None if y is None else y[i].numpy(),
+                recorder.movie(i * count, len(names) * count) if recorder else [],
                 seconds,
+                gif=self.args.record,
+                mp4=self.args.video,
             )
-            if recorder:
-                frames = recorder.movie(i * count, len(names) * count)
-                self.results.add_movie(name, frames, self.args.record, self.args.video)
             tqdm.write(line)
 
     def _measure(self, x, names):
@@ -255,17 +259,19 @@ class Run:
 
     def restore_all(self):
         """Restore every image; returns the exit status."""
-        steps = self.diffusion.num_timesteps
-        total = len(self.paths) or self.args.limit or VANILLA_SAMPLES
-        done = 0
+        total, done, found = len(self.names), 0, 0
         with tqdm(unit="step", dynamic_ncols=True) as bar:
             for names, images in self.batches():
-                last = done + len(names)
-                which = f"{done + 1}" if len(names) == 1 else f"{done + 1}-{last}"
-                bar.reset(total=steps)
+                first, done = done + 1, done + len(names)
+                if all(self.results.is_done(n, self.args.record, self.args.video) for n in names):
+                    found += len(names)
+                    continue
+                which = f"{first}" if len(names) == 1 else f"{first}-{done}"
+                bar.reset(total=self.diffusion.num_timesteps)
                 bar.set_description(f"image {which}/{total} {names[0]}")
                 self.restore(names, images, bar)
-                done = last
+        if found:
+            print(f"{found} of {total} images had been restored by an earlier run")
         self.results.write_comparison()
         self.results.write_summary(finished=True, failed=self.failed)
         print(self.results.table())
@@ -280,13 +286,23 @@ class Run:
 
 def main(argv=None):
     args = parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         return Run(args).restore_all()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"error: --save_dir: {error.strerror}; make room and run the same command again, "
+            "which goes on where it stopped",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
-        print("interrupted; the images finished so far are in the results folder", file=sys.stderr)
+        print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)
         return 130
 
 

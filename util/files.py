@@ -2,18 +2,16 @@
 
 import contextlib
 import os
-import tempfile
 
 
 @contextlib.contextmanager
 def replacing(path):
     """Yield a temporary path beside `path`; it takes path's place when the block succeeds."""
     folder, name = os.path.split(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix="-" + name)
-    os.close(handle)
+    # One name a file, so that what a killed run leaves is written over by the next.
+    temporary = os.path.join(folder, f".part-{name}")
     try:
         yield temporary
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -50,6 +50,13 @@ def write_png(path, image):
         iio.imwrite(temporary, pixels, format="png")
 
 
+def read_png(path):
+    """Read what `write_png` wrote, as (C, H, W) in [-1, 1]."""
+    pixels = iio.imread(path)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+
+
 def write_gif(path, frames):
     """Write uint8 frames (H, W[, 3]) as a looping GIF that pauses on the last one."""
     frame = GIF_SECONDS / len(frames)

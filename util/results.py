@@ -11,7 +11,14 @@ import torch
 
 from util.errors import UserError
 from util.files import replacing, replacing_text
-from util.image_files import write_comparison, write_gif, write_mp4, write_png, write_std_map
+from util.image_files import (
+    read_png,
+    write_comparison,
+    write_gif,
+    write_mp4,
+    write_png,
+    write_std_map,
+)
 from util.metrics import image_metrics
 
 FOLDERS = ("input", "recon", "truth", "samples", "std", "progress", "gif", "video")
@@ -52,21 +59,26 @@ def versions():
 
 
 class Results:
-    """Writes one run's files; `rows` collects the metrics of each image by name.
+    """Writes one run's files; `rows` holds the metrics of each image by name.
 
-    `title` stands over the comparison picture; `settings` decide whether a folder is this run's.
+    A folder that a run with the same settings left unfinished is gone on with.
+
+    Args:
+        title: stands over the comparison picture.
+        settings: all that decides the files' contents; another run's folder is refused.
+        names: of the images to restore, in the order of the tables.
 
     Raises:
         UserError: the folder cannot be written, or holds a run with other settings (or files
             that no run wrote) and `overwrite` is not given.
     """
 
-    def __init__(self, folder, title, settings, overwrite):
+    def __init__(self, folder, title, settings, names, overwrite):
         self.folder = folder
+        self.names = names
         self.title = title
         self.settings = json.loads(json.dumps(settings))  # as they are read back
         self.rows = {}
-        self._compared = []
         self._claim(overwrite)
 
     def _claim(self, overwrite):
@@ -87,6 +99,7 @@ class Results:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             earlier = None
         if earlier == self.settings:
+            self._read_metrics()
             return
         if not overwrite:
             if earlier is None:
@@ -105,18 +118,34 @@ class Results:
                 if os.path.exists(os.path.join(self.folder, name)):
                     os.remove(os.path.join(self.folder, name))
 
+    def _read_metrics(self):
+        path = os.path.join(self.folder, "metrics.csv")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    name = row.pop("image")
+                    self.rows[name] = {k: float(v) for k, v in row.items()}
+
+    def is_done(self, name, gif, mp4):
+        """Whether an earlier run with the same settings wrote all of an image's files."""
+        files = [("recon", ".png")] + [("gif", ".gif")] * gif + [("video", ".mp4")] * mp4
+        return name in self.rows and all(
+            os.path.exists(os.path.join(self.folder, kind, name + end)) for kind, end in files
+        )
+
     def path(self, kind, name):
         """Path of a file in one of the subfolders, which is made if need be."""
         folder = os.path.join(self.folder, kind)
         os.makedirs(folder, exist_ok=True)
         return os.path.join(folder, name)
 
-    def add(self, name, samples, truth, y, seconds):
-        """Write an image's pictures and its row of metrics.csv.
+    def add(self, name, samples, truth, y, frames, seconds, gif, mp4):
+        """Write an image's files, and last its row of metrics.csv, which says that it is done.
 
         Args:
             samples: (K, C, H, W) in [-1, 1], the posterior samples; recon/ gets their mean.
             truth, y: (C, H, W) and the measurement; both None for a sample of the prior.
+            frames: uint8 frames of the sampling, for progress/ and a GIF, an MP4, or both.
             seconds: what the image took.
 
         Returns:
@@ -125,15 +154,7 @@ class Results:
         mean, row, png = samples.mean(axis=0), {}, f"{name}.png"
         write_png(self.path("recon", png), mean)
         if len(samples) > 1:
-            for k, sample in enumerate(samples):
-                write_png(self.path("samples", f"{name}_{k}.png"), sample)
-            std = samples.std(axis=0, ddof=1)
-            with (
-                replacing(self.path("std", f"{name}.npy")) as temporary,
-                open(temporary, "wb") as file,
-            ):
-                np.save(file, std)
-            write_std_map(self.path("std", png), std)
+            self._write_spread(name, samples)
         if truth is not None:
             write_png(self.path("input", png), y)
             write_png(self.path("truth", png), truth)
@@ -141,58 +162,70 @@ class Results:
             if len(samples) > 1:
                 single = image_metrics(samples[0], truth)
                 row |= {f"sample_{k}": v for k, v in single.items()}
-            if len(self._compared) < COMPARED:
-                caption = f"PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
-                self._compared.append((name, y, mean, truth, caption))
-        self.rows[name] = row | {"seconds": seconds}
-        self._write_metrics()
-        if truth is None:
-            return f"{name}: {seconds:.1f} s"
-        return f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {seconds:.1f} s"
-
-    def add_movie(self, name, frames, gif, mp4):
-        """Write an image's sampling: progress frames and a GIF, or an MP4, or both."""
         if gif:
             for i, frame in enumerate(frames):
                 write_png(self.path(os.path.join("progress", name), f"{i:04d}.png"), frame)
             write_gif(self.path("gif", f"{name}.gif"), frames)
         if mp4:
             write_mp4(self.path("video", f"{name}.mp4"), frames)
+        # Rounded here already, so that means do not depend on having been read back.
+        self.rows[name] = {k: float(f"{v:.6g}") for k, v in {**row, "seconds": seconds}.items()}
+        self._write_metrics()
+        if truth is None:
+            return f"{name}: {seconds:.1f} s"
+        return f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {seconds:.1f} s"
 
-    def _columns(self):
-        """The metrics that this run has, each with its values over the images."""
-        columns = {k: [r[k] for r in self.rows.values() if k in r] for k in LABELS}
+    def _write_spread(self, name, samples):
+        for k, sample in enumerate(samples):
+            write_png(self.path("samples", f"{name}_{k}.png"), sample)
+        std = samples.std(axis=0, ddof=1)
+        with replacing(self.path("std", f"{name}.npy")) as part, open(part, "wb") as file:
+            np.save(file, std)
+        write_std_map(self.path("std", f"{name}.png"), std)
+
+    def _columns(self, names):
+        """The metrics of these images, each with its values."""
+        rows = [self.rows[n] for n in names if n in self.rows]
+        columns = {k: [r[k] for r in rows if k in r] for k in LABELS}
         return {k: v for k, v in columns.items() if v}
 
     def _write_metrics(self):
-        columns = self._columns()
+        """Rewrite metrics.csv: this run's images in their order, then any other."""
+        names = [n for n in self.names if n in self.rows]
+        names += [n for n in self.rows if n not in set(self.names)]
+        columns = self._columns(names)
         with replacing_text(os.path.join(self.folder, "metrics.csv")) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["image", *columns])
-            for image, row in self.rows.items():
-                writer.writerow([image, *(f"{row[key]:.6g}" for key in columns)])
+            for name in names:
+                writer.writerow([name, *(f"{self.rows[name][key]:.6g}" for key in columns)])
 
     def write_comparison(self):
         """Write comparison.png, of the first images that have a truth."""
-        if self._compared:
-            path = os.path.join(self.folder, "comparison.png")
-            write_comparison(path, self._compared, self.title)
+        rows = []
+        for name in [n for n in self.names if "psnr" in self.rows.get(n, {})][:COMPARED]:
+            row = self.rows[name]
+            images = [read_png(self.path(k, f"{name}.png")) for k in ("input", "recon", "truth")]
+            rows.append((name, *images, f"PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"))
+        if rows:
+            write_comparison(os.path.join(self.folder, "comparison.png"), rows, self.title)
 
     def means(self):
-        """Mean of each metric over the images."""
-        return {k: float(np.mean(v)) for k, v in self._columns().items()}
+        """Mean of each metric over this run's images."""
+        return {k: float(np.mean(v)) for k, v in self._columns(self.names).items()}
 
     def table(self):
-        """Means and standard deviations over the images, as lines of text."""
-        lines = [f"{len(self.rows)} images in {self.folder}"]
-        for key, values in self._columns().items():
+        """Means and standard deviations over this run's images, as lines of text."""
+        done = sum(n in self.rows for n in self.names)
+        lines = [f"{done} images in {self.folder}"]
+        for key, values in self._columns(self.names).items():
             lines.append(f"  {LABELS[key]:<24} {np.mean(values):9.4f} ± {np.std(values):.4f}")
         return "\n".join(lines)
 
     def write_summary(self, finished=True, failed=()):
         summary = {
             "finished": finished,
-            "images": len(self.rows),
+            "images": sum(n in self.rows for n in self.names),
             "failed": list(failed),
             "means": self.means(),
             "settings": self.settings,
