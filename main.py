@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -237,6 +238,13 @@ class Run:
             )
             tqdm.write(line)
 
+    def _are_done(self, names, images):
+        args = self.args
+        truth = [None if self.vanilla else image.numpy() for image in images]
+        return all(
+            map(partial(self.results.is_done, gif=args.record, mp4=args.video), names, truth)
+        )
+
     def _measure(self, x, names):
         """y = A x + n, n drawn once an image."""
         random = ImageRandom([image_generator(n, "measurement", self.args.seed) for n in names])
@@ -263,7 +271,7 @@ class Run:
         with tqdm(unit="step", dynamic_ncols=True) as bar:
             for names, images in self.batches():
                 first, done = done + 1, done + len(names)
-                if all(self.results.is_done(n, self.args.record, self.args.video) for n in names):
+                if self._are_done(names, images):
                     found += len(names)
                     continue
                 which = f"{first}" if len(names) == 1 else f"{first}-{done}"

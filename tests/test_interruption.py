@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import yaml
 
@@ -120,6 +122,13 @@ def test_what_is_done_is_not_done_again(tiny_run, capsys):
     # a GIF that is asked for later is made
     assert tiny_run("--save_dir", "out", "--limit", "1", "--record") == 0
     assert os.listdir(f"out/{SR}/gif") == ["a1.gif"]
+
+
+def test_another_image_of_the_same_name_is_restored_anew(tiny_run):
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    iio.imwrite("images/a1.png", 255 - iio.imread("images/a1.png"))
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert np.array_equal(iio.imread(f"out/{SR}/truth/a1.png"), iio.imread("images/a1.png"))
 
 
 def test_a_full_disk_is_one_sentence(tiny_run, capsys, monkeypatch):

@@ -13,6 +13,7 @@ from util.errors import UserError
 from util.files import replacing, replacing_text
 from util.image_files import (
     read_png,
+    to_uint8,
     write_comparison,
     write_gif,
     write_mp4,
@@ -126,12 +127,18 @@ class Results:
                     name = row.pop("image")
                     self.rows[name] = {k: float(v) for k, v in row.items()}
 
-    def is_done(self, name, gif, mp4):
-        """Whether an earlier run with the same settings wrote all of an image's files."""
+    def is_done(self, name, truth, gif, mp4):
+        """Whether an earlier run with the same settings wrote all files of this very image.
+
+        Args:
+            truth: (C, H, W) in [-1, 1], or None for a sample of the prior.
+        """
         files = [("recon", ".png")] + [("gif", ".gif")] * gif + [("video", ".mp4")] * mp4
-        return name in self.rows and all(
-            os.path.exists(os.path.join(self.folder, kind, name + end)) for kind, end in files
-        )
+        files += [] if truth is None else [("truth", ".png")]
+        paths = [os.path.join(self.folder, kind, name + end) for kind, end in files]
+        if name not in self.rows or not all(map(os.path.exists, paths)):
+            return False
+        return truth is None or np.array_equal(to_uint8(read_png(paths[-1])), to_uint8(truth))
 
     def path(self, kind, name):
         """Path of a file in one of the subfolders, which is made if need be."""
