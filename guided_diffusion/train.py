@@ -302,10 +302,12 @@ class Trainer:
 
     def _done(self):
         """Whether to stop; all ranks agree."""
-        done = torch.tensor(float(self.stopped or self.progress() >= 1), device=self.device)
-        if self.world > 1:
-            dist.all_reduce(done, dist.ReduceOp.MAX)
-        return bool(done)
+        done = self.stopped or self.progress() >= 1
+        if self.world == 1:
+            return done
+        any_done = torch.tensor(float(done), device=self.device)
+        dist.all_reduce(any_done, dist.ReduceOp.MAX)
+        return bool(any_done)
 
     def _update_ema(self):
         decay = min(self.config["ema_decay"], (1 + self.step) / (10 + self.step))
@@ -367,11 +369,21 @@ def main(argv=None):
             raise UserError(f"{args.config}: give max_steps, or --max_minutes on the command line")
         model_config = read_model_config(config["model_config"])
         diffusion_config = read_diffusion_config(config["diffusion_config"])
-        os.makedirs(args.out, exist_ok=True)
-        Trainer(config, model_config, diffusion_config, args).run()
+        if model_config["class_cond"]:
+            raise UserError(f"{config['model_config']}: class_cond: true, and no labels are read")
+        try:
+            os.makedirs(args.out, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out: cannot make {args.out} ({error.strerror})") from None
+        trainer = Trainer(config, model_config, diffusion_config, args)
+        trainer.run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if trainer.rank == 0:
+        done = f"{trainer.step} steps, {trainer.minutes:.0f} minutes; weights in {args.out}/ema.pt"
+        more = "" if trainer.progress() >= 1 else "; the same command goes on from here"
+        print(done + more)
     return 0
 
 
