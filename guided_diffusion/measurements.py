@@ -240,7 +240,7 @@ class GaussianNoise:
     def __init__(self, sigma):
         self.sigma = sigma
 
-    def __call__(self, y, random):
+    def __call__(self, y, random=torch):
         return y + self.sigma * random.randn_like(y)
 
 
@@ -254,7 +254,7 @@ class PoissonNoise:
     def __init__(self, sigma):
         self.sigma = sigma
 
-    def __call__(self, y, random):
+    def __call__(self, y, random=torch):
         if self.sigma == 0:
             return y
         u = ((y + 1) / 2).clamp(min=0)
@@ -270,14 +270,15 @@ class CleanNoise:
     def __init__(self, sigma=0.0):
         self.sigma = 0.0
 
-    def __call__(self, y, random):
+    def __call__(self, y, random=torch):
         return y
 
 
 def get_noise(name, sigma=0.0):
     """Build a noise model: a callable (y, random) → noisy y, with its `sigma`.
 
-    `random` is a `util.random.ImageRandom`. σ is in units of the [-1, 1] image.
+    `random` draws `randn_like` and `poisson`: a `util.random.ImageRandom`, or by default torch's
+    global generator. σ is in units of the [-1, 1] image.
 
     Raises:
         UserError: an unknown name, or a sigma that is no standard deviation.
