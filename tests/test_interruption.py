@@ -18,7 +18,8 @@ from tests.conftest import REPOSITORY
 SR = "tiny/super_resolution/x4/0.05"
 # One thread, so that sums run in one order; a pause a step, so that there is time to be killed in.
 PROGRAM = """
-import sys, time, torch
+import signal, sys, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignore"
 sys.path.insert(0, {repository!r})
 torch.set_num_threads(1)
 import main
