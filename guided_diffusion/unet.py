@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from guided_diffusion.dist_util import load_checkpoint
+from util.config import parse_numbers
 from util.errors import UserError
 
 NUM_CLASSES = 1000  # ImageNet, for class_cond
@@ -315,25 +316,6 @@ class UNetModel(nn.Module):
             return self.out(h.to(x.dtype))
 
 
-def _numbers(value, key):
-    """Parse "32,16,8", 16 or [32, 16] into a tuple of numbers."""
-    if isinstance(value, str):
-        parts = [p.strip() for p in value.split(",") if p.strip()]
-    elif isinstance(value, (list, tuple)):
-        parts = value
-    else:
-        parts = [value]
-    try:
-        numbers = tuple(float(p) for p in parts)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"model config: {key}: expected numbers separated by commas, found {value!r}"
-        ) from None
-    if not all(0 < n < math.inf for n in numbers):
-        raise UserError(f"model config: {key}: expected positive numbers, found {value!r}")
-    return numbers
-
-
 def create_model(
     image_size,
     num_channels,
@@ -376,14 +358,14 @@ def create_model(
             )
         channel_mult = DEFAULT_CHANNEL_MULT[image_size]
     else:
-        channel_mult = _numbers(channel_mult, "channel_mult")
+        channel_mult = parse_numbers(channel_mult, "channel_mult")
     for mult in channel_mult:
         if int(mult * num_channels) % 32 or int(mult * num_channels) == 0:
             raise UserError(
                 f"model config: num_channels {num_channels} times channel_mult {mult:g} must be "
                 "a multiple of 32, the number of normalisation groups"
             )
-    resolutions = _numbers(attention_resolutions, "attention_resolutions")
+    resolutions = parse_numbers(attention_resolutions, "attention_resolutions")
     model = UNetModel(
         in_channels=in_channels,
         model_channels=num_channels,

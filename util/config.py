@@ -1,6 +1,7 @@
 """Reading and checking YAML files."""
 
 import io
+import math
 
 import blobfile as bf
 import yaml
@@ -107,6 +108,25 @@ def _check_type(value, types, where):
         for t in types
     )
     raise UserError(f"{where}: expected {names}, found {describe(value)}")
+
+
+def parse_numbers(value, key):
+    """Parse "32,16,8", 16 or [32, 16] into a tuple of numbers."""
+    if isinstance(value, str):
+        parts = [p.strip() for p in value.split(",") if p.strip()]
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    else:
+        parts = [value]
+    try:
+        numbers = tuple(float(p) for p in parts)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"model config: {key}: expected numbers separated by commas, found {value!r}"
+        ) from None
+    if not all(0 < n < math.inf for n in numbers):
+        raise UserError(f"model config: {key}: expected positive numbers, found {value!r}")
+    return numbers
 
 
 MODEL_SCHEMA = {
