@@ -67,12 +67,15 @@ def _read_deep_colour_png(path):
     return pixels
 
 
-def read_image(path):
+def read_image(path, overshoot=0):
     """Read one image as float32 in [-1, 1].
 
     Integers are scaled by the range of their type, so 8- and 16-bit files keep their contrast;
-    floats in a .npy file are taken as they are, in [-1, 1] already if they go below 0, else in
-    [0, 1].
+    floats, of .npy and .tif files, are taken as they are, in [-1, 1] already if they go below 0,
+    else in [0, 1].
+
+    Args:
+        overshoot: how far floats may leave [-1, 1], by the noise of a measured image.
 
     Returns:
         (C, H, W) array, C = 1 or 3. An alpha channel is dropped, and a grey image saved in
@@ -110,12 +113,12 @@ def read_image(path):
         raise UserError(f"{name}: holds values that are not finite")
     image = image.astype(np.float32)
     if image.min() < 0:
-        if image.min() < -1 or image.max() > 1:
+        if image.min() < -1 - overshoot or image.max() > 1 + overshoot:
             raise UserError(
                 f"{name}: floats must lie in [0, 1] or [-1, 1], found "
                 f"[{image.min():g}, {image.max():g}]"
             )
-    elif image.max() > 1:
+    elif image.max() > 1 + overshoot / 2:
         raise UserError(
             f"{name}: floats must lie in [0, 1] or [-1, 1], found up to {image.max():g}"
         )
