@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
@@ -11,7 +12,8 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-from data.dataloader import check_names, image_name, list_images, read_image
+from data.dataloader import list_items
+from data.volumes import Slice, write_volumes
 from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
 from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import create_sampler
@@ -105,9 +107,7 @@ class Run:
             method, self.task["conditioning"]["params"]
         )
         self.vanilla = method == "vanilla"
-        self.paths = [] if self.vanilla else list_images(self.task["data"]["root"])
-        check_names(self.paths)
-        self.paths = self.paths[: args.limit]
+        self.items = [] if self.vanilla else list_items(self.task["data"])[: args.limit]
         self.device = pick_device(args.gpu)
         self.operators = {}
         if not self.vanilla:
@@ -134,9 +134,10 @@ class Run:
         if self.vanilla:
             self.names = [f"sample_{i:03d}" for i in range(args.limit or VANILLA_SAMPLES)]
         else:
-            self.names = [image_name(p) for p in self.paths]
-        self.results = Results(folder, title, settings, self.names, args.overwrite)
-        self.failed = []
+            self.names = [item.name for item in self.items]
+        slices = {item.name for item in self.items if isinstance(item, Slice)}
+        self.results = Results(folder, title, settings, self.names, args.overwrite, slices)
+        self.failed, self.errors = [], set()
 
     def operator(self, in_shape):
         """The task's operator for images of this shape; images of one shape share it."""
@@ -150,7 +151,9 @@ class Run:
     def fail(self, name, error):
         """Report an image that cannot be restored; the others still are."""
         self.failed.append(name)
-        tqdm.write(f"error: {error}", file=sys.stderr)
+        if str(error) not in self.errors:  # a damaged volume has one error for all its slices
+            tqdm.write(f"error: {error}", file=sys.stderr)
+        self.errors.add(str(error))
 
     def batches(self):
         """Yield (names, images), images (N, C, H, W) in [-1, 1] of one shape."""
@@ -161,34 +164,34 @@ class Run:
                 yield part, torch.zeros(len(part), channels, size, size)
             return
         names, images = [], []
-        for path in self.paths:
+        for item in self.items:
             try:
-                image = self._read(path)
+                image = self._read(item)
             except UserError as error:
-                self.fail(image_name(path), error)
+                self.fail(item.name, error)
                 continue
             full = len(names) == self.args.batch_size
             if names and (full or image.shape != images[0].shape):
                 yield names, torch.stack(images)
                 names, images = [], []
-            names.append(image_name(path))
+            names.append(item.name)
             images.append(image)
         if names:
             yield names, torch.stack(images)
 
-    def _read(self, path):
-        image = torch.from_numpy(read_image(path))
+    def _read(self, item):
+        image = torch.from_numpy(item.read())
         multiple, channels = self.model.size_multiple, self.model.in_channels
         height, width = image.shape[1:]
         if height % multiple or width % multiple:
             raise UserError(
-                f"{os.path.basename(path)}: {width}×{height} pixels, and the network takes "
+                f"{item.label}: {width}×{height} pixels, and the network takes "
                 f"sides that are multiples of {multiple}"
             )
         try:
             self.operator((channels, height, width))
         except UserError as error:
-            raise UserError(f"{os.path.basename(path)}: {error}") from None
+            raise UserError(f"{item.label}: {error}") from None
         if channels == 3 and len(image) == 1:
             image = image.repeat(3, 1, 1)
         return image
@@ -265,6 +268,14 @@ class Run:
             **conditioning["params"],
         )
 
+    def _write_volumes(self):
+        settings = self.results.settings
+        description = f"{self.task['conditioning']['method']} {self.results.title}"
+        done = set(self.names) - set(self.failed)
+        identity = json.dumps(settings, sort_keys=True)
+        for line in write_volumes(self.items, done, self.results.folder, description, identity):
+            print(line)
+
     def restore_all(self):
         """Restore every image; returns the exit status."""
         total, done, found = len(self.names), 0, 0
@@ -280,6 +291,7 @@ class Run:
                 self.restore(names, images, bar)
         if found:
             print(f"{found} of {total} images had been restored by an earlier run")
+        self._write_volumes()
         self.results.write_comparison()
         self.results.write_summary(finished=True, failed=self.failed)
         print(self.results.table())

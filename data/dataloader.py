@@ -1,12 +1,16 @@
-"""Image files as arrays and tensors."""
+"""Image files as arrays, and what a run restores: pictures and the slices of volumes."""
 
 import os
 import re
+from dataclasses import dataclass
 
 import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 
+from data import nifti
+from data.dicom import is_dicom, open_series
+from data.volumes import Broken
 from util.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
@@ -38,17 +42,91 @@ def image_name(path):
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def check_names(paths):
-    """Raise UserError when two files' results would carry one name."""
+@dataclass(frozen=True)
+class Picture:
+    """One image file as an item to restore."""
+
+    path: str
+
+    @property
+    def name(self):
+        return image_name(self.path)
+
+    @property
+    def label(self):
+        return os.path.basename(self.path)
+
+    def read(self):
+        return read_image(self.path)
+
+
+def list_items(data):
+    """The images to restore: pictures and the slices of volumes, in natural order.
+
+    Args:
+        data: the task's `data`: `root`, a file, or a folder of pictures, NIfTI volumes and the
+            files of a DICOM series; `axis`, `volume` and `series`, see `NiftiVolume` and
+            `open_series`.
+
+    Returns:
+        list of items that have `name`, that of their results; `label`, the source's for
+        messages; and `read()`, which gives (C, H, W) float32 in [-1, 1] or raises UserError.
+        Only headers have been read: a volume's voxels are when the first of its slices is.
+
+    Raises:
+        UserError: there is no image, or two would carry one name.
+    """
+    root, axis = data["root"], data.get("axis")
+    if axis not in (None, 0, 1, 2):
+        raise UserError(f"data.axis: expected 0, 1 or 2, found {axis}")
+    items, series = [], []
+    for path in _files(root):
+        if path.lower().endswith(EXTENSIONS):
+            items.append(Picture(path))
+        elif path.lower().endswith(nifti.EXTENSIONS):
+            items += _nifti_slices(path, axis, data.get("volume"))
+        elif is_dicom(path):
+            series.append(path)
+    if series:
+        name = image_name(root) if os.path.isfile(root) else os.path.basename(os.path.abspath(root))
+        items += open_series(series, name, data.get("series"))
+    if not items:
+        looked_for = " ".join(EXTENSIONS + nifti.EXTENSIONS)
+        raise UserError(f"data.root: no image in {root} (looked for {looked_for} and DICOM)")
+    if len(items) == 1 and isinstance(items[0], Broken):
+        items[0].read()
+    check_names(items)
+    return items
+
+
+def _files(root):
+    """The file, or the files of the folder, in natural order."""
+    if os.path.isfile(root):
+        return [root]
+    if not os.path.isdir(root):
+        raise UserError(f"data.root: no file or folder {root}")
+    names = sorted((n for n in os.listdir(root) if not n.startswith(".")), key=natural_key)
+    return [p for p in (os.path.join(root, n) for n in names) if os.path.isfile(p)]
+
+
+def _nifti_slices(path, axis, volume):
+    try:
+        return nifti.NiftiVolume(path, axis, volume).slices
+    except UserError as error:
+        return [Broken(nifti.volume_name(path), os.path.basename(path), error)]
+
+
+def check_names(items):
+    """Raise UserError when two items' results would carry one name."""
     seen = {}
-    for path in paths:
-        name = image_name(path).lower()  # some file systems ignore case
+    for item in items:
+        name = item.name.lower()  # some file systems ignore case
         if name in seen:
             raise UserError(
-                f"data.root: the results of {os.path.basename(seen[name])} and "
-                f"{os.path.basename(path)} would carry one name, rename one of them"
+                f"data.root: the results of {seen[name]} and {item.label} would carry one name, "
+                "rename one of them"
             )
-        seen[name] = path
+        seen[name] = item.label
 
 
 def _is_deep_colour_png(path):

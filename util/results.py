@@ -22,7 +22,8 @@ from util.image_files import (
 )
 from util.metrics import image_metrics
 
-FOLDERS = ("input", "recon", "truth", "samples", "std", "progress", "gif", "video")
+FOLDERS = ("input", "recon", "truth", "samples", "std", "slices", "volumes")
+FOLDERS += ("progress", "gif", "video")
 FILES = ("metrics.csv", "summary.json", "comparison.png")
 LABELS = {
     "psnr": "PSNR (dB)",
@@ -68,15 +69,17 @@ class Results:
         title: stands over the comparison picture.
         settings: all that decides the files' contents; another run's folder is refused.
         names: of the images to restore, in the order of the tables.
+        slices: those of them whose floats are kept, for a volume is put together of them.
 
     Raises:
         UserError: the folder cannot be written, or holds a run with other settings (or files
             that no run wrote) and `overwrite` is not given.
     """
 
-    def __init__(self, folder, title, settings, names, overwrite):
+    def __init__(self, folder, title, settings, names, overwrite, slices=frozenset()):
         self.folder = folder
         self.names = names
+        self.slices = slices
         self.title = title
         self.settings = json.loads(json.dumps(settings))  # as they are read back
         self.rows = {}
@@ -134,6 +137,7 @@ class Results:
             truth: (C, H, W) in [-1, 1], or None for a sample of the prior.
         """
         files = [("recon", ".png")] + [("gif", ".gif")] * gif + [("video", ".mp4")] * mp4
+        files += [("slices", ".npy")] * (name in self.slices)
         files += [] if truth is None else [("truth", ".png")]
         paths = [os.path.join(self.folder, kind, name + end) for kind, end in files]
         if name not in self.rows or not all(map(os.path.exists, paths)):
@@ -160,6 +164,8 @@ class Results:
         """
         mean, row, png = samples.mean(axis=0), {}, f"{name}.png"
         write_png(self.path("recon", png), mean)
+        if name in self.slices:
+            self._write_array("slices", name, mean)
         if len(samples) > 1:
             self._write_spread(name, samples)
         if truth is not None:
@@ -186,14 +192,18 @@ class Results:
         for k, sample in enumerate(samples):
             write_png(self.path("samples", f"{name}_{k}.png"), sample)
         std = samples.std(axis=0, ddof=1)
-        with replacing(self.path("std", f"{name}.npy")) as part, open(part, "wb") as file:
-            np.save(file, std)
+        self._write_array("std", name, std)
         write_std_map(self.path("std", f"{name}.png"), std)
+
+    def _write_array(self, kind, name, array):
+        with replacing(self.path(kind, f"{name}.npy")) as part, open(part, "wb") as file:
+            np.save(file, array)
 
     def _columns(self, names):
         """The metrics of these images, each with its values."""
         rows = [self.rows[n] for n in names if n in self.rows]
-        columns = {k: [r[k] for r in rows if k in r] for k in LABELS}
+        # NMSE of a slice that shows nothing is not a number, and no part of a mean.
+        columns = {k: [r[k] for r in rows if k in r and r[k] == r[k]] for k in LABELS}
         return {k: v for k, v in columns.items() if v}
 
     def _write_metrics(self):
