@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from data.dataloader import list_items
-from data.volumes import Slice, write_volumes
+from data.volumes import write_volumes
 from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
 from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import create_sampler
@@ -135,8 +135,8 @@ class Run:
             self.names = [f"sample_{i:03d}" for i in range(args.limit or VANILLA_SAMPLES)]
         else:
             self.names = [item.name for item in self.items]
-        slices = {item.name for item in self.items if isinstance(item, Slice)}
-        self.results = Results(folder, title, settings, self.names, args.overwrite, slices)
+        items = {item.name: item for item in self.items}
+        self.results = Results(folder, title, settings, self.names, args.overwrite, items)
         self.failed, self.errors = [], set()
 
     def operator(self, in_shape):

@@ -2,7 +2,6 @@
 
 import os
 import re
-from dataclasses import dataclass
 
 import imageio.v3 as iio
 import imageio_ffmpeg
@@ -10,7 +9,7 @@ import numpy as np
 
 from data import nifti
 from data.dicom import is_dicom, open_series
-from data.volumes import Broken
+from data.volumes import Broken, find_scale, from_unit, to_unit
 from util.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
@@ -42,22 +41,29 @@ def image_name(path):
     return os.path.splitext(os.path.basename(path))[0]
 
 
-@dataclass(frozen=True)
 class Picture:
-    """One image file as an item to restore."""
+    """One image file as an item to restore.
 
-    path: str
+    Attributes:
+        floats: where the result is kept in the file's units, ("recon", ".tif"); None for a file
+            of 8 bits, of which the PNG is a faithful copy. Known once it has been read.
+    """
 
-    @property
-    def name(self):
-        return image_name(self.path)
-
-    @property
-    def label(self):
-        return os.path.basename(self.path)
+    def __init__(self, path):
+        self.path = path
+        self.name = image_name(path)
+        self.label = os.path.basename(path)
+        self.floats = None
 
     def read(self):
-        return read_image(self.path)
+        image, self._scale = read_picture(self.path)
+        self.floats = None if self._scale is None else ("recon", ".tif")
+        return image
+
+    def to_floats(self, x):
+        """(C, H, W) in [-1, 1] → the file's units."""
+        black, white = self._scale
+        return from_unit(x, black, white)
 
 
 def list_items(data):
@@ -146,15 +152,21 @@ def _read_deep_colour_png(path):
 
 
 def read_image(path):
-    """Read one image as float32 in [-1, 1].
+    """Read one image as float32 (C, H, W) in [-1, 1], see `read_picture`."""
+    return read_picture(path)[0]
 
-    Integers are scaled by the range of their type, so 8- and 16-bit files keep their contrast;
-    floats in a .npy file are taken as they are, in [-1, 1] already if they go below 0, else in
-    [0, 1].
+
+def read_picture(path):
+    """Read one image file.
+
+    Unsigned integers of 8 or 16 bits are scaled by the range of their type, so they keep their
+    contrast; floats are taken as they are, in [0, 1], or in [-1, 1] if they go below 0. Other
+    integers, and floats beyond, are scaled by their own percentiles, see `find_scale`.
 
     Returns:
-        (C, H, W) array, C = 1 or 3. An alpha channel is dropped, and a grey image saved in
-        colour, whose three channels are equal, is read as grey.
+        image: (C, H, W) float32 in [-1, 1], C = 1 or 3. An alpha channel is dropped, and a grey
+            image saved in colour, whose three channels are equal, is read as grey.
+        scale: (black, white), the values that became -1 and 1; None for a file of 8 bits.
 
     Raises:
         UserError: the file cannot be decoded, or is no grey or colour image.
@@ -174,29 +186,31 @@ def read_image(path):
         image = image[..., None]
     if image.ndim != 3 or image.shape[-1] not in (1, 2, 3, 4) or 0 in image.shape:
         raise UserError(f"{name}: expected a grey or colour image, found shape {image.shape}")
+    if image.dtype.kind not in "buif":
+        raise UserError(f"{name}: expected integers or floats, found {image.dtype}")
     if image.shape[-1] in (2, 4):
         image = image[..., :-1]
     if image.shape[-1] == 3 and (image == image[..., :1]).all():
         image = image[..., :1]
+    image, scale = _scaled(image, name)
+    return np.ascontiguousarray(image.transpose(2, 0, 1)), scale
+
+
+def _scaled(image, name):
+    """The image as float32 in [-1, 1], and its scale, see `read_picture`."""
     if image.dtype == np.bool_:
-        image = image.astype(np.float32)
-    elif image.dtype.kind == "u":
-        image = image / np.float32(np.iinfo(image.dtype).max)
-    elif image.dtype.kind != "f":
-        raise UserError(f"{name}: expected unsigned integers or floats, found {image.dtype}")
+        return 2 * image.astype(np.float32) - 1, None
+    if image.dtype in (np.uint8, np.uint16):
+        top = np.iinfo(image.dtype).max
+        image = (image / np.float32(top)).astype(np.float32)
+        return 2 * image - 1, None if top == 255 else (0.0, float(top))
     if not np.isfinite(image).all():
         raise UserError(f"{name}: holds values that are not finite")
+    floats = image.dtype.kind == "f"
     image = image.astype(np.float32)
-    if image.min() < 0:
-        if image.min() < -1 or image.max() > 1:
-            raise UserError(
-                f"{name}: floats must lie in [0, 1] or [-1, 1], found "
-                f"[{image.min():g}, {image.max():g}]"
-            )
-    elif image.max() > 1:
-        raise UserError(
-            f"{name}: floats must lie in [0, 1] or [-1, 1], found up to {image.max():g}"
-        )
-    else:
-        image = 2 * image - 1
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    if floats and image.min() >= 0 and image.max() <= 1:
+        return 2 * image - 1, (0.0, 1.0)
+    if floats and image.min() >= -1 and image.max() <= 1:
+        return image, (-1.0, 1.0)
+    black, white, _ = find_scale(image, False, name)
+    return to_unit(image, black, white), (black, white)

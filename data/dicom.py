@@ -249,6 +249,7 @@ def _check_decoder(syntax, where):
 
 def _set_pixels(dataset, stored, slope, intercept):
     """Replace the pixels by (H, W) of 16 bits, at the position the source's have."""
+    from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 
     rows = stored.shape[0] // dataset.Rows
@@ -268,6 +269,7 @@ def _set_pixels(dataset, stored, slope, intercept):
         dataset.RescaleType = "US"
     dataset.PixelData = stored.tobytes()
     dataset["PixelData"].VR = "OW"
+    dataset.file_meta = FileMetaDataset()  # of this writer, not of the source's
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
 
 
@@ -302,4 +304,4 @@ def _set_origin(dataset, series, uid, description, number):
     dataset.SeriesDescription = f"{before} {description}".strip()
     dataset.SeriesNumber = int(dataset.get("SeriesNumber") or 0) + number
     dataset.SeriesInstanceUID = series
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
+    dataset.SOPInstanceUID = uid

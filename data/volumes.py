@@ -13,10 +13,14 @@ PERCENTILES = (0.1, 99.9)  # of a volume's voxels: what is shown from black to w
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One image of a volume; index counts along the volume's slice axis."""
+    """One image of a volume; index counts along the volume's slice axis.
+
+    Its result is kept, as floats in [-1, 1], until the volume is put together.
+    """
 
     volume: "Volume"
     index: int
+    floats = ("slices", ".npy")
 
     @property
     def name(self):
@@ -30,6 +34,9 @@ class Slice:
     def read(self):
         """(1, H, W) float32 in [-1, 1], turned as it is looked at."""
         return self.volume.read(self.index)
+
+    def to_floats(self, x):
+        return x
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,12 @@ class Volume:
 
     def read(self, index):
         black, white, _ = self.scale
-        x = 2 * (_voxels(self)[index] - black) / (white - black) - 1
-        return np.clip(x, -1, 1, dtype=np.float32)[None]
+        return to_unit(_voxels(self)[index], black, white)[None]
 
     def to_units(self, x):
         """The inverse of the map that `read` applies: [-1, 1] → the file's units."""
         black, white, _ = self.scale
-        return (black + (x + 1) * ((white - black) / 2)).astype(np.float32)
+        return from_unit(x, black, white)
 
 
 @lru_cache(maxsize=1)  # slices are read one after the other; one volume at a time is in memory
@@ -94,30 +100,40 @@ def _voxels(volume):
     return loaded
 
 
-def find_scale(voxels, inverted, label):
+def to_unit(values, black, white):
+    """Map black to -1 and white to 1, as float32; what lies outside is clipped."""
+    return np.clip(2 * (values - black) / (white - black) - 1, -1, 1).astype(np.float32)
+
+
+def from_unit(x, black, white):
+    """The inverse of `to_unit`, as float32."""
+    return (black + (x + 1) * ((white - black) / 2)).astype(np.float32)
+
+
+def find_scale(values, inverted, label):
     """The values to show as -1 (black) and as 1 (white).
 
-    Black is 0 where no voxel is negative, as in a magnitude image, else the 0.1th percentile;
+    Black is 0 where no value is negative, as in a magnitude image, else the 0.1th percentile;
     white is the 99.9th. An inverted volume (MONOCHROME1) is black at the 99.9th percentile and
     white at the 0.1th.
 
     Returns:
-        (black, white, share of voxels outside them).
+        (black, white, share of values outside them).
 
     Raises:
         UserError: values that are not finite, or all the same.
     """
-    low, high = float(voxels.min()), float(voxels.max())
-    if not np.isfinite([low, high]).all():  # a NaN among the voxels is the minimum
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():  # a NaN among them is the minimum
         raise UserError(f"{label}: holds values that are not finite")
     if low == high:
-        raise UserError(f"{label}: every voxel has the value {low:g}, so there is no image in it")
-    bottom, top = (float(p) for p in np.percentile(voxels, PERCENTILES))
+        raise UserError(f"{label}: every value is {low:g}, so there is no image in it")
+    bottom, top = (float(p) for p in np.percentile(values, PERCENTILES))
     if low >= 0 and not inverted:
         bottom = 0.0
-    if bottom >= top:  # nearly all voxels have one value
+    if bottom >= top:  # nearly all values are one
         bottom, top = low, high
-    clipped = float(np.mean((voxels < bottom) | (voxels > top)))
+    clipped = float(np.mean((values < bottom) | (values > top)))
     return (top, bottom, clipped) if inverted else (bottom, top, clipped)
 
 
