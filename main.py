@@ -269,10 +269,10 @@ class Run:
         )
 
     def _write_volumes(self):
-        settings = self.results.settings
-        description = f"{self.task['conditioning']['method']} {self.results.title}"
+        title = self.results.title.replace(os.sep, "/")
+        description = f"{self.task['conditioning']['method']} {title}"
         done = set(self.names) - set(self.failed)
-        identity = json.dumps(settings, sort_keys=True)
+        identity = json.dumps(self.results.settings, sort_keys=True)
         for line in write_volumes(self.items, done, self.results.folder, description, identity):
             print(line)
 

@@ -55,7 +55,7 @@ def open_series(paths, name, series=None):
         except UserError as error:
             broken.append(Broken(_stem(path), os.path.basename(path), error))
             continue
-        if "Rows" in header:
+        if "Rows" in header and "Columns" in header:
             headers[path] = header
     if not headers:
         return broken
@@ -185,7 +185,7 @@ class DicomSeries(Volume):
         intercept = format_number_as_ds(low)
         slope = format_number_as_ds((high - low) / STORED or 1.0)
         source = _read(self.paths[0], stop_before_pixels=True)
-        digest = hashlib.sha256(voxels.tobytes()).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(voxels)).hexdigest()
         series = generate_uid(entropy_srcs=[str(source.SeriesInstanceUID), identity, digest])
         path = os.path.join(folder, self.name)
         unfinished = os.path.join(folder, f".part-{self.name}")
@@ -219,8 +219,8 @@ def _check(header, where):
             f"{where}: holds {header.NumberOfFrames} frames in one file (enhanced DICOM), which "
             "is not read; convert it to NIfTI, with dcm2niix for instance"
         )
-    needed = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-    missing = [keyword for keyword in needed if not header.get(keyword)]
+    needed = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+    missing = [k for k, count in needed.items() if len(header.get(k) or ()) != count]
     if missing:
         raise UserError(f"{where}: lacks {' and '.join(missing)}, so it has no place in a volume")
     if header.get("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
@@ -234,12 +234,12 @@ def _check(header, where):
 def _check_decoder(syntax, where):
     from pydicom.pixels import get_decoder
 
-    if syntax is None or not syntax.is_encapsulated:
-        return
     try:
+        if syntax is None or not syntax.is_encapsulated:
+            return
         decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise UserError(f"{where}: compressed as {syntax.name}, which is not read") from None
+    except (NotImplementedError, ValueError):
+        raise UserError(f"{where}: stored as {syntax.name}, which is not read") from None
     if not decoder.is_available:
         needs = " or ".join(text.split(" requires ")[-1] for text in decoder.missing_dependencies)
         raise UserError(
