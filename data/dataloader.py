@@ -13,6 +13,7 @@ from data.volumes import Broken, find_scale, from_unit, to_unit
 from util.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
+OVERSHOOT = 4.0  # how far beyond [-1, 1] the noise of a measurement may go
 
 
 def natural_key(name):
@@ -45,18 +46,20 @@ class Picture:
     """One image file as an item to restore.
 
     Attributes:
+        overshoot: see `read_picture`.
         floats: where the result is kept in the file's units, ("recon", ".tif"); None for a file
             of 8 bits, of which the PNG is a faithful copy. Known once it has been read.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, overshoot=0):
         self.path = path
+        self.overshoot = overshoot
         self.name = image_name(path)
         self.label = os.path.basename(path)
         self.floats = None
 
     def read(self):
-        image, self._scale = read_picture(self.path)
+        image, self._scale = read_picture(self.path, self.overshoot)
         self.floats = None if self._scale is None else ("recon", ".tif")
         return image
 
@@ -71,7 +74,8 @@ def list_items(data):
 
     Args:
         data: the task's `data`: `root`, a file, or a folder of pictures, NIfTI volumes and the
-            files of a DICOM series; `axis`, `volume` and `series`, see `NiftiVolume` and
+            files of a DICOM series; `measured`, whether they are measurements; and where the
+            task has them `axis` and `volume`, see `NiftiVolume`, and `series`, see
             `open_series`.
 
     Returns:
@@ -88,7 +92,7 @@ def list_items(data):
     items, series = [], []
     for path in _files(root):
         if path.lower().endswith(EXTENSIONS):
-            items.append(Picture(path))
+            items.append(Picture(path, OVERSHOOT if data["measured"] else 0))
         elif path.lower().endswith(nifti.EXTENSIONS):
             items += _nifti_slices(path, axis, data.get("volume"))
         elif is_dicom(path):
@@ -156,12 +160,15 @@ def read_image(path):
     return read_picture(path)[0]
 
 
-def read_picture(path):
+def read_picture(path, overshoot=0):
     """Read one image file.
 
     Unsigned integers of 8 or 16 bits are scaled by the range of their type, so they keep their
     contrast; floats are taken as they are, in [0, 1], or in [-1, 1] if they go below 0. Other
     integers, and floats beyond, are scaled by their own percentiles, see `find_scale`.
+
+    Args:
+        overshoot: how far floats may leave [-1, 1], by the noise of a measured image.
 
     Returns:
         image: (C, H, W) float32 in [-1, 1], C = 1 or 3. An alpha channel is dropped, and a grey
@@ -192,11 +199,11 @@ def read_picture(path):
         image = image[..., :-1]
     if image.shape[-1] == 3 and (image == image[..., :1]).all():
         image = image[..., :1]
-    image, scale = _scaled(image, name)
+    image, scale = _scaled(image, name, overshoot)
     return np.ascontiguousarray(image.transpose(2, 0, 1)), scale
 
 
-def _scaled(image, name):
+def _scaled(image, name, overshoot):
     """The image as float32 in [-1, 1], and its scale, see `read_picture`."""
     if image.dtype == np.bool_:
         return 2 * image.astype(np.float32) - 1, None
@@ -208,9 +215,10 @@ def _scaled(image, name):
         raise UserError(f"{name}: holds values that are not finite")
     floats = image.dtype.kind == "f"
     image = image.astype(np.float32)
-    if floats and image.min() >= 0 and image.max() <= 1:
+    low, high = image.min(), image.max()
+    if floats and low >= 0 and high <= 1 + overshoot / 2:
         return 2 * image - 1, (0.0, 1.0)
-    if floats and image.min() >= -1 and image.max() <= 1:
+    if floats and -1 - overshoot <= low < 0 and high <= 1 + overshoot:
         return image, (-1.0, 1.0)
     black, white, _ = find_scale(image, False, name)
     return to_unit(image, black, white), (black, white)

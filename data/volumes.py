@@ -9,6 +9,7 @@ import numpy as np
 from util.errors import UserError
 
 PERCENTILES = (0.1, 99.9)  # of a volume's voxels: what is shown from black to white
+SAMPLED = 16  # slices of a volume that tell how noisy it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,11 @@ class Volume:
     def read(self, index):
         black, white, _ = self.scale
         return to_unit(_voxels(self)[index], black, white)[None]
+
+    def sample(self):
+        """Some of the slices, evenly spaced, (up to SAMPLED, H, W) in [-1, 1]."""
+        black, white, _ = self.scale
+        return to_unit(_voxels(self)[:: -(-len(self.slices) // SAMPLED)], black, white)
 
     def to_units(self, x):
         """The inverse of the map that `read` applies: [-1, 1] → the file's units."""

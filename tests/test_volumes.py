@@ -82,6 +82,10 @@ def dicom_values(path):
     return dataset.pixel_array * slope + intercept
 
 
+def items_of(data):
+    return list_items({"measured": False, **data})
+
+
 def write_back(items, folder, enlarge=1):
     """Keep each slice as it was read, enlarged, and put the volume together."""
     os.makedirs(f"{folder}/slices", exist_ok=True)
@@ -96,7 +100,7 @@ def write_back(items, folder, enlarge=1):
 def test_a_nifti_volume_comes_back_as_it_was(tmp_path, axis, affine):
     voxels = head((6, 8, 5))
     write_nifti(tmp_path / "a.nii", voxels, affine)
-    items = list_items({"root": str(tmp_path / "a.nii"), "axis": axis})
+    items = items_of({"root": str(tmp_path / "a.nii"), "axis": axis})
     assert len(items) == (5 if axis is None else voxels.shape[axis])
     write_back(items, tmp_path)
     source, written = nib.load(tmp_path / "a.nii"), nib.load(tmp_path / "volumes/a.nii.gz")
@@ -114,7 +118,7 @@ def test_a_nifti_volume_comes_back_as_it_was(tmp_path, axis, affine):
 def test_odd_shapes_come_back_in_their_shape(tmp_path, shape):
     voxels = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     write_nifti(tmp_path / "a.nii.gz", voxels, slope=(2.0, 3.0))
-    items = list_items({"root": str(tmp_path)})
+    items = items_of({"root": str(tmp_path)})
     assert items[0].read().size == 48
     assert len(items) == voxels.size // 48
     write_back(items, tmp_path)
@@ -134,7 +138,7 @@ def test_slices_are_shown_as_radiologists_look_at_them(tmp_path, affine, directi
     world = nib.affines.apply_affine(affine, np.moveaxis(np.indices((6, 7, 8)), 0, -1))
     for shown, along in ((rows, 1), (cols, 2)):
         write_nifti(tmp_path / "a.nii", world[..., shown].astype(np.float32), affine)
-        image = list_items({"root": str(tmp_path / "a.nii"), "axis": axis})[2].read()
+        image = items_of({"root": str(tmp_path / "a.nii"), "axis": axis})[2].read()
         step = np.diff(image, axis=along).mean(), np.diff(image, axis=3 - along).mean()
         assert step[0] < 0 and abs(step[0]) > abs(step[1])
 
@@ -144,7 +148,7 @@ def test_the_slice_axis_is_the_thickest_else_the_axial_one(tmp_path):
 
     def count(affine):
         write_nifti(tmp_path / "a.nii", voxels, affine)
-        return len(list_items({"root": str(tmp_path)}))
+        return len(items_of({"root": str(tmp_path)}))
 
     assert count(np.diag([3, 1, 1, 1.0])) == 6
     assert count(np.diag([1, 1, 2, 1.0])) == 5
@@ -159,7 +163,7 @@ def test_a_finer_grid_lies_where_the_operator_looks(tmp_path, form, kind, factor
     coarse = head((8, 10, 3))
     if form == "nifti":
         write_nifti(tmp_path / "a.nii", coarse, OBLIQUE)
-        write_back(list_items({"root": str(tmp_path / "a.nii")}), tmp_path, enlarge=factor)
+        write_back(items_of({"root": str(tmp_path / "a.nii")}), tmp_path, enlarge=factor)
         image = nib.load(tmp_path / "volumes/a.nii.gz")
         fine, before = image.affine, nib.load(tmp_path / "a.nii").affine
         shape = image.shape
@@ -168,7 +172,7 @@ def test_a_finer_grid_lies_where_the_operator_looks(tmp_path, form, kind, factor
         np.testing.assert_allclose(image.get_qform(), fine, atol=0.2)  # OBLIQUE has some shear
     else:
         write_series(tmp_path / "s", coarse)
-        write_back(list_items({"root": str(tmp_path / "s")}), tmp_path, enlarge=factor)
+        write_back(items_of({"root": str(tmp_path / "s")}), tmp_path, enlarge=factor)
         before, fine = (
             affine_of(pydicom.dcmread(path))
             for path in (tmp_path / "s/9.dcm", tmp_path / "volumes/s/s_z000.dcm")
@@ -209,7 +213,7 @@ def test_a_dicom_series_comes_back_in_its_units(tmp_path, photometric):
     os.rename(tmp_path / "s/9.dcm", tmp_path / "s/IM.0001")  # known by its contents
     (tmp_path / "s/readme.txt").write_text("no image")
     (tmp_path / "s/DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
-    items = list_items({"root": str(tmp_path / "s")})
+    items = items_of({"root": str(tmp_path / "s")})
     assert [i.name for i in items] == [f"s_z00{k}" for k in range(4)]
     units = voxels * 2.5 - 100
     low, high = np.percentile(units, (0.1, 99.9))
@@ -243,11 +247,11 @@ def test_a_series_is_chosen_by_number_or_uid(tmp_path):
     write_series(tmp_path, head((8, 8, 2)))
     write_dicom(tmp_path / "other", head((8, 8, 1))[..., 0], 0, series="1.2.9", SeriesNumber=12)
     with pytest.raises(UserError, match=r"holds 2 series: .*4 \(t1, 2 files, 1\.2\.3\).*12 \(t1"):
-        list_items({"root": str(tmp_path)})
-    assert len(list_items({"root": str(tmp_path), "series": 4})) == 2
-    assert len(list_items({"root": str(tmp_path), "series": "1.2.9"})) == 1
+        items_of({"root": str(tmp_path)})
+    assert len(items_of({"root": str(tmp_path), "series": 4})) == 2
+    assert len(items_of({"root": str(tmp_path), "series": "1.2.9"})) == 1
     with pytest.raises(UserError, match="not one is series 5"):
-        list_items({"root": str(tmp_path), "series": 5})
+        items_of({"root": str(tmp_path), "series": 5})
 
 
 def test_one_scale_for_the_whole_volume(tmp_path):
@@ -256,7 +260,7 @@ def test_one_scale_for_the_whole_volume(tmp_path):
     voxels[4:12, 4:12] = 100 * np.arange(1, 9)
     voxels[0, 0, 0] = 1e6
     write_nifti(tmp_path / "a.nii", voxels)
-    items = list_items({"root": str(tmp_path)})
+    items = items_of({"root": str(tmp_path)})
     np.testing.assert_allclose([i.read().max() for i in items[1:]], np.arange(2, 9) / 4 - 1)
     assert items[0].read().max() == 1  # clipped
 
@@ -357,6 +361,37 @@ def test_a_run_goes_on_by_slice_and_ends_with_the_same_bytes(mixed_run, capsys):
     assert np.abs(shown - iio.imread(f"whole/{DENOISE}/recon/v_z001.png")).max() <= 0.51
     spread = np.load(f"whole/{DENOISE}/std/v_z001.npy")[0] * white / 2
     np.testing.assert_allclose(np.flip(std.get_fdata()[..., 1].T), spread, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["nifti", "dicom"])
+def test_a_measured_volume_is_restored_on_a_finer_grid(tiny_run, form):
+    """Slices of an odd size, one of them empty, and noise that nobody knows."""
+    shutil.rmtree("images")
+    voxels = head((18, 22, 3)) + np.random.default_rng(0).normal(0, 30, (18, 22, 3))
+    voxels = np.abs(np.rint(voxels)).astype(np.int16)
+    voxels[..., 2] = 0
+    if form == "nifti":
+        os.mkdir("images")
+        write_nifti("images/v.nii.gz", voxels)
+    else:
+        write_series("images", voxels)
+    write_yaml(
+        "task.yaml",
+        task({"name": "super_resolution", "scale_factor": 2}, {"name": "rician", "sigma": "auto"}),
+    )
+    write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 2})
+    assert tiny_run("--save_dir", "out", "--measured") == 0
+    folder = "out/tiny/super_resolution/x2/auto"
+    with open(f"{folder}/metrics.csv", encoding="utf-8") as file:
+        sigmas = [float(row["sigma"]) for row in csv.DictReader(file)]
+    white = np.percentile(voxels, 99.9)
+    np.testing.assert_allclose(sigmas, 60 / white, rtol=0.2)  # the volume's, also where it is empty
+    if form == "nifti":
+        assert nib.load(f"{folder}/volumes/v.nii.gz").shape == (36, 44, 3)
+    else:
+        dataset = pydicom.dcmread(f"{folder}/volumes/images/images_z000.dcm")
+        assert dataset.pixel_array.shape == (36, 44)
+        assert [float(s) for s in dataset.PixelSpacing] == [0.25, 0.375]
 
 
 def test_a_dicom_run_is_repeatable(tiny_run):
@@ -484,7 +519,7 @@ def test_bad_volumes_are_one_sentence(tmp_path, monkeypatch, case):
     iio.imwrite("images/a_good.png", np.zeros((32, 32), np.uint8))
     prepare, says = BAD[case]
     prepare()
-    items = list_items({"root": "images"})
+    items = items_of({"root": "images"})
     assert items[0].name == "a_good" and items[0].read().shape == (1, 32, 32)
     bad = items[-1] if case == "no DICOM" else items[1]
     for _ in range(2):
@@ -502,22 +537,22 @@ def test_a_compressed_series_without_a_decoder_says_what_to_install(tmp_path, mo
     write_dicom(tmp_path / "a.dcm", head()[..., 0], 0, syntax=JPEGLSLossless,
                 PixelData=encapsulate([b"\xff\xd8\xff\xd9"]))  # fmt: skip
     with pytest.raises(UserError, match="compressed as JPEG-LS .*install .*pyjpegls"):
-        list_items({"root": str(tmp_path)})
+        items_of({"root": str(tmp_path)})
 
 
 def test_one_volume_of_a_4d_file(tmp_path):
     voxels = np.stack([head(), 2 * head()], axis=3)
     write_nifti(tmp_path / "a.nii.gz", voxels)
-    items = list_items({"root": str(tmp_path), "volume": 1})
+    items = items_of({"root": str(tmp_path), "volume": 1})
     write_back(items, tmp_path)
     written = nib.load(tmp_path / "volumes/a.nii.gz")
     assert written.shape == (32, 32, 3)
     expected = np.clip(voxels[..., 1], 0, np.percentile(voxels[..., 1], 99.9))
     np.testing.assert_allclose(written.get_fdata(), expected, rtol=1e-5)
     with pytest.raises(UserError, match="no volume 2; data.volume: 0 to 1"):
-        list_items({"root": str(tmp_path), "volume": 2})
+        items_of({"root": str(tmp_path), "volume": 2})
     with pytest.raises(UserError, match=r"data\.axis: expected 0, 1 or 2, found 3"):
-        list_items({"root": str(tmp_path), "axis": 3})
+        items_of({"root": str(tmp_path), "axis": 3})
 
 
 def test_a_bad_volume_among_good_ones_in_a_run(mixed_run, capsys):
@@ -548,4 +583,4 @@ def test_volumes_and_pictures_may_not_share_names(tmp_path):
     write_nifti(tmp_path / "a.nii", head())
     iio.imwrite(tmp_path / "a_z001.png", np.zeros((8, 8), np.uint8))
     with pytest.raises(UserError, match=r"a\.nii and a_z001\.png would carry one name"):
-        list_items({"root": str(tmp_path)})
+        items_of({"root": str(tmp_path)})
