@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
@@ -10,7 +11,8 @@ import time
 import torch
 from tqdm import tqdm
 
-from data.dataloader import check_names, image_name, list_images, read_image
+from data.dataloader import list_items
+from data.volumes import Slice, write_volumes
 from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
 from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import create_sampler
@@ -30,7 +32,6 @@ from util.results import Results, results_folder
 
 VANILLA_SAMPLES = 10
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
-OVERSHOOT = 4.0  # how far beyond [-1, 1] the noise of a measurement may go
 
 
 def parse_args(argv=None):
@@ -121,15 +122,14 @@ class Run:
         )
         self.vanilla = method == "vanilla"
         self.measured = not self.vanilla and self.task["data"]["measured"]
-        self.paths = [] if self.vanilla else list_images(self.task["data"]["root"])
-        check_names(self.paths)
-        self.paths = self.paths[: args.limit]
+        self.items = [] if self.vanilla else list_items(self.task["data"])[: args.limit]
         self.device = pick_device(args.gpu)
         self.operators = {}
         if not self.vanilla:
             self.noise = get_noise(**self.task["measurement"]["noise"])
             self.rician = self.task["measurement"]["noise"]["name"] == "rician"
             self.sigmas = {} if self.noise.sigma == "auto" else None  # those estimated, by name
+            self.volume_sigmas = {}
             size = model_config["image_size"]  # fails early on a task that fits no image
             self.operator((model_config["in_channels"], size, size))
         self.schedule = {k: v for k, v in diffusion_config.items() if k != "method"}
@@ -155,9 +155,10 @@ class Run:
         if self.vanilla:
             self.names = [f"sample_{i:03d}" for i in range(args.limit or VANILLA_SAMPLES)]
         else:
-            self.names = [image_name(p) for p in self.paths]
-        self.results = Results(folder, title, settings, self.names, args.overwrite)
-        self.failed = []
+            self.names = [item.name for item in self.items]
+        items = {item.name: item for item in self.items}
+        self.results = Results(folder, title, settings, self.names, args.overwrite, items)
+        self.failed, self.errors = [], set()
 
     def operator(self, in_shape):
         """The task's operator for images of this shape; images of one shape share it."""
@@ -171,7 +172,9 @@ class Run:
     def fail(self, name, error):
         """Report an image that cannot be restored; the others still are."""
         self.failed.append(name)
-        tqdm.write(f"error: {error}", file=sys.stderr)
+        if str(error) not in self.errors:  # a damaged volume has one error for all its slices
+            tqdm.write(f"error: {error}", file=sys.stderr)
+        self.errors.add(str(error))
 
     def batches(self):
         """Yield (names, images), images (N, C, H, W) in [-1, 1] of one shape."""
@@ -182,52 +185,57 @@ class Run:
                 yield part, torch.zeros(len(part), channels, size, size)
             return
         names, images = [], []
-        for path in self.paths:
+        for item in self.items:
             try:
-                image = self._read(path)
+                image = self._read(item)
             except UserError as error:
-                self.fail(image_name(path), error)
+                self.fail(item.name, error)
                 continue
             full = len(names) == self.args.batch_size
             if names and (full or image.shape != images[0].shape):
                 yield names, torch.stack(images)
                 names, images = [], []
-            names.append(image_name(path))
+            names.append(item.name)
             images.append(image)
         if names:
             yield names, torch.stack(images)
 
-    def _read(self, path):
-        image = torch.from_numpy(read_image(path, OVERSHOOT if self.measured else 0))
+    def _read(self, item):
+        image = torch.from_numpy(item.read())
         channels = self.model.in_channels
         size = self._restored_size(image)
         least = max(LEAST_SIDE, self.model.least_side)
         if min(size) < least:
             height, width = size
             raise UserError(
-                f"{os.path.basename(path)}: {width}×{height} pixels to restore, and the least "
-                f"side is {least}"
+                f"{item.label}: {width}×{height} pixels to restore, and the least side is {least}"
             )
         try:
             operator = self.operator((channels, *size))
         except UserError as error:
-            raise UserError(f"{os.path.basename(path)}: {error}") from None
+            raise UserError(f"{item.label}: {error}") from None
         if self.measured:
             channels = operator.out_shape[0]
             if len(image) > 1 and channels < operator.in_shape[0]:
-                raise UserError(
-                    f"{os.path.basename(path)}: a colour image, and color restores grey ones"
-                )
+                raise UserError(f"{item.label}: a colour image, and color restores grey ones")
         if channels == 3 and len(image) == 1:
             image = image.repeat(3, 1, 1)
         if self.sigmas is not None:
-            rows = image.reshape(-1, *operator.out_shape).numpy()
             try:
-                found = [estimate_sigma(row, self.rician) for row in rows]
+                self.sigmas[item.name] = self._estimate_sigma(item, image, operator)
             except UserError as error:
-                raise UserError(f"{os.path.basename(path)}: {error}") from None
-            self.sigmas[image_name(path)] = torch.tensor(found)
+                raise UserError(f"{item.label}: {error}") from None
         return image
+
+    def _estimate_sigma(self, item, image, operator):
+        """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
+        if not isinstance(item, Slice):
+            rows = image.reshape(-1, *operator.out_shape).numpy()
+            return torch.tensor([estimate_sigma(row, self.rician) for row in rows])
+        if item.volume not in self.volume_sigmas:
+            sigma = estimate_sigma(item.volume.sample(), self.rician)
+            self.volume_sigmas[item.volume] = torch.tensor([sigma])
+        return self.volume_sigmas[item.volume]
 
     def _restored_size(self, images):
         """(H, W) of what these images, (..., H, W), are restored to."""
@@ -348,6 +356,14 @@ class Run:
                 found["sigma"] = image.square().mean().sqrt().item()
         return figures
 
+    def _write_volumes(self):
+        title = self.results.title.replace(os.sep, "/")
+        description = f"{self.task['conditioning']['method']} {title}"
+        done = set(self.names) - set(self.failed)
+        identity = json.dumps(self.results.settings, sort_keys=True)
+        for line in write_volumes(self.items, done, self.results.folder, description, identity):
+            print(line)
+
     def restore_all(self):
         """Restore every image; returns the exit status."""
         total, done, found = len(self.names), 0, 0
@@ -362,6 +378,7 @@ class Run:
                 self.restore(names, images, bar)
         if found:
             print(f"{found} of {total} images had been restored by an earlier run")
+        self._write_volumes()
         self.results.write_comparison()
         self.results.write_summary(finished=True, failed=self.failed)
         print(self.results.table())

@@ -174,7 +174,14 @@ DIFFUSION_SCHEMA = {
 # in_shape is read, for published files have it, and not used: every image's own size counts.
 TASK_SCHEMA = {
     "conditioning": {"method": (str, REQUIRED), "params": (dict, {})},
-    "data": {"name": (str, ""), "root": (str, REQUIRED), "measured": (bool, False)},
+    "data": {
+        "name": (str, ""),
+        "root": (str, REQUIRED),
+        "measured": (bool, False),
+        "axis": (int, None),
+        "volume": (int, None),
+        "series": ((int, str), None),
+    },
     "measurement": {
         "operator": {
             "name": (str, REQUIRED),
@@ -213,7 +220,7 @@ def read_task_config(path, method=None, measured=False):
 
     Returns:
         dict with "conditioning", and unless vanilla "data" and "measurement"; keys of the
-        operator that the file leaves out are left out.
+        data and of the operator that the file leaves out are left out.
     """
     config = read_yaml(path)
     conditioning = config.get("conditioning")
@@ -228,6 +235,7 @@ def read_task_config(path, method=None, measured=False):
     operator, noise = config["measurement"]["operator"], config["measurement"]["noise"]
     operator.pop("in_shape")
     config["measurement"]["operator"] = {k: v for k, v in operator.items() if v is not None}
+    config["data"] = {k: v for k, v in config["data"].items() if v is not None}
     if noise["sigma"] is None:
         if noise["name"] != "clean":
             raise UserError(f"{path}: measurement: noise: missing key 'sigma'")
