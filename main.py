@@ -280,9 +280,7 @@ class Run:
             x_T = start_state(*measured, diffusion, x_T)
         if recorder:
             recorder.frame(x_T)
-        x_hat = diffusion.p_sample_loop(
-            self.model, x_T, method.step, random.randn_like, after_step
-        )
+        x_hat = diffusion.p_sample_loop(self.model, x_T, method.step, random.randn_like, after_step)
         samples = x_hat.clamp(-1, 1).float().cpu().reshape(len(names), count, -1, *shape[1:])
         seconds = (time.perf_counter() - start) / len(names)
         truth, shown, figures = [None] * len(names), [None] * len(names), [{}] * len(names)

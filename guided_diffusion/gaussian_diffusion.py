@@ -385,6 +385,8 @@ def _chosen_timesteps(alphas_cumprod, respacing, start, levels):
             )
         high, low = std[start], std[0]
     if isinstance(respacing, str) and respacing.startswith("logsnr"):
-        count = _count(respacing[len("logsnr") :], "diffusion config: timestep_respacing", respacing)
+        count = _count(
+            respacing[len("logsnr") :], "diffusion config: timestep_respacing", respacing
+        )
         return log_snr_timesteps(alphas_cumprod[: start + 1], count, high, low)
     return space_timesteps(start + 1, respacing)
