@@ -225,7 +225,7 @@ def load_prior(args, images):
     every_t = create_sampler(**{**diffusion_config, "timestep_respacing": ""})
     checkpoint = model_config["model_path"] or "an untrained network"
     precision = str(dtype).removeprefix("torch.")
-    description = f"{checkpoint}, {diffusion.num_timesteps} steps, {precision}"
+    description = f"{checkpoint}, {precision}"
     return Prior(model, diffusion, every_t, device, description)
 
 
@@ -341,13 +341,20 @@ def markdown(lines):
     return "\n".join(table) + "\n"
 
 
-def describe(args, images, prior):
-    """What the numbers of quality.md were measured on."""
+def describe_setting(args, images, prior, how):
+    """What numbers were measured on; `how` the prior was run."""
     text = f"Images: {len(images)} of {args.root} (every {args.every}), seed {args.seed}.\n"
     if prior is not None:
         processor = platform.processor() or platform.machine()
         machine = torch.cuda.get_device_name() if prior.device.type == "cuda" else processor
-        text += f"Prior: {prior.description}, batch {args.batch_size}, {machine}.\n"
+        text += f"Prior: {prior.description}, {how}, {machine}.\n"
+    return text
+
+
+def describe(args, images, prior):
+    """The head of quality.md."""
+    how = prior and f"{prior.diffusion.num_timesteps} steps, batch {args.batch_size}"
+    text = describe_setting(args, images, prior, how)
     grids = [
         f"{name}: " + ", ".join(f"{k} {list(v)}" for k, v in CLASSICAL[name].parameters.items())
         for name in args.methods
