@@ -105,6 +105,11 @@ class Run:
             method, self.task["conditioning"]["params"]
         )
         self.vanilla = method == "vanilla"
+        if self.vanilla and args.num_samples > 1:
+            raise UserError(
+                "--num_samples: vanilla restores nothing that could be sampled more than once; "
+                "--limit says how many samples of the prior to draw"
+            )
         self.paths = [] if self.vanilla else list_images(self.task["data"]["root"])
         check_names(self.paths)
         self.paths = self.paths[: args.limit]
