@@ -13,7 +13,12 @@ from tqdm import tqdm
 
 from data.dataloader import check_names, image_name, list_images, read_image
 from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
-from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
+from guided_diffusion.dist_util import (
+    checkpoint_digest,
+    compile_network,
+    pick_device,
+    pick_dtype,
+)
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator
 from guided_diffusion.unet import create_model
@@ -74,6 +79,11 @@ def parse_args(argv=None):
         help="of the network; auto takes bf16 where the hardware has it, else fp32",
     )
     add(
+        "--compile",
+        action="store_true",
+        help="torch.compile the network: minutes at the start, then faster steps",
+    )
+    add(
         "--overwrite",
         action="store_true",
         help="replace a results folder that was made with other settings",
@@ -125,6 +135,8 @@ class Run:
         self.model = create_model(**{**model_config, "use_fp16": False})
         self.model.to(self.device, memory_format=torch.channels_last).set_torso_dtype(dtype)
         self.model.requires_grad_(False)
+        if args.compile:
+            compile_network(self.model, self.device)
         settings = {
             "model_config": model_config,
             "checkpoint_sha256": checkpoint_digest(model_config["model_path"]),
