@@ -14,11 +14,7 @@ from data.dataloader import check_names, image_name, list_images, read_image
 from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
 from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import (
-    get_noise,
-    get_operator,
-    restored_size,
-)
+from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import ArgumentParser, UserError
@@ -192,42 +188,34 @@ class Run:
 
     def _read(self, path):
         image = torch.from_numpy(read_image(path, OVERSHOOT if self.measured else 0))
-        channels = self.model.in_channels
-        size = self._restored_size(image)
-        least = max(LEAST_SIDE, self.model.least_side)
-        if min(size) < least:
-            height, width = size
-            raise UserError(
-                f"{os.path.basename(path)}: {width}×{height} pixels to restore, and the least "
-                f"side is {least}"
-            )
         try:
-            operator = self.operator((channels, *size))
+            return self._fit(image, image_name(path))
         except UserError as error:
             raise UserError(f"{os.path.basename(path)}: {error}") from None
-        if self.measured:
-            channels = operator.out_shape[0]
-            if len(image) > 1 and channels < operator.in_shape[0]:
-                raise UserError(
-                    f"{os.path.basename(path)}: a colour image, and color restores grey ones"
-                )
+
+    def _fit(self, image, name):
+        """The image with the channels that the prior, or if measured the operator, takes."""
+        height, width = self._restored_size(image)
+        least = max(LEAST_SIDE, self.model.least_side)
+        if min(height, width) < least:
+            raise UserError(f"{width}×{height} pixels to restore, and the least side is {least}")
+        operator = self.operator((self.model.in_channels, height, width))
+        channels = (operator.out_shape if self.measured else operator.in_shape)[0]
+        if len(image) > channels and channels < operator.in_shape[0]:
+            raise UserError(f"{len(image)} channels, and color restores measurements of one")
         if channels == 3 and len(image) == 1:
             image = image.repeat(3, 1, 1)
         if self.sigmas is not None:
             rows = image.reshape(-1, *operator.out_shape).numpy()
-            try:
-                found = [estimate_sigma(row, self.rician) for row in rows]
-            except UserError as error:
-                raise UserError(f"{os.path.basename(path)}: {error}") from None
-            self.sigmas[image_name(path)] = torch.tensor(found)
+            self.sigmas[name] = torch.tensor([estimate_sigma(y, self.rician) for y in rows])
         return image
 
     def _restored_size(self, images):
         """(H, W) of what these images, (..., H, W), are restored to."""
         size = tuple(images.shape[-2:])
-        return (
-            restored_size(size, **self.task["measurement"]["operator"]) if self.measured else size
-        )
+        if not self.measured:
+            return size
+        return restored_size(size, **self.task["measurement"]["operator"])
 
     def restore(self, names, images, bar):
         """Restore one batch, degraded first unless it is measured, and write its files.
