@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
@@ -10,11 +11,13 @@ import time
 import torch
 from tqdm import tqdm
 
-from data.dataloader import check_names, image_name, list_images, read_image
+from data.dataloader import list_items
+from data.volumes import Slice, write_volumes
 from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
 from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator, restored_size
+from guided_diffusion.spectral import start_state, useful_levels
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import ArgumentParser, UserError
@@ -25,7 +28,6 @@ from util.results import Results, results_folder
 
 VANILLA_SAMPLES = 10
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
-OVERSHOOT = 4.0  # how far beyond [-1, 1] the noise of a measurement may go
 
 
 def parse_args(argv=None):
@@ -37,8 +39,9 @@ def parse_args(argv=None):
     add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
     add(
         "--diffusion_config",
-        default="configs/diffusion_config_fast.yaml",
-        help="YAML of the schedule; configs/diffusion_config.yaml takes all 1000 steps",
+        default="configs/diffusion_config_100.yaml",
+        help="YAML of the schedule; configs/diffusion_config.yaml takes all 1000 steps, "
+        "configs/diffusion_config_fast.yaml ten, with its own method",
     )
     add(
         "--task_config",
@@ -49,7 +52,8 @@ def parse_args(argv=None):
         "--method",
         choices=tuple(METHODS),
         default=None,
-        help="replace the task's conditioning.method, with that method's own parameters",
+        help="replace the task's conditioning.method, and the schedule's, with that method's "
+        "own parameters",
     )
     add(
         "--measured",
@@ -106,27 +110,30 @@ class Run:
                 f"{args.model_config}: class_cond: true, and this program gives no class labels"
             )
         diffusion_config = read_diffusion_config(args.diffusion_config)
-        self.task = read_task_config(args.task_config, args.method, args.measured)
+        replaced = args.method or diffusion_config.get("method")
+        self.task = read_task_config(args.task_config, replaced, args.measured)
         method = self.task["conditioning"]["method"]
         self.task["conditioning"]["params"] = check_conditioning(
             method, self.task["conditioning"]["params"]
         )
         self.vanilla = method == "vanilla"
         self.measured = not self.vanilla and self.task["data"]["measured"]
-        self.paths = [] if self.vanilla else list_images(self.task["data"]["root"])
-        check_names(self.paths)
-        self.paths = self.paths[: args.limit]
+        self.items = [] if self.vanilla else list_items(self.task["data"])[: args.limit]
         self.device = pick_device(args.gpu)
         self.operators = {}
         if not self.vanilla:
             self.noise = get_noise(**self.task["measurement"]["noise"])
             self.rician = self.task["measurement"]["noise"]["name"] == "rician"
             self.sigmas = {} if self.noise.sigma == "auto" else None  # those estimated, by name
+            self.volume_sigmas = {}
             size = model_config["image_size"]  # fails early on a task that fits no image
             self.operator((model_config["in_channels"], size, size))
+        self.schedule = {k: v for k, v in diffusion_config.items() if k != "method"}
+        self.starts_early = self.schedule["start"] != ""
+        # Fails early, too; a task's own noise level matters to "auto" alone.
+        create_sampler(**self.schedule, levels=None if self.vanilla else (1, 1))
 
         dtype = pick_dtype(args.precision, self.device, model_config["use_fp16"])
-        self.diffusion = create_sampler(**diffusion_config)
         self.model = create_model(**{**model_config, "use_fp16": False})
         self.model.to(self.device, memory_format=torch.channels_last).set_torso_dtype(dtype)
         self.model.requires_grad_(False)
@@ -144,9 +151,10 @@ class Run:
         if self.vanilla:
             self.names = [f"sample_{i:03d}" for i in range(args.limit or VANILLA_SAMPLES)]
         else:
-            self.names = [image_name(p) for p in self.paths]
-        self.results = Results(folder, title, settings, self.names, args.overwrite)
-        self.failed = []
+            self.names = [item.name for item in self.items]
+        items = {item.name: item for item in self.items}
+        self.results = Results(folder, title, settings, self.names, args.overwrite, items)
+        self.failed, self.errors = [], set()
 
     def operator(self, in_shape):
         """The task's operator for images of this shape; images of one shape share it."""
@@ -160,7 +168,9 @@ class Run:
     def fail(self, name, error):
         """Report an image that cannot be restored; the others still are."""
         self.failed.append(name)
-        tqdm.write(f"error: {error}", file=sys.stderr)
+        if str(error) not in self.errors:  # a damaged volume has one error for all its slices
+            tqdm.write(f"error: {error}", file=sys.stderr)
+        self.errors.add(str(error))
 
     def batches(self):
         """Yield (names, images), images (N, C, H, W) in [-1, 1] of one shape."""
@@ -171,29 +181,29 @@ class Run:
                 yield part, torch.zeros(len(part), channels, size, size)
             return
         names, images = [], []
-        for path in self.paths:
+        for item in self.items:
             try:
-                image = self._read(path)
+                image = self._read(item)
             except UserError as error:
-                self.fail(image_name(path), error)
+                self.fail(item.name, error)
                 continue
             full = len(names) == self.args.batch_size
             if names and (full or image.shape != images[0].shape):
                 yield names, torch.stack(images)
                 names, images = [], []
-            names.append(image_name(path))
+            names.append(item.name)
             images.append(image)
         if names:
             yield names, torch.stack(images)
 
-    def _read(self, path):
-        image = torch.from_numpy(read_image(path, OVERSHOOT if self.measured else 0))
+    def _read(self, item):
+        image = torch.from_numpy(item.read())
         try:
-            return self._fit(image, image_name(path))
+            return self._fit(item, image)
         except UserError as error:
-            raise UserError(f"{os.path.basename(path)}: {error}") from None
+            raise UserError(f"{item.label}: {error}") from None
 
-    def _fit(self, image, name):
+    def _fit(self, item, image):
         """The image with the channels that the prior, or if measured the operator, takes."""
         height, width = self._restored_size(image)
         least = max(LEAST_SIDE, self.model.least_side)
@@ -206,9 +216,18 @@ class Run:
         if channels == 3 and len(image) == 1:
             image = image.repeat(3, 1, 1)
         if self.sigmas is not None:
-            rows = image.reshape(-1, *operator.out_shape).numpy()
-            self.sigmas[name] = torch.tensor([estimate_sigma(y, self.rician) for y in rows])
+            self.sigmas[item.name] = self._estimate_sigma(item, image, operator)
         return image
+
+    def _estimate_sigma(self, item, image, operator):
+        """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
+        if not isinstance(item, Slice):
+            rows = image.reshape(-1, *operator.out_shape).numpy()
+            return torch.tensor([estimate_sigma(row, self.rician) for row in rows])
+        if item.volume not in self.volume_sigmas:
+            sigma = estimate_sigma(item.volume.sample(), self.rician)
+            self.volume_sigmas[item.volume] = torch.tensor([sigma])
+        return self.volume_sigmas[item.volume]
 
     def _restored_size(self, images):
         """(H, W) of what these images, (..., H, W), are restored to."""
@@ -225,18 +244,23 @@ class Run:
         """
         start = time.perf_counter()
         count, shape = self.args.num_samples, (self.model.in_channels, *self._restored_size(images))
+        levels = None
         if self.vanilla:
             rows, method = len(names), get_conditioning_method("vanilla")
         else:
             operator = self.operator(shape)
             y, sigma = self._measure(operator, names, images)
             unbiased = correct_rician_bias(y, sigma) if self.rician else y
-            rows, method = len(y), self._conditioning(operator, unbiased, sigma, len(names))
+            measured = self._once_a_sample(operator, unbiased, sigma, len(names))
+            rows, method = len(y), self._conditioning(*measured)
+            levels = useful_levels(operator, sigma)
+        diffusion = create_sampler(**self.schedule, levels=levels)
+        bar.reset(total=diffusion.num_timesteps)
         random = ImageRandom(
             [image_generator(n, k, self.args.seed) for n in names for k in range(count)]
         )
         recording = self.args.record or self.args.video
-        recorder = Recorder(self.diffusion.num_timesteps) if recording else None
+        recorder = Recorder(diffusion.num_timesteps) if recording else None
 
         def after_step(t, x_t, pred_xstart):
             bar.update()
@@ -244,11 +268,11 @@ class Run:
                 recorder(t, x_t)
 
         x_T = random.randn_like(torch.empty(rows * count, *shape, device=self.device))
+        if self.starts_early:
+            x_T = start_state(*measured, diffusion, x_T)
         if recorder:
             recorder.frame(x_T)
-        x_hat = self.diffusion.p_sample_loop(
-            self.model, x_T, method.step, random.randn_like, after_step
-        )
+        x_hat = diffusion.p_sample_loop(self.model, x_T, method.step, random.randn_like, after_step)
         samples = x_hat.clamp(-1, 1).float().cpu().reshape(len(names), count, -1, *shape[1:])
         seconds = (time.perf_counter() - start) / len(names)
         truth, shown, figures = [None] * len(names), [None] * len(names), [{}] * len(names)
@@ -293,21 +317,20 @@ class Run:
         sigma = torch.cat([self.sigmas[name] for name in names])
         return y, sigma.to(self.device).reshape(-1, 1, 1, 1)
 
-    def _conditioning(self, operator, y, sigma, images):
-        """The method for this batch, with every image's measurement once a sample."""
-        conditioning = self.task["conditioning"]
+    def _once_a_sample(self, operator, y, sigma, images):
+        """(operator, y, sigma) with every image's rows once a sample."""
 
-        def once_a_sample(rows):
+        def repeat(rows):
             per_image = rows.reshape(images, -1, *rows.shape[1:])
             per_sample = per_image.repeat_interleave(self.args.num_samples, dim=0)
             return per_sample.reshape(-1, *rows.shape[1:])
 
+        return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
+
+    def _conditioning(self, operator, y, sigma):
+        conditioning = self.task["conditioning"]
         return get_conditioning_method(
-            conditioning["method"],
-            operator,
-            once_a_sample(y),
-            once_a_sample(sigma) if torch.is_tensor(sigma) else sigma,
-            **conditioning["params"],
+            conditioning["method"], operator, y, sigma, **conditioning["params"]
         )
 
     def _figures(self, operator, y, sigma, samples):
@@ -323,6 +346,14 @@ class Run:
                 found["sigma"] = image.square().mean().sqrt().item()
         return figures
 
+    def _write_volumes(self):
+        title = self.results.title.replace(os.sep, "/")
+        description = f"{self.task['conditioning']['method']} {title}"
+        done = set(self.names) - set(self.failed)
+        identity = json.dumps(self.results.settings, sort_keys=True)
+        for line in write_volumes(self.items, done, self.results.folder, description, identity):
+            print(line)
+
     def restore_all(self):
         """Restore every image; returns the exit status."""
         total, done, found = len(self.names), 0, 0
@@ -333,11 +364,11 @@ class Run:
                     found += len(names)
                     continue
                 which = f"{first}" if len(names) == 1 else f"{first}-{done}"
-                bar.reset(total=self.diffusion.num_timesteps)
                 bar.set_description(f"image {which}/{total} {names[0]}")
                 self.restore(names, images, bar)
         if found:
             print(f"{found} of {total} images had been restored by an earlier run")
+        self._write_volumes()
         self.results.write_comparison()
         self.results.write_summary(finished=True, failed=self.failed)
         print(self.results.table())

@@ -347,7 +347,7 @@ BAD = {
     "checkpoint with code": ([], damage_checkpoint("code"), "holds pickled code"),
     "text as checkpoint": ([], damage_checkpoint("text"), "is not a PyTorch checkpoint"),
     "list as checkpoint": ([], damage_checkpoint("list"), "expected a state dict"),
-    "missing data": ([], change("task.yaml", data__root="nowhere"), "no folder nowhere"),
+    "missing data": ([], change("task.yaml", data__root="nowhere"), "no file or folder nowhere"),
     "empty data": ([], empty_images, "no image in images"),
     "double names": ([], double_names, "rename one"),
     "unwritable save_dir": (["--save_dir", "task.yaml"], None, "cannot write"),

@@ -165,14 +165,23 @@ DIFFUSION_SCHEMA = {
     "clip_denoised": (bool, True),
     "rescale_timesteps": (bool, False),
     "timestep_respacing": ((int, str, list), ""),
+    "start": ((int, str), ""),
     "eta": (float, 0.0),
+    "method": (str, None),
 }
 
 # An operator's own keys are checked by guided_diffusion.measurements; here, their types.
 # in_shape is read, for published files have it, and not used: every image's own size counts.
 TASK_SCHEMA = {
     "conditioning": {"method": (str, REQUIRED), "params": (dict, {})},
-    "data": {"name": (str, ""), "root": (str, REQUIRED), "measured": (bool, False)},
+    "data": {
+        "name": (str, ""),
+        "root": (str, REQUIRED),
+        "measured": (bool, False),
+        "axis": (int, None),
+        "volume": (int, None),
+        "series": ((int, str), None),
+    },
     "measurement": {
         "operator": {
             "name": (str, REQUIRED),
@@ -194,7 +203,11 @@ def read_model_config(path):
 
 
 def read_diffusion_config(path):
-    return check_keys(read_yaml(path), DIFFUSION_SCHEMA, path)
+    """A schedule, checked; "method" is there only if the file names one."""
+    config = check_keys(read_yaml(path), DIFFUSION_SCHEMA, path)
+    if config["method"] is None:
+        del config["method"]
+    return config
 
 
 def read_task_config(path, method=None, measured=False):
@@ -207,7 +220,7 @@ def read_task_config(path, method=None, measured=False):
 
     Returns:
         dict with "conditioning", and unless vanilla "data" and "measurement"; keys of the
-        operator that the file leaves out are left out.
+        data and of the operator that the file leaves out are left out.
     """
     config = read_yaml(path)
     conditioning = config.get("conditioning")
@@ -222,6 +235,7 @@ def read_task_config(path, method=None, measured=False):
     operator, noise = config["measurement"]["operator"], config["measurement"]["noise"]
     operator.pop("in_shape")
     config["measurement"]["operator"] = {k: v for k, v in operator.items() if v is not None}
+    config["data"] = {k: v for k, v in config["data"].items() if v is not None}
     if noise["sigma"] is None:
         if noise["name"] != "clean":
             raise UserError(f"{path}: measurement: noise: missing key 'sigma'")

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from util.errors import UserError
-from util.files import replacing, replacing_text
+from util.files import replacing_text
 from util.image_files import (
     read_png,
     to_uint8,
     write_comparison,
+    write_floats,
     write_gif,
     write_mp4,
     write_png,
@@ -23,7 +24,8 @@ from util.image_files import (
 )
 from util.metrics import image_metrics
 
-FOLDERS = ("input", "recon", "truth", "samples", "std", "progress", "gif", "video")
+FOLDERS = ("input", "recon", "truth", "samples", "std", "slices", "volumes")
+FOLDERS += ("progress", "gif", "video")
 FILES = ("metrics.csv", "summary.json", "comparison.png")
 LABELS = {
     "psnr": "PSNR (dB)",
@@ -72,15 +74,18 @@ class Results:
         title: stands over the comparison picture.
         settings: all that decides the files' contents; another run's folder is refused.
         names: of the images to restore, in the order of the tables.
+        items: name → the item restored, whose `floats` says where its result is also kept as
+            floats, a folder and an ending, or None; `to_floats(x)` gives them.
 
     Raises:
         UserError: the folder cannot be written, or holds a run with other settings (or files
             that no run wrote) and `overwrite` is not given.
     """
 
-    def __init__(self, folder, title, settings, names, overwrite):
+    def __init__(self, folder, title, settings, names, overwrite, items):
         self.folder = folder
         self.names = names
+        self.items = items
         self.title = title
         self.settings = json.loads(json.dumps(settings))  # as they are read back
         self.rows = {}
@@ -139,11 +144,15 @@ class Results:
                 (C, H, W) in [-1, 1]; None and None for a sample of the prior.
         """
         files = [("recon", ".png")] + [("gif", ".gif")] * gif + [("video", ".mp4")] * mp4
+        files += [self.items[name].floats] if self._keeps_floats(name) else []
         files += [] if image is None else [(kind, ".png")]
         paths = [os.path.join(self.folder, kind, name + end) for kind, end in files]
         if name not in self.rows or not all(map(os.path.exists, paths)):
             return False
         return image is None or np.array_equal(to_uint8(read_png(paths[-1])), to_uint8(image))
+
+    def _keeps_floats(self, name):
+        return name in self.items and self.items[name].floats is not None
 
     def path(self, kind, name):
         """Path of a file in one of the subfolders, which is made if need be."""
@@ -168,6 +177,9 @@ class Results:
         mean, row, png = samples.mean(axis=0), {}, f"{name}.png"
         line = []
         write_png(self.path("recon", png), mean)
+        if self._keeps_floats(name):
+            folder, end = self.items[name].floats
+            write_floats(self.path(folder, name + end), self.items[name].to_floats(mean))
         if len(samples) > 1:
             self._write_spread(name, samples)
         if y is not None:
@@ -196,8 +208,7 @@ class Results:
         for k, sample in enumerate(samples):
             write_png(self.path("samples", f"{name}_{k}.png"), sample)
         std = samples.std(axis=0, ddof=1)
-        with replacing(self.path("std", f"{name}.npy")) as part, open(part, "wb") as file:
-            np.save(file, std)
+        write_floats(self.path("std", f"{name}.npy"), std)
         write_std_map(self.path("std", f"{name}.png"), std)
 
     def _columns(self, names):
