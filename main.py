@@ -21,11 +21,7 @@ from guided_diffusion.dist_util import (
     pick_dtype,
 )
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import (
-    get_noise,
-    get_operator,
-    restored_size,
-)
+from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.spectral import start_state, useful_levels
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
@@ -219,29 +215,25 @@ class Run:
 
     def _read(self, item):
         image = torch.from_numpy(item.read())
-        channels = self.model.in_channels
-        size = self._restored_size(image)
-        least = max(LEAST_SIDE, self.model.least_side)
-        if min(size) < least:
-            height, width = size
-            raise UserError(
-                f"{item.label}: {width}×{height} pixels to restore, and the least side is {least}"
-            )
         try:
-            operator = self.operator((channels, *size))
+            return self._fit(item, image)
         except UserError as error:
             raise UserError(f"{item.label}: {error}") from None
-        if self.measured:
-            channels = operator.out_shape[0]
-            if len(image) > 1 and channels < operator.in_shape[0]:
-                raise UserError(f"{item.label}: a colour image, and color restores grey ones")
+
+    def _fit(self, item, image):
+        """The image with the channels that the prior, or if measured the operator, takes."""
+        height, width = self._restored_size(image)
+        least = max(LEAST_SIDE, self.model.least_side)
+        if min(height, width) < least:
+            raise UserError(f"{width}×{height} pixels to restore, and the least side is {least}")
+        operator = self.operator((self.model.in_channels, height, width))
+        channels = (operator.out_shape if self.measured else operator.in_shape)[0]
+        if len(image) > channels and channels < operator.in_shape[0]:
+            raise UserError(f"{len(image)} channels, and color restores measurements of one")
         if channels == 3 and len(image) == 1:
             image = image.repeat(3, 1, 1)
         if self.sigmas is not None:
-            try:
-                self.sigmas[item.name] = self._estimate_sigma(item, image, operator)
-            except UserError as error:
-                raise UserError(f"{item.label}: {error}") from None
+            self.sigmas[item.name] = self._estimate_sigma(item, image, operator)
         return image
 
     def _estimate_sigma(self, item, image, operator):
@@ -257,9 +249,9 @@ class Run:
     def _restored_size(self, images):
         """(H, W) of what these images, (..., H, W), are restored to."""
         size = tuple(images.shape[-2:])
-        return (
-            restored_size(size, **self.task["measurement"]["operator"]) if self.measured else size
-        )
+        if not self.measured:
+            return size
+        return restored_size(size, **self.task["measurement"]["operator"])
 
     def restore(self, names, images, bar):
         """Restore one batch, degraded first unless it is measured, and write its files.

@@ -44,6 +44,16 @@ def sample(name, steps, operator, y, sigma, **params):
     return diffusion.p_sample_loop(network, x_T, method.step, random.randn_like)
 
 
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_each_image_of_a_batch_may_have_its_own_noise(name):
+    operator = get_operator("super_resolution", (1, 8, 8), scale_factor=2)
+    y, sigmas = rnd((2, 1, 4, 4), 5), (0.05, 0.6)
+    both = sample(name, 6, operator, y, torch.tensor(sigmas).reshape(2, 1, 1, 1))
+    for i, sigma in enumerate(sigmas):
+        alone = sample(name, 6, operator, y, sigma)
+        torch.testing.assert_close(both[i], alone[i])
+
+
 # Error of the mean, in posterior standard deviations (RMS over the directions that A sees; 0.06
 # is sampling error), and the ratio of standard deviations, at 100 steps: none of these methods is
 # exact for a finite prior, each sharpens or blurs the posterior in its own way.
