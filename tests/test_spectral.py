@@ -123,7 +123,9 @@ class TestStart:
         state = start_state(operator, y, sigma, diffusion, noise(2, 1, SIZE, SIZE, seed=1))
         assert diffusion.num_timesteps == 1
         state = state / math.sqrt(diffusion.alphas_cumprod[0])
-        assert (state - y).std() < 0.1 * sigma
+        alpha_bar = diffusion.alphas_cumprod[0]
+        left = (1 - alpha_bar) / alpha_bar - sigma**2  # what the timestep has more than y
+        assert (state - y).std().item() == pytest.approx(math.sqrt(left), rel=0.1)
 
 
 class TestCorrection:

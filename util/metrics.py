@@ -1,6 +1,7 @@
 """Image quality against a known truth."""
 
 import numpy as np
+from scipy import stats
 from skimage.metrics import (
     normalized_root_mse,
     peak_signal_noise_ratio,
@@ -45,3 +46,31 @@ def high_frequency_ratio(x, truth):
     outer = np.hypot(rows, cols) > 0.25
     energy, of_truth = (np.sum(np.abs(np.fft.fft2(v)[..., outer]) ** 2) for v in (x, truth))
     return float(energy / of_truth) if of_truth > 0 else float("nan")
+
+
+def calibration(samples, truth, floor=0.04):
+    """How honest the spread of posterior samples is, where there is signal.
+
+    If the truth is one more draw from the distribution of the K samples, and that is Gaussian, a
+    pixel's truth lies with probability p within mean ± t_p s √(1 + 1/K), with the sample standard
+    deviation s and Student's t of K-1 degrees of freedom.
+
+    Args:
+        samples: (K, C, H, W), K ≥ 2; truth: (C, H, W); both in [-1, 1].
+        floor: pixels whose truth is darker, as a share of the displayed range, are left out: the
+            air around the head.
+
+    Returns:
+        dict: "in_50", "in_90", the share of pixels whose truth lies within these intervals, and
+        "rescale", the factor on s at which 90 % would.
+    """
+    seen = (np.asarray(truth) + 1) / 2 > floor
+    count, error = len(samples), np.abs(truth - samples.mean(axis=0))[seen]
+    spread = (samples.std(axis=0, ddof=1) * np.sqrt(1 + 1 / count))[seen]
+    score = error / np.maximum(spread, 1e-6)
+    t_50, t_90 = stats.t.ppf([0.75, 0.95], count - 1)
+    return {
+        "in_50": float(np.mean(score <= t_50)),
+        "in_90": float(np.mean(score <= t_90)),
+        "rescale": float(np.quantile(score, 0.9) / t_90),
+    }

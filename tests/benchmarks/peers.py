@@ -1,9 +1,10 @@
-"""This program beside the library deepinv: ``python tests/benchmarks/peers.py``.
+"""Every method at every number of steps, beside deepinv: ``python tests/benchmarks/peers.py``.
 
-Both restore the same measurements of the same slices with the same network: deepinv's DDRM,
-DiffPIR and DPS, through its own interfaces, and every method of main.py. --out receives peers.md,
+All restore the same measurements of the same slices with the same network: every method of
+main.py, and deepinv's DDRM, DiffPIR and DPS through its own interfaces. --out receives peers.md,
 peers.csv and peers_images.csv: PSNR, SSIM, NMSE, the ratio of high-frequency energy to the
-truth's, seconds an image. deepinv is not among the requirements: ``pip install deepinv``.
+truth's, seconds an image; and frontier.png, PSNR and SSIM against --steps. deepinv is not among
+the requirements: ``pip install deepinv``.
 
 deepinv works on images u = (x+1)/2 in [0, 1], where the measurement is (y + A 1)/2 = A u + σ/2 n
 (A 1 is no constant near the edge of a blur). Its methods keep their default parameters.
@@ -16,18 +17,18 @@ import time
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch.nn.functional import pad
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from guided_diffusion.condition_methods import METHODS, get_conditioning_method
-from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.condition_methods import METHODS
 from guided_diffusion.measurements import Factor, SeparableOperator
 from main import positive
 from tests.benchmarks import quality
 from tests.benchmarks.quality import TASKS, operator_of
-from util.config import read_diffusion_config
 from util.errors import ArgumentParser, UserError
+from util.files import replacing
 from util.random import image_generator
 
 OWN = tuple(name for name in METHODS if name != "vanilla")
@@ -48,8 +49,8 @@ def parse_args(argv=None):
     add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
     add(
         "--diffusion_config",
-        default="configs/diffusion_config_fast.yaml",
-        help="YAML of the schedule; --steps replaces its timestep_respacing",
+        default="configs/diffusion_config_100.yaml",
+        help="YAML of the schedule, but for spectral's; --steps replaces its timestep_respacing",
     )
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     add("--gpu", type=int, default=0, help="index of the GPU, -1 for the CPU")
@@ -164,27 +165,28 @@ def restore_with_peer(name, task, image, prior, steps, seed):
     return x_hat, time.perf_counter() - start
 
 
-def restore_with_own(name, task, image, prior, seed, bar):
-    """x̂ (1, 1, H, W) in [-1, 1], by a method of main.py, and the seconds that it took."""
-    operator = operator_of(task, tuple(image.truth.shape[1:]), prior.device)
+def restore_with_own(name, task, image, prior, steps, seed):
+    """x̂ (1, 1, H, W) in [-1, 1], by a method of main.py, the seconds, and the evaluations."""
     params = {"scale": task.scale} if name == "dmps" else {}
+    schedule = prior.schedules["spectral" if name == "spectral" else "dmps"]
+    respacing = f"logsnr{steps}" if name == "spectral" else steps
+    schedule = {**schedule, "timestep_respacing": respacing}
     start = time.perf_counter()
-    y = image.y.to(prior.device)
-    method = get_conditioning_method(name, operator, y, task.noise.sigma, **params)
-    x_hat = quality.sample([image], method, 0, prior, seed, bar)
-    return x_hat, time.perf_counter() - start
+    x_hat, taken = quality.sample(name, params, schedule, task, [image], 0, prior, seed)
+    return x_hat, time.perf_counter() - start, taken
 
 
 def rows_of(task, name, slices, prior, steps, seed):
     rows = []
-    with quality.progress(task, name, steps * len(slices), "step") as bar:
+    with quality.progress(task, f"{name} {steps}", len(slices), "image") as bar:
         for image in slices:
             if name in PEERS:
                 x_hat, seconds = restore_with_peer(name, task, image, prior, steps, seed)
-                bar.update(steps)
+                taken = steps
             else:
-                x_hat, seconds = restore_with_own(name, task, image, prior, seed, bar)
-            rows.append(quality.row(task, name, {"steps": steps}, image, x_hat, seconds))
+                x_hat, seconds, taken = restore_with_own(name, task, image, prior, steps, seed)
+            rows.append(quality.row(task, name, {"steps": taken}, image, x_hat, seconds))
+            bar.update()
     return rows
 
 
@@ -193,22 +195,46 @@ def compare(args):
     if not PEERS.keys().isdisjoint(args.methods):
         import_deepinv()
     images = quality.read_images(args)
-    prior = quality.load_prior(args, images)
-    schedule = read_diffusion_config(args.diffusion_config)
-    samplers = {
-        steps: create_sampler(**{**schedule, "timestep_respacing": steps}) for steps in args.steps
-    }
+    prior = quality.load_prior(args)
     quality.make_folder(args.out)
     description = quality.describe_setting(args, images, prior, "batch 1")
     rows = []
     for task in map(quality.read_task, dict.fromkeys(args.tasks)):
         slices = quality.measure(task, images, args.seed)
         for name in dict.fromkeys(args.methods):
-            for steps, diffusion in samplers.items():
-                with_steps = prior._replace(diffusion=diffusion)
-                rows += rows_of(task, name, slices, with_steps, steps, args.seed)
+            known = set()  # a measurement may need fewer evaluations than asked for
+            for steps in args.steps:
+                found = rows_of(task, name, slices, prior, steps, args.seed)
+                if found[0]["parameters"] not in known:
+                    known.add(found[0]["parameters"])
+                    rows += found
                 quality.write_tables(args.out, description, rows, stem="peers")
+                draw_frontier(os.path.join(args.out, "frontier.png"), quality.summarise(rows))
     return quality.summarise(rows)
+
+
+def draw_frontier(path, lines):
+    """PSNR and SSIM against network evaluations: a column a task, a line a method."""
+    tasks = list(dict.fromkeys(line["task"] for line in lines))
+    figure = Figure(figsize=(3.2 * len(tasks) + 1.2, 5), layout="constrained", dpi=100)
+    axes = figure.subplots(2, len(tasks), squeeze=False, sharex=True)
+    for column, task in zip(axes.T, tasks, strict=True):
+        column[0].set_title(task)
+        column[1].set_xlabel("network evaluations")
+        for name in dict.fromkeys(line["method"] for line in lines):
+            part = [line for line in lines if (line["task"], line["method"]) == (task, name)]
+            steps = [int(line["parameters"].split()[1]) for line in part]
+            for axis, metric in zip(column, ("psnr", "ssim"), strict=True):
+                values = [line[metric] for line in part]
+                axis.plot(steps, values, marker="o", markersize=3, label=name)
+                axis.set_xscale("log")
+                axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("PSNR (dB)")
+    axes[1][0].set_ylabel("SSIM")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def main(argv=None):

@@ -6,8 +6,10 @@ to the truth's as mean ± standard deviation over the images, seconds an image) 
 quality_images.csv (a row an image). All methods see the same measurements, the ones that main.py draws. A classical method's parameters are those of its grid
 that give the best mean PSNR on these very images, which favours it.
 
-dmps is one sample, main.py's own for the same seed; dmps_mean is the mean of --num_samples of
-them; denoiser is a single evaluation of the network, at the t whose noise is the measurement's.
+dmps and spectral are one sample, main.py's own for the same seed, on the schedules of
+--diffusion_config and configs/diffusion_config_fast.yaml; dmps_mean and spectral_mean are the means
+of --num_samples of them, with their calibration; denoiser is a single evaluation of the network, at
+the t whose noise is the measurement's.
 """
 
 import argparse
@@ -34,13 +36,14 @@ from guided_diffusion.condition_methods import check_conditioning, get_condition
 from guided_diffusion.dist_util import pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.measurements import OPERATORS, GaussianNoise, get_noise, get_operator
+from guided_diffusion.spectral import start_state, useful_levels
 from guided_diffusion.unet import create_model
 from main import positive
 from tests.benchmarks.classical import CLASSICAL
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import ArgumentParser, UserError
 from util.files import replacing_text
-from util.metrics import high_frequency_ratio, image_metrics
+from util.metrics import calibration, high_frequency_ratio, image_metrics
 from util.random import ImageRandom, image_generator
 
 CONFIGS = os.path.join(sys.path[0], "configs")
@@ -53,10 +56,14 @@ TASKS = {
     "uniform": ("mri_deblur_uniform_config.yaml", None),
 }
 # method of the prior → the operators it is for
-LEARNED = {"denoiser": ("denoise",), "dmps": OPERATORS, "dmps_mean": OPERATORS}
+LEARNED = {
+    "denoiser": ("denoise",),
+    **{name + mean: OPERATORS for name in ("dmps", "spectral") for mean in ("", "_mean")},
+}
 METHODS = {**{name: method.operators for name, method in CLASSICAL.items()}, **LEARNED}
 HOW_TO_INSTALL = "pip install -r tests/requirements.txt, or leave it out of --methods"
 METRICS = ("psnr", "ssim", "nmse", "hf_ratio", "seconds")
+CALIBRATION = ("in_50", "in_90", "rescale")  # of the means, see util.metrics.calibration
 
 
 def parse_args(argv=None):
@@ -86,13 +93,13 @@ def parse_args(argv=None):
     add(
         "--diffusion_config",
         default="configs/diffusion_config_100.yaml",
-        help="YAML of the schedule, of dmps and dmps_mean",
+        help="YAML of the schedule of dmps and dmps_mean",
     )
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     add("--gpu", type=int, default=0, help="index of the GPU, -1 for the CPU")
     add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
     add("--batch_size", type=positive, default=1, help="images the prior restores at once")
-    add("--num_samples", type=positive, default=8, help="samples that dmps_mean averages")
+    add("--num_samples", type=positive, default=8, help="samples that a _mean averages")
     add("--out", default="results/quality", help="folder for the tables")
     return parser.parse_args(argv)
 
@@ -196,7 +203,7 @@ def progress(task, name, total, unit):
 
 class Prior(NamedTuple):
     model: torch.nn.Module
-    diffusion: GaussianDiffusion  # the steps of --diffusion_config
+    schedules: dict  # of each method of the prior: the diffusion config
     every_t: GaussianDiffusion  # the schedule the network was trained on
     device: torch.device
     description: str
@@ -205,22 +212,25 @@ class Prior(NamedTuple):
 def load_prior(args):
     """Load the network."""
     model_config = read_model_config(args.model_config)
-    diffusion_config = read_diffusion_config(args.diffusion_config)
+    schedules = {
+        "dmps": read_diffusion_config(args.diffusion_config),
+        "spectral": read_diffusion_config(os.path.join(CONFIGS, "diffusion_config_fast.yaml")),
+    }
+    for schedule in schedules.values():
+        schedule.pop("method", None)
     if model_config["in_channels"] != 1 or model_config["class_cond"]:
         raise UserError(
             f"{args.model_config}: this benchmark takes priors of one channel, without classes"
         )
     device = pick_device(args.gpu)
     dtype = pick_dtype(args.precision, device, model_config["use_fp16"])
-    diffusion = create_sampler(**diffusion_config)
+    every_t = create_sampler(**{**schedules["dmps"], "timestep_respacing": "", "start": ""})
     model = create_model(**{**model_config, "use_fp16": False})
     model.to(device, memory_format=torch.channels_last).set_torso_dtype(dtype)
     model.requires_grad_(False)
-    every_t = create_sampler(**{**diffusion_config, "timestep_respacing": ""})
     checkpoint = model_config["model_path"] or "an untrained network"
     precision = str(dtype).removeprefix("torch.")
-    description = f"{checkpoint}, {precision}"
-    return Prior(model, diffusion, every_t, device, description)
+    return Prior(model, schedules, every_t, device, f"{checkpoint}, {precision}")
 
 
 def batches(slices, size):
@@ -234,36 +244,28 @@ def batches(slices, size):
 def learned_rows(task, methods, slices, prior, args):
     """Rows of the prior's methods; `dmps` is the first of the samples that `dmps_mean` averages."""
     restored = {method: [] for method in methods}
-    total = len(list(batches(slices, args.batch_size))) * evaluations(methods, prior, args)
-    with progress(task, " ".join(methods), total, "step") as bar:
+    with progress(task, " ".join(methods), len(slices), "image") as bar:
         for batch in batches(slices, args.batch_size):
-            estimates = []
-            if "denoiser" in methods:
-                estimates.append(denoiser(task, batch, prior, bar))
-            if "dmps" in methods or "dmps_mean" in methods:
-                estimates.extend(dmps(task, methods, batch, prior, args, bar))
-            for method, parameters, x_hat, seconds in estimates:
+            estimates = [denoiser(task, batch, prior)] if "denoiser" in methods else []
+            for name in ("dmps", "spectral"):
+                if not {name, f"{name}_mean"}.isdisjoint(methods):
+                    estimates += sampled(name, task, methods, batch, prior, args)
+            for method, parameters, x_hat, seconds, figures in estimates:
                 restored[method] += [
                     row(task, method, parameters, image, x_hat[i : i + 1], seconds / len(batch))
+                    | {key: values[i] for key, values in figures.items()}
                     for i, image in enumerate(batch)
                 ]
+            bar.update(len(batch))
     return [r for rows in restored.values() for r in rows]
 
 
-def samples_of(methods, args):
-    return args.num_samples if "dmps_mean" in methods else int("dmps" in methods)
-
-
-def evaluations(methods, prior, args):
-    """How often the network is evaluated for one batch."""
-    return samples_of(methods, args) * prior.diffusion.num_timesteps + ("denoiser" in methods)
-
-
-def denoiser(task, batch, prior, bar):
+def denoiser(task, batch, prior):
     """x̂_0 from x_t = √ᾱ_t y, at the t whose r_t = (1-ᾱ_t)/ᾱ_t is nearest to σ².
 
     Returns:
-        (method, parameters, x_hat (N, 1, H, W), seconds of the batch), like `dmps`'s items.
+        (method, parameters, x_hat (N, 1, H, W), seconds of the batch, further figures as lists
+        of N), like `sampled`'s items.
     """
     start = time.perf_counter()
     alpha_bar = prior.every_t.alphas_cumprod
@@ -272,41 +274,50 @@ def denoiser(task, batch, prior, bar):
     steps = torch.full((len(batch),), t, dtype=torch.int64, device=prior.device)
     with torch.inference_mode():
         x_hat = prior.every_t.p_mean_variance(prior.model, x_t, steps)["pred_xstart"]
-    x_hat = x_hat.float().cpu()
-    bar.update()
-    return "denoiser", {"t": t}, x_hat, time.perf_counter() - start
+    return "denoiser", {"t": t}, x_hat.float().cpu(), time.perf_counter() - start, {}
 
 
-def dmps(task, methods, batch, prior, args, bar):
+def sampled(name, task, methods, batch, prior, args):
     """One sample, and the mean of --num_samples of them, as far as they are asked for."""
     start = time.perf_counter()
-    operator = operator_of(task, tuple(batch[0].truth.shape[1:]), prior.device)
-    y = torch.cat([image.y for image in batch]).to(prior.device)
-    method = get_conditioning_method("dmps", operator, y, task.noise.sigma, scale=task.scale)
-    count, total, found = samples_of(methods, args), 0, []
+    params = {"scale": task.scale} if name == "dmps" else {}
+    count = args.num_samples if f"{name}_mean" in methods else 1
+    schedule, samples, found = prior.schedules[name], [], []
     for k in range(count):
-        x_hat = sample(batch, method, k, prior, args.seed, bar)
-        total = total + x_hat
-        if k == 0 and "dmps" in methods:
-            found.append(("dmps", {}, x_hat, time.perf_counter() - start))
-    if "dmps_mean" in methods:
-        seconds = time.perf_counter() - start
-        found.append(("dmps_mean", {"samples": count}, total / count, seconds))
+        x_hat, steps = sample(name, params, schedule, task, batch, k, prior, args.seed)
+        samples.append(x_hat)
+        if k == 0 and name in methods:
+            found.append((name, {"steps": steps}, x_hat, time.perf_counter() - start, {}))
+    if f"{name}_mean" in methods:
+        seconds, samples = time.perf_counter() - start, torch.stack(samples)
+        reports = [
+            calibration(samples[:, i].numpy(), image.truth[0].numpy())
+            for i, image in enumerate(batch)
+            if count > 1
+        ]
+        figures = {key: [r[key] for r in reports] for key in (reports[0] if reports else ())}
+        parameters = {"steps": steps, "samples": count}
+        found.append((f"{name}_mean", parameters, samples.mean(dim=0), seconds, figures))
     return found
 
 
-def sample(batch, method, k, prior, seed, bar):
-    """Sample k of a batch, (N, 1, H, W) in [-1, 1]."""
+def sample(name, params, schedule, task, batch, k, prior, seed):
+    """Sample k of a batch by a method of main.py, as main.py draws it.
+
+    Returns:
+        (x_hat (N, 1, H, W) in [-1, 1], network evaluations).
+    """
+    operator = operator_of(task, tuple(batch[0].truth.shape[1:]), prior.device)
+    y = torch.cat([image.y for image in batch]).to(prior.device)
+    sigma = task.noise.sigma
+    method = get_conditioning_method(name, operator, y, sigma, **params)
+    diffusion = create_sampler(**schedule, levels=useful_levels(operator, sigma))
     random = ImageRandom([image_generator(image.name, k, seed) for image in batch])
-    like = torch.cat([image.truth for image in batch]).to(prior.device)
-    x_hat = prior.diffusion.p_sample_loop(
-        prior.model,
-        random.randn_like(like),
-        method.step,
-        random.randn_like,
-        lambda *_: bar.update(),
-    )
-    return x_hat.clamp(-1, 1).float().cpu()
+    x_T = random.randn_like(torch.cat([image.truth for image in batch]).to(prior.device))
+    if schedule["start"] != "":
+        x_T = start_state(operator, y, sigma, diffusion, x_T)
+    x_hat = diffusion.p_sample_loop(prior.model, x_T, method.step, random.randn_like)
+    return x_hat.clamp(-1, 1).float().cpu(), diffusion.num_timesteps
 
 
 def summarise(rows):
@@ -318,6 +329,7 @@ def summarise(rows):
         for metric in METRICS:
             values = [r[metric] for r in group]
             line |= {metric: float(np.mean(values)), f"{metric}_std": float(np.std(values))}
+        line |= {key: mean(group, key) for key in CALIBRATION if key in group[0]}
         lines.append(line)
     return lines
 
@@ -332,6 +344,17 @@ def markdown(lines):
         for metric, digits in (("psnr", 2), ("ssim", 3), ("nmse", 4), ("hf_ratio", 2)):
             cells.append(f"{line[metric]:.{digits}f} ± {line[metric + '_std']:.{digits}f}")
         table.append(f"| {' | '.join(cells)} | {line['seconds']:.3g} |")
+    calibrated = [line for line in lines if CALIBRATION[0] in line]
+    if calibrated:
+        table += [
+            "",
+            "| task | method | parameters | truth in 50 % interval | in 90 % interval | rescale |",
+            "|---|---|---|---|---|---|",
+        ]
+        for line in calibrated:
+            cells = [line["task"], line["method"], line["parameters"]]
+            cells += [f"{100 * line[key]:.0f} %" for key in CALIBRATION[:2]]
+            table.append(f"| {' | '.join(cells)} | {line[CALIBRATION[2]]:.2f} |")
     return "\n".join(table) + "\n"
 
 
@@ -347,8 +370,7 @@ def describe_setting(args, images, prior, how):
 
 def describe(args, images, prior):
     """The head of quality.md."""
-    how = prior and f"{prior.diffusion.num_timesteps} steps, batch {args.batch_size}"
-    text = describe_setting(args, images, prior, how)
+    text = describe_setting(args, images, prior, f"batch {args.batch_size}")
     grids = [
         f"{name}: " + ", ".join(f"{k} {list(v)}" for k, v in CLASSICAL[name].parameters.items())
         for name in args.methods
@@ -361,7 +383,8 @@ def describe(args, images, prior):
 
 def write_csv(path, rows):
     with replacing_text(path) as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        columns = dict.fromkeys(key for r in rows for key in r)
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for r in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()})
