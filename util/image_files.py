@@ -12,7 +12,7 @@ from util.files import replacing
 GIF_SECONDS = 5.0  # of motion
 HOLD_SECONDS = 1.5  # on the result, before the loop starts again
 GIF_BYTES = 1_500_000  # at most, so that a page shows several
-GIF_FRAMES = 48  # at most, of a grey image
+GIF_FRAMES = 40  # at most, of a grey image
 GIF_SIDE = 384  # pixels; larger images are reduced
 
 
