@@ -2,28 +2,35 @@
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
 import time
-from functools import partial
 
 import torch
 from tqdm import tqdm
 
-from data.dataloader import check_names, image_name, list_images, read_image
+from data.dataloader import list_items
+from data.volumes import Slice, write_volumes
 from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
 from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import get_noise, get_operator
+from guided_diffusion.measurements import (
+    get_noise,
+    get_operator,
+    restored_size,
+)
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import ArgumentParser, UserError
 from util.image_files import Recorder
+from util.noise_level import correct_rician_bias, estimate_sigma
 from util.random import ImageRandom, image_generator
 from util.results import Results, results_folder
 
 VANILLA_SAMPLES = 10
+LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
 
 
 def parse_args(argv=None):
@@ -48,6 +55,11 @@ def parse_args(argv=None):
         choices=tuple(METHODS),
         default=None,
         help="replace the task's conditioning.method, with that method's own parameters",
+    )
+    add(
+        "--measured",
+        action="store_true",
+        help="the images are measurements, to be restored as they are (data.measured: true)",
     )
     add("--save_dir", default="results", help="folder for the results, a tree by task")
     add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
@@ -99,19 +111,21 @@ class Run:
                 f"{args.model_config}: class_cond: true, and this program gives no class labels"
             )
         diffusion_config = read_diffusion_config(args.diffusion_config)
-        self.task = read_task_config(args.task_config, args.method)
+        self.task = read_task_config(args.task_config, args.method, args.measured)
         method = self.task["conditioning"]["method"]
         self.task["conditioning"]["params"] = check_conditioning(
             method, self.task["conditioning"]["params"]
         )
         self.vanilla = method == "vanilla"
-        self.paths = [] if self.vanilla else list_images(self.task["data"]["root"])
-        check_names(self.paths)
-        self.paths = self.paths[: args.limit]
+        self.measured = not self.vanilla and self.task["data"]["measured"]
+        self.items = [] if self.vanilla else list_items(self.task["data"])[: args.limit]
         self.device = pick_device(args.gpu)
         self.operators = {}
         if not self.vanilla:
             self.noise = get_noise(**self.task["measurement"]["noise"])
+            self.rician = self.task["measurement"]["noise"]["name"] == "rician"
+            self.sigmas = {} if self.noise.sigma == "auto" else None  # those estimated, by name
+            self.volume_sigmas = {}
             size = model_config["image_size"]  # fails early on a task that fits no image
             self.operator((model_config["in_channels"], size, size))
 
@@ -134,9 +148,10 @@ class Run:
         if self.vanilla:
             self.names = [f"sample_{i:03d}" for i in range(args.limit or VANILLA_SAMPLES)]
         else:
-            self.names = [image_name(p) for p in self.paths]
-        self.results = Results(folder, title, settings, self.names, args.overwrite)
-        self.failed = []
+            self.names = [item.name for item in self.items]
+        items = {item.name: item for item in self.items}
+        self.results = Results(folder, title, settings, self.names, args.overwrite, items)
+        self.failed, self.errors = [], set()
 
     def operator(self, in_shape):
         """The task's operator for images of this shape; images of one shape share it."""
@@ -150,7 +165,9 @@ class Run:
     def fail(self, name, error):
         """Report an image that cannot be restored; the others still are."""
         self.failed.append(name)
-        tqdm.write(f"error: {error}", file=sys.stderr)
+        if str(error) not in self.errors:  # a damaged volume has one error for all its slices
+            tqdm.write(f"error: {error}", file=sys.stderr)
+        self.errors.add(str(error))
 
     def batches(self):
         """Yield (names, images), images (N, C, H, W) in [-1, 1] of one shape."""
@@ -161,49 +178,80 @@ class Run:
                 yield part, torch.zeros(len(part), channels, size, size)
             return
         names, images = [], []
-        for path in self.paths:
+        for item in self.items:
             try:
-                image = self._read(path)
+                image = self._read(item)
             except UserError as error:
-                self.fail(image_name(path), error)
+                self.fail(item.name, error)
                 continue
             full = len(names) == self.args.batch_size
             if names and (full or image.shape != images[0].shape):
                 yield names, torch.stack(images)
                 names, images = [], []
-            names.append(image_name(path))
+            names.append(item.name)
             images.append(image)
         if names:
             yield names, torch.stack(images)
 
-    def _read(self, path):
-        image = torch.from_numpy(read_image(path))
-        multiple, channels = self.model.size_multiple, self.model.in_channels
-        height, width = image.shape[1:]
-        if height % multiple or width % multiple:
+    def _read(self, item):
+        image = torch.from_numpy(item.read())
+        channels = self.model.in_channels
+        size = self._restored_size(image)
+        least = max(LEAST_SIDE, self.model.least_side)
+        if min(size) < least:
+            height, width = size
             raise UserError(
-                f"{os.path.basename(path)}: {width}×{height} pixels, and the network takes "
-                f"sides that are multiples of {multiple}"
+                f"{item.label}: {width}×{height} pixels to restore, and the least side is {least}"
             )
         try:
-            self.operator((channels, height, width))
+            operator = self.operator((channels, *size))
         except UserError as error:
-            raise UserError(f"{os.path.basename(path)}: {error}") from None
+            raise UserError(f"{item.label}: {error}") from None
+        if self.measured:
+            channels = operator.out_shape[0]
+            if len(image) > 1 and channels < operator.in_shape[0]:
+                raise UserError(f"{item.label}: a colour image, and color restores grey ones")
         if channels == 3 and len(image) == 1:
             image = image.repeat(3, 1, 1)
+        if self.sigmas is not None:
+            try:
+                self.sigmas[item.name] = self._estimate_sigma(item, image, operator)
+            except UserError as error:
+                raise UserError(f"{item.label}: {error}") from None
         return image
 
-    def restore(self, names, truth, bar):
-        """Degrade and restore one batch and write its files.
+    def _estimate_sigma(self, item, image, operator):
+        """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
+        if not isinstance(item, Slice):
+            rows = image.reshape(-1, *operator.out_shape).numpy()
+            return torch.tensor([estimate_sigma(row, self.rician) for row in rows])
+        if item.volume not in self.volume_sigmas:
+            sigma = estimate_sigma(item.volume.sample(), self.rician)
+            self.volume_sigmas[item.volume] = torch.tensor([sigma])
+        return self.volume_sigmas[item.volume]
+
+    def _restored_size(self, images):
+        """(H, W) of what these images, (..., H, W), are restored to."""
+        size = tuple(images.shape[-2:])
+        return (
+            restored_size(size, **self.task["measurement"]["operator"]) if self.measured else size
+        )
+
+    def restore(self, names, images, bar):
+        """Restore one batch, degraded first unless it is measured, and write its files.
 
         Of N images of C channels and K samples each, the network sees N·K·contrasts rows: a
         colour image under a one-channel prior is restored contrast by contrast.
         """
         start = time.perf_counter()
-        count, channels = self.args.num_samples, self.model.in_channels
-        x = truth.reshape(-1, channels, *truth.shape[2:]).to(self.device)
-        y = None if self.vanilla else self._measure(x, names)
-        method = self._conditioning(x, y, len(names))
+        count, shape = self.args.num_samples, (self.model.in_channels, *self._restored_size(images))
+        if self.vanilla:
+            rows, method = len(names), get_conditioning_method("vanilla")
+        else:
+            operator = self.operator(shape)
+            y, sigma = self._measure(operator, names, images)
+            unbiased = correct_rician_bias(y, sigma) if self.rician else y
+            rows, method = len(y), self._conditioning(operator, unbiased, sigma, len(names))
         random = ImageRandom(
             [image_generator(n, k, self.args.seed) for n in names for k in range(count)]
         )
@@ -215,22 +263,26 @@ class Run:
             if recorder:
                 recorder(t, x_t)
 
-        x_T = random.randn_like(x.repeat(count, 1, 1, 1))
+        x_T = random.randn_like(torch.empty(rows * count, *shape, device=self.device))
         if recorder:
             recorder.frame(x_T)
         x_hat = self.diffusion.p_sample_loop(
             self.model, x_T, method.step, random.randn_like, after_step
         )
-        samples = x_hat.clamp(-1, 1).float().cpu().reshape(len(names), count, *truth.shape[1:])
+        samples = x_hat.clamp(-1, 1).float().cpu().reshape(len(names), count, -1, *shape[1:])
         seconds = (time.perf_counter() - start) / len(names)
-        if y is not None:
-            y = y.cpu().reshape(len(names), -1, *y.shape[2:])
+        truth, shown, figures = [None] * len(names), [None] * len(names), [{}] * len(names)
+        if not self.vanilla:
+            shown = y.cpu().reshape(len(names), -1, *y.shape[2:]).numpy()
+            figures = self._figures(operator, unbiased, sigma, samples)
+            truth = truth if self.measured else images.numpy()
         for i, name in enumerate(names):
             line = self.results.add(
                 name,
                 samples[i].numpy(),
-                None if y is None else truth[i].numpy(),
-                None if y is None else y[i].numpy(),
+                truth[i],
+                shown[i],
+                figures[i],
                 recorder.movie(i * count, len(names) * count) if recorder else [],
                 seconds,
                 gif=self.args.record,
@@ -239,31 +291,65 @@ class Run:
             tqdm.write(line)
 
     def _are_done(self, names, images):
-        args = self.args
-        truth = [None if self.vanilla else image.numpy() for image in images]
+        kind = None if self.vanilla else "input" if self.measured else "truth"
+        gif, mp4 = self.args.record, self.args.video
         return all(
-            map(partial(self.results.is_done, gif=args.record, mp4=args.video), names, truth)
+            self.results.is_done(name, kind, None if self.vanilla else image.numpy(), gif, mp4)
+            for name, image in zip(names, images, strict=True)
         )
 
-    def _measure(self, x, names):
-        """y = A x + n, n drawn once an image."""
-        random = ImageRandom([image_generator(n, "measurement", self.args.seed) for n in names])
-        return self.noise(self.operator(tuple(x.shape[1:])).forward(x), random)
+    def _measure(self, operator, names, images):
+        """y (rows, *out_shape), as it is or A x + n, n drawn once an image; and its σ.
 
-    def _conditioning(self, x, y, images):
+        σ is one number, or (rows, 1, 1, 1) where it was estimated.
+        """
+        if not self.measured:
+            x = images.reshape(-1, *operator.in_shape).to(self.device)
+            random = ImageRandom([image_generator(n, "measurement", self.args.seed) for n in names])
+            return self.noise(operator.forward(x), random), self.noise.sigma
+        y = images.reshape(-1, *operator.out_shape).to(self.device)
+        if self.noise.sigma != "auto":
+            return y, self.noise.sigma
+        sigma = torch.cat([self.sigmas[name] for name in names])
+        return y, sigma.to(self.device).reshape(-1, 1, 1, 1)
+
+    def _conditioning(self, operator, y, sigma, images):
         """The method for this batch, with every image's measurement once a sample."""
         conditioning = self.task["conditioning"]
-        if self.vanilla:
-            return get_conditioning_method("vanilla")
-        per_sample = y.reshape(images, -1, *y.shape[1:])
-        per_sample = per_sample.repeat_interleave(self.args.num_samples, dim=0)
+
+        def once_a_sample(rows):
+            per_image = rows.reshape(images, -1, *rows.shape[1:])
+            per_sample = per_image.repeat_interleave(self.args.num_samples, dim=0)
+            return per_sample.reshape(-1, *rows.shape[1:])
+
         return get_conditioning_method(
             conditioning["method"],
-            self.operator(tuple(x.shape[1:])),
-            per_sample.reshape(-1, *y.shape[1:]),
-            self.noise.sigma,
+            operator,
+            once_a_sample(y),
+            once_a_sample(sigma) if torch.is_tensor(sigma) else sigma,
             **conditioning["params"],
         )
+
+    def _figures(self, operator, y, sigma, samples):
+        """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
+        figures = [{} for _ in samples]
+        if torch.is_tensor(sigma) or sigma > 0:
+            x_hat = samples.mean(dim=1).reshape(-1, *operator.in_shape).to(self.device)
+            residual = (y - operator.forward(x_hat)) / sigma
+            for found, image in zip(figures, residual.chunk(len(figures)), strict=True):
+                found["residual"] = image.square().mean().sqrt().item()
+        if torch.is_tensor(sigma):
+            for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):
+                found["sigma"] = image.square().mean().sqrt().item()
+        return figures
+
+    def _write_volumes(self):
+        title = self.results.title.replace(os.sep, "/")
+        description = f"{self.task['conditioning']['method']} {title}"
+        done = set(self.names) - set(self.failed)
+        identity = json.dumps(self.results.settings, sort_keys=True)
+        for line in write_volumes(self.items, done, self.results.folder, description, identity):
+            print(line)
 
     def restore_all(self):
         """Restore every image; returns the exit status."""
@@ -280,6 +366,7 @@ class Run:
                 self.restore(names, images, bar)
         if found:
             print(f"{found} of {total} images had been restored by an earlier run")
+        self._write_volumes()
         self.results.write_comparison()
         self.results.write_summary(finished=True, failed=self.failed)
         print(self.results.table())

@@ -1,4 +1,4 @@
-"""Image files as arrays and tensors."""
+"""Image files as arrays, and what a run restores: pictures and the slices of volumes."""
 
 import os
 import re
@@ -7,9 +7,13 @@ import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 
+from data import nifti
+from data.dicom import is_dicom, open_series
+from data.volumes import Broken, find_scale, from_unit, to_unit
 from util.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
+OVERSHOOT = 4.0  # how far beyond [-1, 1] the noise of a measurement may go
 
 
 def natural_key(name):
@@ -38,17 +42,101 @@ def image_name(path):
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def check_names(paths):
-    """Raise UserError when two files' results would carry one name."""
+class Picture:
+    """One image file as an item to restore.
+
+    Attributes:
+        overshoot: see `read_picture`.
+        floats: where the result is kept in the file's units, ("recon", ".tif"); None for a file
+            of 8 bits, of which the PNG is a faithful copy. Known once it has been read.
+    """
+
+    def __init__(self, path, overshoot=0):
+        self.path = path
+        self.overshoot = overshoot
+        self.name = image_name(path)
+        self.label = os.path.basename(path)
+        self.floats = None
+
+    def read(self):
+        image, self._scale = read_picture(self.path, self.overshoot)
+        self.floats = None if self._scale is None else ("recon", ".tif")
+        return image
+
+    def to_floats(self, x):
+        """(C, H, W) in [-1, 1] → the file's units."""
+        black, white = self._scale
+        return from_unit(x, black, white)
+
+
+def list_items(data):
+    """The images to restore: pictures and the slices of volumes, in natural order.
+
+    Args:
+        data: the task's `data`: `root`, a file, or a folder of pictures, NIfTI volumes and the
+            files of a DICOM series; `measured`, whether they are measurements; and where the
+            task has them `axis` and `volume`, see `NiftiVolume`, and `series`, see
+            `open_series`.
+
+    Returns:
+        list of items that have `name`, that of their results; `label`, the source's for
+        messages; and `read()`, which gives (C, H, W) float32 in [-1, 1] or raises UserError.
+        Only headers have been read: a volume's voxels are when the first of its slices is.
+
+    Raises:
+        UserError: there is no image, or two would carry one name.
+    """
+    root, axis = data["root"], data.get("axis")
+    if axis not in (None, 0, 1, 2):
+        raise UserError(f"data.axis: expected 0, 1 or 2, found {axis}")
+    items, series = [], []
+    for path in _files(root):
+        if path.lower().endswith(EXTENSIONS):
+            items.append(Picture(path, OVERSHOOT if data["measured"] else 0))
+        elif path.lower().endswith(nifti.EXTENSIONS):
+            items += _nifti_slices(path, axis, data.get("volume"))
+        elif is_dicom(path):
+            series.append(path)
+    if series:
+        name = image_name(root) if os.path.isfile(root) else os.path.basename(os.path.abspath(root))
+        items += open_series(series, name, data.get("series"))
+    if not items:
+        looked_for = " ".join(EXTENSIONS + nifti.EXTENSIONS)
+        raise UserError(f"data.root: no image in {root} (looked for {looked_for} and DICOM)")
+    if len(items) == 1 and isinstance(items[0], Broken):
+        items[0].read()
+    check_names(items)
+    return items
+
+
+def _files(root):
+    """The file, or the files of the folder, in natural order."""
+    if os.path.isfile(root):
+        return [root]
+    if not os.path.isdir(root):
+        raise UserError(f"data.root: no file or folder {root}")
+    names = sorted((n for n in os.listdir(root) if not n.startswith(".")), key=natural_key)
+    return [p for p in (os.path.join(root, n) for n in names) if os.path.isfile(p)]
+
+
+def _nifti_slices(path, axis, volume):
+    try:
+        return nifti.NiftiVolume(path, axis, volume).slices
+    except UserError as error:
+        return [Broken(nifti.volume_name(path), os.path.basename(path), error)]
+
+
+def check_names(items):
+    """Raise UserError when two items' results would carry one name."""
     seen = {}
-    for path in paths:
-        name = image_name(path).lower()  # some file systems ignore case
+    for item in items:
+        name = item.name.lower()  # some file systems ignore case
         if name in seen:
             raise UserError(
-                f"data.root: the results of {os.path.basename(seen[name])} and "
-                f"{os.path.basename(path)} would carry one name, rename one of them"
+                f"data.root: the results of {seen[name]} and {item.label} would carry one name, "
+                "rename one of them"
             )
-        seen[name] = path
+        seen[name] = item.label
 
 
 def _is_deep_colour_png(path):
@@ -68,15 +156,24 @@ def _read_deep_colour_png(path):
 
 
 def read_image(path):
-    """Read one image as float32 in [-1, 1].
+    """Read one image as float32 (C, H, W) in [-1, 1], see `read_picture`."""
+    return read_picture(path)[0]
 
-    Integers are scaled by the range of their type, so 8- and 16-bit files keep their contrast;
-    floats in a .npy file are taken as they are, in [-1, 1] already if they go below 0, else in
-    [0, 1].
+
+def read_picture(path, overshoot=0):
+    """Read one image file.
+
+    Unsigned integers of 8 or 16 bits are scaled by the range of their type, so they keep their
+    contrast; floats are taken as they are, in [0, 1], or in [-1, 1] if they go below 0. Other
+    integers, and floats beyond, are scaled by their own percentiles, see `find_scale`.
+
+    Args:
+        overshoot: how far floats may leave [-1, 1], by the noise of a measured image.
 
     Returns:
-        (C, H, W) array, C = 1 or 3. An alpha channel is dropped, and a grey image saved in
-        colour, whose three channels are equal, is read as grey.
+        image: (C, H, W) float32 in [-1, 1], C = 1 or 3. An alpha channel is dropped, and a grey
+            image saved in colour, whose three channels are equal, is read as grey.
+        scale: (black, white), the values that became -1 and 1; None for a file of 8 bits.
 
     Raises:
         UserError: the file cannot be decoded, or is no grey or colour image.
@@ -96,29 +193,32 @@ def read_image(path):
         image = image[..., None]
     if image.ndim != 3 or image.shape[-1] not in (1, 2, 3, 4) or 0 in image.shape:
         raise UserError(f"{name}: expected a grey or colour image, found shape {image.shape}")
+    if image.dtype.kind not in "buif":
+        raise UserError(f"{name}: expected integers or floats, found {image.dtype}")
     if image.shape[-1] in (2, 4):
         image = image[..., :-1]
     if image.shape[-1] == 3 and (image == image[..., :1]).all():
         image = image[..., :1]
+    image, scale = _scaled(image, name, overshoot)
+    return np.ascontiguousarray(image.transpose(2, 0, 1)), scale
+
+
+def _scaled(image, name, overshoot):
+    """The image as float32 in [-1, 1], and its scale, see `read_picture`."""
     if image.dtype == np.bool_:
-        image = image.astype(np.float32)
-    elif image.dtype.kind == "u":
-        image = image / np.float32(np.iinfo(image.dtype).max)
-    elif image.dtype.kind != "f":
-        raise UserError(f"{name}: expected unsigned integers or floats, found {image.dtype}")
+        return 2 * image.astype(np.float32) - 1, None
+    if image.dtype in (np.uint8, np.uint16):
+        top = np.iinfo(image.dtype).max
+        image = (image / np.float32(top)).astype(np.float32)
+        return 2 * image - 1, None if top == 255 else (0.0, float(top))
     if not np.isfinite(image).all():
         raise UserError(f"{name}: holds values that are not finite")
+    floats = image.dtype.kind == "f"
     image = image.astype(np.float32)
-    if image.min() < 0:
-        if image.min() < -1 or image.max() > 1:
-            raise UserError(
-                f"{name}: floats must lie in [0, 1] or [-1, 1], found "
-                f"[{image.min():g}, {image.max():g}]"
-            )
-    elif image.max() > 1:
-        raise UserError(
-            f"{name}: floats must lie in [0, 1] or [-1, 1], found up to {image.max():g}"
-        )
-    else:
-        image = 2 * image - 1
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    low, high = image.min(), image.max()
+    if floats and low >= 0 and high <= 1 + overshoot / 2:
+        return 2 * image - 1, (0.0, 1.0)
+    if floats and -1 - overshoot <= low < 0 and high <= 1 + overshoot:
+        return image, (-1.0, 1.0)
+    black, white, _ = find_scale(image, False, name)
+    return to_unit(image, black, white), (black, white)

@@ -16,7 +16,6 @@ OPERATORS = ("denoise", "super_resolution", "deblur", "color")
 SR_TYPES = ("bicubic", "standard")
 SR_FACTORS = (2, 4, 8)
 BLUR_TYPES = ("gaussian", "uniform", "aniso")
-NOISES = ("gaussian", "poisson", "clean")
 
 
 @dataclass
@@ -113,10 +112,11 @@ def bicubic_kernel(factor):
 
 
 def bicubic_matrix(size, factor):
-    """(size/factor, size): the kernel at stride `factor`, edges reflected symmetrically."""
+    """(⌈size/factor⌉, size): the kernel at stride `factor`, edges reflected symmetrically."""
     kernel = bicubic_kernel(factor)
-    matrix = torch.zeros(size // factor, size, dtype=torch.float64)
-    for row in range(size // factor):
+    rows = math.ceil(size / factor)
+    matrix = torch.zeros(rows, size, dtype=torch.float64)
+    for row in range(rows):
         centre = factor // 2 + row * factor
         for tap, weight in enumerate(kernel):
             column = (centre - 2 * factor + tap) % (2 * size)
@@ -125,9 +125,10 @@ def bicubic_matrix(size, factor):
 
 
 def average_matrix(size, factor):
-    """(size/factor, size): means over blocks of `factor`."""
-    blocks = torch.eye(size // factor, dtype=torch.float64)
-    return blocks.repeat_interleave(factor, dim=1) / factor
+    """(⌈size/factor⌉, size): means over blocks of `factor`; the last may hold fewer pixels."""
+    blocks = torch.eye(math.ceil(size / factor), dtype=torch.float64)
+    blocks = blocks.repeat_interleave(factor, dim=1)[:, :size]
+    return blocks / blocks.sum(dim=1, keepdim=True)
 
 
 def blur_matrix(size, kernel):
@@ -177,10 +178,6 @@ def get_operator(name, in_shape, device="cpu", dtype=torch.float32, **params):
             raise UserError(f"{where}.type: expected one of {', '.join(SR_TYPES)}, found {kind!r}")
         if factor not in SR_FACTORS:
             raise UserError(f"{where}.scale_factor: expected 2, 4 or 8, found {factor!r}")
-        if height % factor or width % factor:
-            raise UserError(
-                f"{where}.scale_factor: {factor} does not divide the image size {width}×{height}"
-            )
         matrix = bicubic_matrix if kind == "bicubic" else average_matrix
         factors = [
             identity_factor(channels),
@@ -208,6 +205,12 @@ def get_operator(name, in_shape, device="cpu", dtype=torch.float32, **params):
     if params:
         raise UserError(f"{where}: {name} does not know {', '.join(params)}")
     return SeparableOperator(*factors, device=device, dtype=dtype)
+
+
+def restored_size(size, name, scale_factor=4, **params):
+    """(H, W) of the image whose measurement has the given (H, W); see `get_operator`."""
+    factor = scale_factor if name == "super_resolution" else 1
+    return size[0] * factor, size[1] * factor
 
 
 def _blur_kernels(where, params):
@@ -264,6 +267,21 @@ class PoissonNoise:
         return 2 * random.poisson(u * peak) / peak - 1 + below
 
 
+class RicianNoise:
+    """The noise of a magnitude image, M = |m + n₁ + i n₂| with n₁, n₂ ~ N(0, σ² I).
+
+    Intensities m and M are counted from black: m = y + 1, so that σ is, where the signal is
+    strong, that of Gaussian noise.
+    """
+
+    def __init__(self, sigma):
+        self.sigma = sigma
+
+    def __call__(self, y, random=torch):
+        real = y + 1 + self.sigma * random.randn_like(y)
+        return torch.hypot(real, self.sigma * random.randn_like(y)) - 1
+
+
 class CleanNoise:
     """No noise: y = A x, and σ = 0 for the sampler."""
 
@@ -274,20 +292,28 @@ class CleanNoise:
         return y
 
 
+NOISES = {
+    "gaussian": GaussianNoise,
+    "poisson": PoissonNoise,
+    "rician": RicianNoise,
+    "clean": CleanNoise,
+}
+
+
 def get_noise(name, sigma=0.0):
     """Build a noise model: a callable (y, random) → noisy y, with its `sigma`.
 
     `random` draws `randn_like` and `poisson`: a `util.random.ImageRandom`, or by default torch's
-    global generator. σ is in units of the [-1, 1] image.
+    global generator. σ is in units of the [-1, 1] image, or "auto" where it is to be estimated
+    from measured images and nothing is simulated.
 
     Raises:
         UserError: an unknown name, or a sigma that is no standard deviation.
     """
-    models = {"gaussian": GaussianNoise, "poisson": PoissonNoise, "clean": CleanNoise}
-    if name not in models:
+    if name not in NOISES:
         raise UserError(
             f"measurement.noise.name: expected one of {', '.join(NOISES)}, found {name!r}"
         )
-    if not (math.isfinite(sigma) and sigma >= 0):
+    if sigma != "auto" and not (math.isfinite(sigma) and sigma >= 0):
         raise UserError(f"measurement.noise.sigma: expected 0 or more, found {sigma}")
-    return models[name](sigma)
+    return NOISES[name](sigma)

@@ -222,6 +222,7 @@ class UNetModel(nn.Module):
         self.out_channels = out_channels
         self.dtype = torch.float32
         self.size_multiple = 2 ** (len(channel_mult) - 1)
+        self.least_side = (self.size_multiple + 1) // 3 + 1  # of what `forward` can reflect
         emb_channels = 4 * model_channels
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_channels),
@@ -294,7 +295,9 @@ class UNetModel(nn.Module):
         """Predict the noise in x.
 
         Args:
-            x: (N, in_channels, H, W); H and W multiples of `size_multiple`.
+            x: (N, in_channels, H, W). Where H or W is no multiple of `size_multiple`, the
+                network sees x reflected at its borders, and its output is cropped; that takes
+                sides of at least `least_side`.
             timesteps: (N,) timesteps of the original schedule.
             y: (N,) class labels, for a class-conditional model only.
 
@@ -305,6 +308,11 @@ class UNetModel(nn.Module):
         if y is not None:
             emb = emb + self.label_emb(y)
         skips = []
+        height, width = x.shape[2:]
+        rows, cols = -height % self.size_multiple, -width % self.size_multiple
+        if rows or cols:  # half on either side, as a reflection must be smaller than the image
+            border = (cols // 2, cols - cols // 2, rows // 2, rows - rows // 2)
+            x = F.pad(x, border, mode="reflect")
         h = x.to(self.dtype)
         for stage in self.input_blocks:
             h = stage(h, emb)
@@ -313,7 +321,8 @@ class UNetModel(nn.Module):
         for stage in self.output_blocks:
             h = stage(torch.cat([h, skips.pop()], dim=1), emb)
         with torch.autocast(x.device.type, enabled=False):  # ε keeps the precision of x
-            return self.out(h.to(x.dtype))
+            out = self.out(h.to(x.dtype))
+        return out[..., rows // 2 : rows // 2 + height, cols // 2 : cols // 2 + width]
 
 
 def create_model(

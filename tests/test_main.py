@@ -231,14 +231,18 @@ def test_files_that_no_run_wrote_are_not_overwritten(tiny_run, capsys):
 def test_bad_images_are_named_and_the_others_restored(tiny_run, capsys):
     with open("images/a3.png", "wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n no picture")
-    iio.imwrite("images/a4.png", np.zeros((33, 32), np.uint8))
+    iio.imwrite("images/a4.png", np.zeros((32, 3), np.uint8))
     np.save("images/a5.npy", np.full((32, 32), np.nan, np.float32))
+    holes = np.full((32, 32), 0.5, np.float32)
+    holes[4, 5] = np.nan
+    iio.imwrite("images/a6.tif", holes)
     assert tiny_run("--save_dir", "out") == 2
     errors = capsys.readouterr().err
     assert "a3.png: cannot be read" in errors
-    assert "a4.png: 32×33 pixels" in errors and "multiples of 2" in errors
+    assert "a4.png: 3×32 pixels" in errors and "the least side is 16" in errors
     assert "a5.npy: holds values that are not finite" in errors
-    assert "3 of 6 images could not be restored: a3, a4, a5" in errors
+    assert "a6.tif: holds values that are not finite" in errors
+    assert "4 of 7 images could not be restored: a3, a4, a5, a6" in errors
     assert sorted(recons(SR)) == ["a1.png", "a10.png", "a2.png"]
 
 
@@ -332,7 +336,7 @@ BAD = {
     "checkpoint with code": ([], damage_checkpoint("code"), "holds pickled code"),
     "text as checkpoint": ([], damage_checkpoint("text"), "is not a PyTorch checkpoint"),
     "list as checkpoint": ([], damage_checkpoint("list"), "expected a state dict"),
-    "missing data": ([], change("task.yaml", data__root="nowhere"), "no folder nowhere"),
+    "missing data": ([], change("task.yaml", data__root="nowhere"), "no file or folder nowhere"),
     "empty data": ([], empty_images, "no image in images"),
     "double names": ([], double_names, "rename one"),
     "unwritable save_dir": (["--save_dir", "task.yaml"], None, "cannot write"),
@@ -368,12 +372,20 @@ def test_bad_input_is_one_sentence_and_status_2(tiny_run, capsys, case):
     assert not os.path.exists("exploited"), "ran code from a checkpoint"
 
 
-def test_a_factor_that_does_not_divide_one_image(tiny_run, capsys):
+def test_images_of_any_size_in_one_folder(tiny_run):
+    """Sides that neither the network (2) nor the factor (8) divides, and a constant image."""
     write_yaml("task.yaml", task({"name": "super_resolution", "scale_factor": 8}))
-    iio.imwrite("images/a3.png", np.zeros((28, 32), np.uint8))
-    assert tiny_run("--save_dir", "out") == 2
-    assert "a3.png: measurement.operator.scale_factor: 8 does not divide" in capsys.readouterr().err
-    assert len(os.listdir("out/tiny/super_resolution/x8/0.05/recon")) == 3
+    rows, cols = np.mgrid[:37, :21]
+    iio.imwrite("images/a3.png", np.uint8(127 + 100 * np.sin(rows / 5) * np.cos(cols / 7)))
+    iio.imwrite("images/a4.png", np.zeros((16, 70), np.uint8))
+    assert tiny_run("--save_dir", "out", "--batch_size", "2") == 0
+    folder = "out/tiny/super_resolution/x8/0.05"
+    assert pixels(f"{folder}/recon/a3.png").shape == (37, 21)
+    assert pixels(f"{folder}/input/a3.png").shape == (5, 3)
+    assert pixels(f"{folder}/recon/a4.png").shape == (16, 70)
+    with open(f"{folder}/summary.json", encoding="utf-8") as file:
+        means = json.load(file)["means"]
+    assert np.isfinite(means["nmse"])  # which a black truth does not have
 
 
 def test_help_and_exit_status_of_the_real_program():

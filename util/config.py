@@ -60,7 +60,8 @@ def check_keys(config, schema, where):
         config: the mapping read.
         schema: key → (type or tuple of types, default), or key → nested schema. A default of
             `REQUIRED` makes the key mandatory. `float` also takes integers and numbers that
-            YAML 1.1 reads as text (1e-4); `int` does not take booleans.
+            YAML 1.1 reads as text (1e-4); `int` does not take booleans; a text among the
+            types stands for itself.
         where: file and key path for error messages.
 
     Returns:
@@ -93,6 +94,10 @@ def check_keys(config, schema, where):
 
 def _check_type(value, types, where):
     types = types if isinstance(types, tuple) else (types,)
+    words = [t for t in types if isinstance(t, str)]
+    types = tuple(t for t in types if not isinstance(t, str))
+    if value in words:
+        return value
     if isinstance(value, bool):
         if bool in types:
             return value
@@ -103,11 +108,11 @@ def _check_type(value, types, where):
             return float(value)
         except ValueError:
             pass
-    names = " or ".join(
+    names = [
         {"str": "text", "int": "an integer", "float": "a number"}.get(t.__name__, f"a {t.__name__}")
         for t in types
-    )
-    raise UserError(f"{where}: expected {names}, found {describe(value)}")
+    ]
+    raise UserError(f"{where}: expected {' or '.join(names + words)}, found {describe(value)}")
 
 
 def parse_numbers(value, key):
@@ -167,7 +172,14 @@ DIFFUSION_SCHEMA = {
 # in_shape is read, for published files have it, and not used: every image's own size counts.
 TASK_SCHEMA = {
     "conditioning": {"method": (str, REQUIRED), "params": (dict, {})},
-    "data": {"name": (str, ""), "root": (str, REQUIRED)},
+    "data": {
+        "name": (str, ""),
+        "root": (str, REQUIRED),
+        "measured": (bool, False),
+        "axis": (int, None),
+        "volume": (int, None),
+        "series": ((int, str), None),
+    },
     "measurement": {
         "operator": {
             "name": (str, REQUIRED),
@@ -178,7 +190,7 @@ TASK_SCHEMA = {
             "intensity": ((float, list), None),
             "singular_value_threshold": (float, None),
         },
-        "noise": {"name": (str, REQUIRED), "sigma": (float, None)},
+        "noise": {"name": (str, REQUIRED), "sigma": ((float, "auto"), None)},
     },
 }
 PRIOR_SCHEMA = {"conditioning": {"method": (str, REQUIRED), "params": (dict, {})}}
@@ -192,16 +204,17 @@ def read_diffusion_config(path):
     return check_keys(read_yaml(path), DIFFUSION_SCHEMA, path)
 
 
-def read_task_config(path, method=None):
+def read_task_config(path, method=None, measured=False):
     """A task file, checked; where the method is "vanilla" it needs `conditioning` alone.
 
     Args:
         method: replaces the file's conditioning.method, and, if it is another, drops the
             parameters that belong to the file's.
+        measured: the images are measurements, as if the file had data.measured: true.
 
     Returns:
         dict with "conditioning", and unless vanilla "data" and "measurement"; keys of the
-        operator that the file leaves out are left out.
+        data and of the operator that the file leaves out are left out.
     """
     config = read_yaml(path)
     conditioning = config.get("conditioning")
@@ -209,13 +222,28 @@ def read_task_config(path, method=None):
         conditioning = {"method": method}
         config["conditioning"] = conditioning
     if isinstance(conditioning, dict) and conditioning.get("method") == "vanilla":
+        if measured:
+            raise UserError(f"{path}: method vanilla takes no images, and so no --measured")
         return check_keys({"conditioning": conditioning}, PRIOR_SCHEMA, path)
     config = check_keys(config, TASK_SCHEMA, path)
     operator, noise = config["measurement"]["operator"], config["measurement"]["noise"]
     operator.pop("in_shape")
     config["measurement"]["operator"] = {k: v for k, v in operator.items() if v is not None}
+    config["data"] = {k: v for k, v in config["data"].items() if v is not None}
     if noise["sigma"] is None:
         if noise["name"] != "clean":
             raise UserError(f"{path}: measurement: noise: missing key 'sigma'")
         noise["sigma"] = 0.0
+    config["data"]["measured"] = config["data"]["measured"] or measured
+    if noise["sigma"] == "auto":
+        if not config["data"]["measured"]:
+            raise UserError(
+                f"{path}: measurement: noise: sigma: auto estimates the noise of measured images "
+                "(data.measured: true or --measured); noise that is simulated needs a number"
+            )
+        if noise["name"] not in ("gaussian", "rician"):
+            raise UserError(
+                f"{path}: measurement: noise: sigma: auto estimates gaussian or rician noise, "
+                f"found {noise['name']}"
+            )
     return config

@@ -64,6 +64,16 @@ def read_png(path):
     return pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
 
 
+def write_floats(path, image):
+    """Write (C, H, W) floats as they are: .npy, or .tif as (H, W) or (H, W, 3)."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        if path.endswith(".npy"):
+            np.save(file, image)
+        else:
+            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            iio.imwrite(file, pixels, format="tiff")
+
+
 def write_gif(path, frames):
     """Write uint8 frames (H, W[, 3]) as a looping GIF that pauses on the last one.
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import platform
 import shutil
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 
 from util.errors import UserError
-from util.files import replacing, replacing_text
+from util.files import replacing_text
 from util.image_files import (
     read_png,
     to_uint8,
     write_comparison,
+    write_floats,
     write_gif,
     write_mp4,
     write_png,
@@ -22,7 +24,8 @@ from util.image_files import (
 )
 from util.metrics import image_metrics
 
-FOLDERS = ("input", "recon", "truth", "samples", "std", "progress", "gif", "video")
+FOLDERS = ("input", "recon", "truth", "samples", "std", "slices", "volumes")
+FOLDERS += ("progress", "gif", "video")
 FILES = ("metrics.csv", "summary.json", "comparison.png")
 LABELS = {
     "psnr": "PSNR (dB)",
@@ -31,6 +34,8 @@ LABELS = {
     "sample_psnr": "PSNR of one sample (dB)",
     "sample_ssim": "SSIM of one sample",
     "sample_nmse": "NMSE of one sample",
+    "residual": "residual / noise",
+    "sigma": "estimated sigma",
     "seconds": "seconds",
 }
 COMPARED = 4  # images in comparison.png
@@ -48,7 +53,8 @@ def results_folder(save_dir, model_config, task_config):
         variant = operator.get("type", "gaussian")
     elif operator["name"] == "super_resolution":
         variant = f"x{operator.get('scale_factor', 4)}"
-    return os.path.join(save_dir, model, operator["name"], variant, f"{noise['sigma']:g}")
+    sigma = noise["sigma"] if noise["sigma"] == "auto" else f"{noise['sigma']:g}"
+    return os.path.join(save_dir, model, operator["name"], variant, sigma)
 
 
 def versions():
@@ -68,15 +74,18 @@ class Results:
         title: stands over the comparison picture.
         settings: all that decides the files' contents; another run's folder is refused.
         names: of the images to restore, in the order of the tables.
+        items: name → the item restored, whose `floats` says where its result is also kept as
+            floats, a folder and an ending, or None; `to_floats(x)` gives them.
 
     Raises:
         UserError: the folder cannot be written, or holds a run with other settings (or files
             that no run wrote) and `overwrite` is not given.
     """
 
-    def __init__(self, folder, title, settings, names, overwrite):
+    def __init__(self, folder, title, settings, names, overwrite, items):
         self.folder = folder
         self.names = names
+        self.items = items
         self.title = title
         self.settings = json.loads(json.dumps(settings))  # as they are read back
         self.rows = {}
@@ -125,20 +134,25 @@ class Results:
             with open(path, encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     name = row.pop("image")
-                    self.rows[name] = {k: float(v) for k, v in row.items()}
+                    self.rows[name] = {k: float(v) for k, v in row.items() if v}
 
-    def is_done(self, name, truth, gif, mp4):
+    def is_done(self, name, kind, image, gif, mp4):
         """Whether an earlier run with the same settings wrote all files of this very image.
 
         Args:
-            truth: (C, H, W) in [-1, 1], or None for a sample of the prior.
+            kind, image: the folder that shows the image read, "truth" or "input", and the image,
+                (C, H, W) in [-1, 1]; None and None for a sample of the prior.
         """
         files = [("recon", ".png")] + [("gif", ".gif")] * gif + [("video", ".mp4")] * mp4
-        files += [] if truth is None else [("truth", ".png")]
+        files += [self.items[name].floats] if self._keeps_floats(name) else []
+        files += [] if image is None else [(kind, ".png")]
         paths = [os.path.join(self.folder, kind, name + end) for kind, end in files]
         if name not in self.rows or not all(map(os.path.exists, paths)):
             return False
-        return truth is None or np.array_equal(to_uint8(read_png(paths[-1])), to_uint8(truth))
+        return image is None or np.array_equal(to_uint8(read_png(paths[-1])), to_uint8(image))
+
+    def _keeps_floats(self, name):
+        return name in self.items and self.items[name].floats is not None
 
     def path(self, kind, name):
         """Path of a file in one of the subfolders, which is made if need be."""
@@ -146,12 +160,14 @@ class Results:
         os.makedirs(folder, exist_ok=True)
         return os.path.join(folder, name)
 
-    def add(self, name, samples, truth, y, frames, seconds, gif, mp4):
+    def add(self, name, samples, truth, y, figures, frames, seconds, gif, mp4):
         """Write an image's files, and last its row of metrics.csv, which says that it is done.
 
         Args:
             samples: (K, C, H, W) in [-1, 1], the posterior samples; recon/ gets their mean.
-            truth, y: (C, H, W) and the measurement; both None for a sample of the prior.
+            truth, y: (C, H, W) and the measurement; truth is None for a measured image, and both
+                are for a sample of the prior.
+            figures: what is known without a truth, "residual" and "sigma".
             frames: uint8 frames of the sampling, for progress/ and a GIF, an MP4, or both.
             seconds: what the image took.
 
@@ -159,13 +175,19 @@ class Results:
             One line for the terminal.
         """
         mean, row, png = samples.mean(axis=0), {}, f"{name}.png"
+        line = []
         write_png(self.path("recon", png), mean)
+        if self._keeps_floats(name):
+            folder, end = self.items[name].floats
+            write_floats(self.path(folder, name + end), self.items[name].to_floats(mean))
         if len(samples) > 1:
             self._write_spread(name, samples)
-        if truth is not None:
+        if y is not None:
             write_png(self.path("input", png), y)
+        if truth is not None:
             write_png(self.path("truth", png), truth)
             row = image_metrics(mean, truth)
+            line += [f"PSNR {row['psnr']:.2f} dB", f"SSIM {row['ssim']:.4f}"]
             if len(samples) > 1:
                 single = image_metrics(samples[0], truth)
                 row |= {f"sample_{k}": v for k, v in single.items()}
@@ -176,18 +198,17 @@ class Results:
         if mp4:
             write_mp4(self.path("video", f"{name}.mp4"), frames)
         # Rounded here already, so that means do not depend on having been read back.
-        self.rows[name] = {k: float(f"{v:.6g}") for k, v in {**row, "seconds": seconds}.items()}
+        row |= {**figures, "seconds": seconds}
+        self.rows[name] = {k: float(f"{v:.6g}") for k, v in row.items()}
         self._write_metrics()
-        if truth is None:
-            return f"{name}: {seconds:.1f} s"
-        return f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {seconds:.1f} s"
+        line += [f"{k} {v:.3g}" for k, v in figures.items()]
+        return f"{name}: {', '.join([*line, f'{seconds:.1f} s'])}"
 
     def _write_spread(self, name, samples):
         for k, sample in enumerate(samples):
             write_png(self.path("samples", f"{name}_{k}.png"), sample)
         std = samples.std(axis=0, ddof=1)
-        with replacing(self.path("std", f"{name}.npy")) as part, open(part, "wb") as file:
-            np.save(file, std)
+        write_floats(self.path("std", f"{name}.npy"), std)
         write_std_map(self.path("std", f"{name}.png"), std)
 
     def _columns(self, names):
@@ -205,27 +226,40 @@ class Results:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["image", *columns])
             for name in names:
-                writer.writerow([name, *(f"{self.rows[name][key]:.6g}" for key in columns)])
+                row = self.rows[name]
+                writer.writerow([name, *(f"{row[k]:.6g}" if k in row else "" for k in columns)])
 
     def write_comparison(self):
-        """Write comparison.png, of the first images that have a truth."""
+        """Write comparison.png, of the first images that were measured, with the truth if known."""
         rows = []
-        for name in [n for n in self.names if "psnr" in self.rows.get(n, {})][:COMPARED]:
-            row = self.rows[name]
-            images = [read_png(self.path(k, f"{name}.png")) for k in ("input", "recon", "truth")]
-            rows.append((name, *images, f"PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"))
+        for name in [n for n in self.names if n in self.rows]:
+            row, kinds, caption = self.rows[name], ("input", "recon", "truth"), ""
+            if "psnr" in row:
+                caption = f"PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
+            elif "residual" in row:
+                caption = f"residual {row['residual']:.3g}"
+            paths = [os.path.join(self.folder, k, f"{name}.png") for k in kinds]
+            if len(rows) < COMPARED and os.path.exists(paths[0]):
+                images = [read_png(p) if os.path.exists(p) else None for p in paths]
+                rows.append((name, *images, caption))
         if rows:
             write_comparison(os.path.join(self.folder, "comparison.png"), rows, self.title)
 
     def means(self):
-        """Mean of each metric over this run's images."""
-        return {k: float(np.mean(v)) for k, v in self._columns(self.names).items()}
+        """Mean of each metric over this run's images, but those where it is not defined."""
+        return {k: float(np.mean(v)) for k, v in self._defined().items()}
+
+    def _defined(self):
+        """This run's columns without NaN, the NMSE of a black truth."""
+        columns = self._columns(self.names).items()
+        columns = {k: [v for v in values if not math.isnan(v)] for k, values in columns}
+        return {k: values for k, values in columns.items() if values}
 
     def table(self):
         """Means and standard deviations over this run's images, as lines of text."""
         done = sum(n in self.rows for n in self.names)
         lines = [f"{done} images in {self.folder}"]
-        for key, values in self._columns(self.names).items():
+        for key, values in self._defined().items():
             lines.append(f"  {LABELS[key]:<24} {np.mean(values):9.4f} ± {np.std(values):.4f}")
         return "\n".join(lines)
 

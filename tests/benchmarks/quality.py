@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from data.dataloader import check_names, image_name, list_images, read_image
+from data.dataloader import Picture, check_names, list_images
 from guided_diffusion.condition_methods import check_conditioning, get_conditioning_method
 from guided_diffusion.dist_util import pick_device, pick_dtype
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
@@ -132,13 +132,14 @@ class Slice(NamedTuple):
 def read_images(args):
     """(name, truth) of the chosen images."""
     paths = list_images(args.root, "--root")[:: args.every][: args.limit]
-    check_names(paths)
+    pictures = [Picture(path) for path in paths]
+    check_names(pictures)
     images = []
-    for path in paths:
-        image = torch.from_numpy(read_image(path))
+    for picture in pictures:
+        image = torch.from_numpy(picture.read())
         if len(image) != 1:
-            raise UserError(f"{path}: expected a grey image, found {len(image)} channels")
-        images.append((image_name(path), image[None]))
+            raise UserError(f"{picture.path}: expected a grey image, found {len(image)} channels")
+        images.append((picture.name, image[None]))
     return images
 
 

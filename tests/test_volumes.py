@@ -1,0 +1,586 @@
+"""NIfTI and DICOM: what is read, shown and written back, and what is refused."""
+
+import csv
+import gzip
+import os
+import shutil
+
+import imageio.v3 as iio
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, MRImageStorage, generate_uid
+
+from data.dataloader import list_items, read_picture
+from data.volumes import find_scale, write_volumes
+from guided_diffusion.measurements import get_operator
+from tests.conftest import LINEAR, task, write_yaml
+from util.errors import UserError
+
+DENOISE = "tiny/denoise/gaussian/0.1"
+OBLIQUE = np.array([[0, 0.3, 4.9, 9], [-1.1, 0.1, 0.2, 5], [0.1, 1.2, -1, -7], [0, 0, 0, 1.0]])
+
+
+def head(shape=(32, 32, 3), seed=0):
+    """A smooth positive volume with a bright outlier, in whole numbers up to 900."""
+    axes = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    voxels = 300 + 250 * np.sin(axes[0] / 5 + seed) * np.cos(axes[1] / 7) + 10 * axes[2]
+    voxels[0, 0, 0] = 900
+    return np.rint(voxels).astype(np.int16)
+
+
+def write_nifti(path, voxels, affine=None, slope=None):
+    image = nib.Nifti1Image(voxels, np.diag([1, 1, 4, 1.0]) if affine is None else affine)
+    image.set_qform(image.affine, 1)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["descrip"] = b"a test"
+    if slope:
+        image.header.set_slope_inter(*slope)
+    nib.save(image, path)
+
+
+def write_dicom(path, pixels, place, series="1.2.3", **tags):
+    """One slice; `place` in mm along the normal of an oblique plane."""
+    dataset = Dataset()
+    dataset.SOPClassUID = MRImageStorage
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2", series
+    dataset.PatientName, dataset.PatientID, dataset.Modality = "Doe^Jane", "7", "MR"
+    dataset.SeriesDescription, dataset.SeriesNumber = "t1", 4
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "M"]
+    dataset.ImageOrientationPatient = [0.8, 0.6, 0, 0, 0, -1]
+    dataset.ImagePositionPatient = [10 - 0.6 * place, 20 + 0.8 * place, 30]
+    dataset.PixelSpacing, dataset.SliceThickness = [0.5, 0.75], 3
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit, dataset.PixelRepresentation = 15, 0
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = tags.pop("syntax", ExplicitVRLittleEndian)
+    for keyword, value in tags.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def write_series(folder, voxels, **tags):
+    """(rows, columns, slices); file names run against the positions."""
+    os.makedirs(folder, exist_ok=True)
+    for k in range(voxels.shape[2]):
+        write_dicom(f"{folder}/{9 - k}.dcm", voxels[..., k], 3.0 * k, **tags)
+
+
+def dicom_values(path):
+    dataset = pydicom.dcmread(path)
+    slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
+    return dataset.pixel_array * slope + intercept
+
+
+def items_of(data):
+    return list_items({"measured": False, **data})
+
+
+def write_back(items, folder, enlarge=1):
+    """Keep each slice as it was read, enlarged, and put the volume together."""
+    os.makedirs(f"{folder}/slices", exist_ok=True)
+    for item in items:
+        image = item.read().repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+        np.save(f"{folder}/slices/{item.name}.npy", image)
+    return list(write_volumes(items, {i.name for i in items}, folder, "dmps test", "settings"))
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+@pytest.mark.parametrize("affine", [np.diag([1, 2, 5, 1.0]), np.diag([-1, 1, -1, 1.0]), OBLIQUE])
+def test_a_nifti_volume_comes_back_as_it_was(tmp_path, axis, affine):
+    voxels = head((6, 8, 5))
+    write_nifti(tmp_path / "a.nii", voxels, affine)
+    items = items_of({"root": str(tmp_path / "a.nii"), "axis": axis})
+    assert len(items) == (5 if axis is None else voxels.shape[axis])
+    write_back(items, tmp_path)
+    source, written = nib.load(tmp_path / "a.nii"), nib.load(tmp_path / "volumes/a.nii.gz")
+    clipped = np.clip(voxels, 0, np.percentile(voxels, 99.9))
+    np.testing.assert_allclose(written.get_fdata(), clipped, rtol=1e-5)
+    assert np.array_equal(written.affine, source.affine)
+    changed = {
+        k for k in source.header if source.header[k].tobytes() != written.header[k].tobytes()
+    }
+    assert changed <= {"datatype", "bitpix", "scl_slope", "scl_inter"}
+    assert written.header.get_xyzt_units() == ("mm", "sec")
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 6, 1), (8, 6, 4, 1), (1, 8, 6)])
+def test_odd_shapes_come_back_in_their_shape(tmp_path, shape):
+    voxels = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    write_nifti(tmp_path / "a.nii.gz", voxels, slope=(2.0, 3.0))
+    items = items_of({"root": str(tmp_path)})
+    assert items[0].read().size == 48
+    assert len(items) == voxels.size // 48
+    write_back(items, tmp_path)
+    written = nib.load(tmp_path / "volumes/a.nii.gz")
+    assert written.shape == shape
+    units = 2 * voxels + 3
+    expected = np.clip(units, None, np.percentile(units, 99.9))
+    np.testing.assert_allclose(written.get_fdata(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("affine", [np.diag([1, 1, 1, 1.0]), np.diag([-1, 1, -1, 1.0]), OBLIQUE])
+@pytest.mark.parametrize(("direction", "rows", "cols"), [(2, 1, 0), (1, 2, 0), (0, 2, 1)])
+def test_slices_are_shown_as_radiologists_look_at_them(tmp_path, affine, direction, rows, cols):
+    """Voxels that hold one of their world coordinates (right, anterior, superior), which falls
+    along rows or columns."""
+    axis = int(np.argmax(np.abs(affine[direction, :3] / np.linalg.norm(affine[:3, :3], axis=0))))
+    world = nib.affines.apply_affine(affine, np.moveaxis(np.indices((6, 7, 8)), 0, -1))
+    for shown, along in ((rows, 1), (cols, 2)):
+        write_nifti(tmp_path / "a.nii", world[..., shown].astype(np.float32), affine)
+        image = items_of({"root": str(tmp_path / "a.nii"), "axis": axis})[2].read()
+        step = np.diff(image, axis=along).mean(), np.diff(image, axis=3 - along).mean()
+        assert step[0] < 0 and abs(step[0]) > abs(step[1])
+
+
+def test_the_slice_axis_is_the_thickest_else_the_axial_one(tmp_path):
+    voxels = head((6, 8, 5))
+
+    def count(affine):
+        write_nifti(tmp_path / "a.nii", voxels, affine)
+        return len(items_of({"root": str(tmp_path)}))
+
+    assert count(np.diag([3, 1, 1, 1.0])) == 6
+    assert count(np.diag([1, 1, 2, 1.0])) == 5
+    coronal_first = np.eye(4)[[0, 2, 1, 3]]  # the second voxel axis runs upwards
+    assert count(coronal_first) == 8
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("bicubic", 2), ("bicubic", 4), ("standard", 4)])
+@pytest.mark.parametrize("form", ["nifti", "dicom"])
+def test_a_finer_grid_lies_where_the_operator_looks(tmp_path, form, kind, factor):
+    """A linear function of world position, on the fine grid, is the same one after A."""
+    coarse = head((8, 10, 3))
+    if form == "nifti":
+        write_nifti(tmp_path / "a.nii", coarse, OBLIQUE)
+        write_back(items_of({"root": str(tmp_path / "a.nii")}), tmp_path, enlarge=factor)
+        image = nib.load(tmp_path / "volumes/a.nii.gz")
+        fine, before = image.affine, nib.load(tmp_path / "a.nii").affine
+        shape = image.shape
+        sides = np.linalg.norm(before[:3, :3], axis=0) / [factor, factor, 1]
+        np.testing.assert_allclose(image.header.get_zooms(), sides, rtol=1e-5)
+        np.testing.assert_allclose(image.get_qform(), fine, atol=0.2)  # OBLIQUE has some shear
+    else:
+        write_series(tmp_path / "s", coarse)
+        write_back(items_of({"root": str(tmp_path / "s")}), tmp_path, enlarge=factor)
+        before, fine = (
+            affine_of(pydicom.dcmread(path))
+            for path in (tmp_path / "s/9.dcm", tmp_path / "volumes/s/s_z000.dcm")
+        )
+        shape = (8 * factor, 10 * factor, 3)
+    weights = np.array([0.3, -0.7, 0.5])
+    values = nib.affines.apply_affine(fine, np.moveaxis(np.indices(shape), 0, -1)) @ weights
+    operator = get_operator(
+        "super_resolution",
+        (1, *shape[:2]),
+        type=kind,
+        scale_factor=factor,
+        dtype=torch.float64,
+        singular_value_threshold=0.0,
+    )
+    seen = operator.forward(torch.from_numpy(values[None, None, ..., 0]))[0, 0].numpy()
+    grid = np.moveaxis(np.indices((8, 10, 1)), 0, -1)
+    expected = (nib.affines.apply_affine(before, grid) @ weights)[..., 0]
+    inside = slice(2, -2)  # the edges are reflected
+    np.testing.assert_allclose(seen[inside, inside], expected[inside, inside], atol=1e-5)
+
+
+def affine_of(dataset):
+    """Voxel (row, column, slice) to patient coordinates."""
+    along_row, along_column = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
+    down, right = (float(s) for s in dataset.PixelSpacing)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = down * along_column, right * along_row
+    affine[:3, 3] = np.array(dataset.ImagePositionPatient, float)
+    return affine
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_dicom_series_comes_back_in_its_units(tmp_path, photometric):
+    voxels = head((16, 12, 4))
+    write_series(tmp_path / "s", voxels, RescaleSlope=2.5, RescaleIntercept=-100,
+                 PhotometricInterpretation=photometric, WindowCenter=5, WindowWidth=9)  # fmt: skip
+    os.rename(tmp_path / "s/9.dcm", tmp_path / "s/IM.0001")  # known by its contents
+    (tmp_path / "s/readme.txt").write_text("no image")
+    (tmp_path / "s/DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    items = items_of({"root": str(tmp_path / "s")})
+    assert [i.name for i in items] == [f"s_z00{k}" for k in range(4)]
+    units = voxels * 2.5 - 100
+    low, high = np.percentile(units, (0.1, 99.9))
+    bright = int(np.argmax(voxels[..., 1]))  # low values are bright in MONOCHROME1
+    assert (items[1].read().flat[bright] > 0) == (photometric == "MONOCHROME2")
+    write_back(items, tmp_path)
+    assert len(os.listdir(tmp_path / "volumes/s")) == 4
+    for k in range(4):
+        path = tmp_path / f"volumes/s/s_z{k:03d}.dcm"
+        expected = np.clip(units[..., k], low, high)
+        np.testing.assert_allclose(dicom_values(path), expected, atol=(high - low) / 65535)
+        source = tmp_path / f"s/{'IM.0001' if k == 0 else f'{9 - k}.dcm'}"
+        before, after = pydicom.dcmread(source), pydicom.dcmread(path)
+        assert after.BitsAllocated == after.BitsStored == 16
+        assert after.ImageType == ["DERIVED", "SECONDARY", "M"]
+        assert after.SeriesDescription == "t1 dmps test"
+        assert after.PhotometricInterpretation == photometric
+        for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "ImagePositionPatient",
+                        "ImageOrientationPatient", "PixelSpacing", "SOPClassUID", "WindowCenter"):  # fmt: skip
+            assert after[keyword].value == before[keyword].value
+        for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"):
+            assert after[keyword].value != before[keyword].value
+        assert after.file_meta.MediaStorageSOPInstanceUID == after.SOPInstanceUID
+        assert after.SourceImageSequence[0].ReferencedSOPInstanceUID == before.SOPInstanceUID
+    names = os.listdir(tmp_path / "volumes/s")
+    uids = [pydicom.dcmread(tmp_path / "volumes/s" / n).SOPInstanceUID for n in names]
+    assert len(set(uids)) == 4
+
+
+def test_a_series_is_chosen_by_number_or_uid(tmp_path):
+    write_series(tmp_path, head((8, 8, 2)))
+    write_dicom(tmp_path / "other", head((8, 8, 1))[..., 0], 0, series="1.2.9", SeriesNumber=12)
+    with pytest.raises(UserError, match=r"holds 2 series: .*4 \(t1, 2 files, 1\.2\.3\).*12 \(t1"):
+        items_of({"root": str(tmp_path)})
+    assert len(items_of({"root": str(tmp_path), "series": 4})) == 2
+    assert len(items_of({"root": str(tmp_path), "series": "1.2.9"})) == 1
+    with pytest.raises(UserError, match="not one is series 5"):
+        items_of({"root": str(tmp_path), "series": 5})
+
+
+def test_one_scale_for_the_whole_volume(tmp_path):
+    """A slice keeps its brightness among the others; outliers do not set the scale."""
+    voxels = np.zeros((16, 16, 8), np.float32)
+    voxels[4:12, 4:12] = 100 * np.arange(1, 9)
+    voxels[0, 0, 0] = 1e6
+    write_nifti(tmp_path / "a.nii", voxels)
+    items = items_of({"root": str(tmp_path)})
+    np.testing.assert_allclose([i.read().max() for i in items[1:]], np.arange(2, 9) / 4 - 1)
+    assert items[0].read().max() == 1  # clipped
+
+
+@pytest.mark.parametrize(
+    ("values", "inverted", "black", "white"),
+    [
+        (np.linspace(50, 1050, 1001), False, 0, 1049),
+        (np.linspace(-500, 500, 1001), False, -499, 499),
+        (np.linspace(0, 1000, 1001), True, 999, 1),
+        (np.eye(1, 5000).ravel() * 7, False, 0, 7),
+    ],
+)
+def test_scale(values, inverted, black, white):
+    found = find_scale(values, inverted, "x")
+    np.testing.assert_allclose(found[:2], (black, white), atol=1e-9)
+    assert found[2] == np.mean((values < min(found[:2])) | (values > max(found[:2])))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.uint32])
+def test_pictures_of_any_range_are_scaled_by_percentiles(tmp_path, dtype):
+    image = np.linspace(0, 4000, 1024).reshape(32, 32).astype(dtype)
+    iio.imwrite(tmp_path / "x.tif", image)
+    x, scale = read_picture(str(tmp_path / "x.tif"))
+    white = np.percentile(image, 99.9)
+    assert scale == (0, pytest.approx(white))
+    np.testing.assert_allclose(x[0], np.clip(image / white, 0, 1) * 2 - 1, atol=1e-5)
+
+
+def test_a_deep_picture_is_also_written_in_its_units(tiny_run):
+    image = iio.imread("images/a1.png").astype(np.uint16) * 4  # 10 of 16 bits
+    shutil.rmtree("images")
+    os.mkdir("images")
+    iio.imwrite("images/deep.png", image)
+    np.save("images/signed.npy", image.astype(np.int16) * 8 - 2000)
+    assert tiny_run("--save_dir", "out") == 0
+    recon = "out/tiny/super_resolution/x4/0.05/recon"
+    assert sorted(os.listdir(recon)) == ["deep.png", "deep.tif", "signed.png", "signed.tif"]
+    for name in ("deep", "signed"):
+        _, (black, white) = read_picture(f"images/{name}.{'png' if name == 'deep' else 'npy'}")
+        values = iio.imread(f"{recon}/{name}.tif")
+        assert values.dtype == np.float32 and values.shape == (32, 32)
+        preview = iio.imread(f"{recon}/{name}.png") / 255
+        np.testing.assert_allclose((values - black) / (white - black), preview, atol=0.51 / 255)
+    os.remove(f"{recon}/deep.tif")
+    assert tiny_run("--save_dir", "out") == 0
+    assert os.path.exists(f"{recon}/deep.tif")
+
+
+@pytest.fixture
+def mixed_run(tiny_run):
+    """tiny_run on a picture and a volume of three slices, to be denoised."""
+    for name in ("a2", "a10"):
+        os.remove(f"images/{name}.png")
+    write_nifti("images/v.nii.gz", head())
+    write_yaml("task.yaml", task({"name": "denoise"}, {"name": "gaussian", "sigma": 0.1}))
+    write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 2})
+    return tiny_run
+
+
+def volume_files(out):
+    """Every file's bytes but for the durations in the tables."""
+    found = {}
+    for root, _, files in os.walk(out):
+        for name in files:
+            if name not in ("metrics.csv", "summary.json"):
+                with open(os.path.join(root, name), "rb") as file:
+                    found[os.path.relpath(os.path.join(root, name), out)] = file.read()
+    return found
+
+
+def test_a_run_goes_on_by_slice_and_ends_with_the_same_bytes(mixed_run, capsys):
+    assert mixed_run("--save_dir", "whole", "--num_samples", "2") == 0
+    whole = volume_files(f"whole/{DENOISE}")
+    assert "v.nii.gz: 3 slices" in capsys.readouterr().out
+    with open(f"whole/{DENOISE}/metrics.csv", encoding="utf-8") as file:
+        assert [r["image"] for r in csv.DictReader(file)] == ["a1", "v_z000", "v_z001", "v_z002"]
+
+    assert mixed_run("--save_dir", "broken", "--num_samples", "2", "--limit", "2") == 0
+    assert "v.nii.gz: 1 of 3 slices restored, no volume written" in capsys.readouterr().out
+    assert not os.path.exists(f"broken/{DENOISE}/volumes")
+    before = os.stat(f"broken/{DENOISE}/recon/v_z000.png").st_mtime_ns
+    assert mixed_run("--save_dir", "broken", "--num_samples", "2") == 0
+    assert "2 of 4 images had been restored" in capsys.readouterr().out
+    assert os.stat(f"broken/{DENOISE}/recon/v_z000.png").st_mtime_ns == before
+    assert volume_files(f"broken/{DENOISE}") == whole
+    os.remove(f"broken/{DENOISE}/slices/v_z001.npy")
+    assert mixed_run("--save_dir", "broken", "--num_samples", "2") == 0
+    assert "3 of 4 images had been restored" in capsys.readouterr().out
+    assert volume_files(f"broken/{DENOISE}") == whole
+
+    # the volumes hold what the slices' own files do, in the input's units
+    volume = nib.load(f"whole/{DENOISE}/volumes/v.nii.gz")
+    std = nib.load(f"whole/{DENOISE}/std/v.nii.gz")
+    assert np.array_equal(volume.affine, std.affine) and volume.shape == std.shape == (32, 32, 3)
+    white = np.percentile(head(), 99.9)
+    shown = np.flip(volume.get_fdata()[..., 1].T) / white * 255
+    assert np.abs(shown - iio.imread(f"whole/{DENOISE}/recon/v_z001.png")).max() <= 0.51
+    spread = np.load(f"whole/{DENOISE}/std/v_z001.npy")[0] * white / 2
+    np.testing.assert_allclose(np.flip(std.get_fdata()[..., 1].T), spread, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["nifti", "dicom"])
+def test_a_measured_volume_is_restored_on_a_finer_grid(tiny_run, form):
+    """Slices of an odd size, one of them empty, and noise that nobody knows."""
+    shutil.rmtree("images")
+    voxels = head((18, 22, 3)) + np.random.default_rng(0).normal(0, 30, (18, 22, 3))
+    voxels = np.abs(np.rint(voxels)).astype(np.int16)
+    voxels[..., 2] = 0
+    if form == "nifti":
+        os.mkdir("images")
+        write_nifti("images/v.nii.gz", voxels)
+    else:
+        write_series("images", voxels)
+    write_yaml(
+        "task.yaml",
+        task({"name": "super_resolution", "scale_factor": 2}, {"name": "rician", "sigma": "auto"}),
+    )
+    write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 2})
+    assert tiny_run("--save_dir", "out", "--measured") == 0
+    folder = "out/tiny/super_resolution/x2/auto"
+    with open(f"{folder}/metrics.csv", encoding="utf-8") as file:
+        sigmas = [float(row["sigma"]) for row in csv.DictReader(file)]
+    white = np.percentile(voxels, 99.9)
+    np.testing.assert_allclose(sigmas, 60 / white, rtol=0.2)  # the volume's, also where it is empty
+    if form == "nifti":
+        assert nib.load(f"{folder}/volumes/v.nii.gz").shape == (36, 44, 3)
+    else:
+        dataset = pydicom.dcmread(f"{folder}/volumes/images/images_z000.dcm")
+        assert dataset.pixel_array.shape == (36, 44)
+        assert [float(s) for s in dataset.PixelSpacing] == [0.25, 0.375]
+
+
+def test_a_dicom_run_is_repeatable(tiny_run):
+    shutil.rmtree("images")
+    write_series("images", head((32, 32, 2)))
+    write_yaml("task.yaml", task({"name": "denoise"}, {"name": "gaussian", "sigma": 0.1}))
+    write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 2})
+    for out in ("one", "two"):
+        assert tiny_run("--save_dir", out, "--num_samples", "2") == 0
+    assert volume_files("one") == volume_files("two")
+    assert sorted(os.listdir(f"one/{DENOISE}/volumes/images")) == [
+        "images_z000.dcm",
+        "images_z001.dcm",
+    ]
+    std = f"one/{DENOISE}/std/images/images_z001.dcm"
+    spread = np.load(f"one/{DENOISE}/std/images_z001.npy")[0]
+    scale = np.percentile(head((32, 32, 2)), 99.9) / 2
+    np.testing.assert_allclose(dicom_values(std), spread * scale, atol=0.01)
+    mean = pydicom.dcmread(f"one/{DENOISE}/volumes/images/images_z001.dcm")
+    assert mean.SeriesInstanceUID != pydicom.dcmread(std).SeriesInstanceUID
+    assert tiny_run("--save_dir", "two", "--num_samples", "2", "--seed", "1", "--overwrite") == 0
+    other = pydicom.dcmread(f"two/{DENOISE}/volumes/images/images_z001.dcm")
+    assert mean.SeriesInstanceUID != other.SeriesInstanceUID
+
+
+def four_dimensions():
+    write_nifti("images/bad.nii", np.stack([head()] * 4, axis=3))
+
+
+def not_a_number():
+    voxels = head().astype(np.float32)
+    voxels[3, 3, 1] = np.nan
+    write_nifti("images/bad.nii", voxels)
+
+
+def lying_header():
+    write_nifti("images/bad.nii", head())
+    with open("images/bad.nii", "r+b") as file:
+        file.seek(42)
+        file.write(np.array([30000, 30000, 30000], "<i2").tobytes())
+
+
+def truncated():
+    write_nifti("whole.nii", head())
+    with open("whole.nii", "rb") as file, gzip.open("images/bad.nii.gz", "wb") as out:
+        out.write(file.read()[:4000])
+
+
+def cut_off():
+    write_nifti("images/bad.nii.gz", np.random.default_rng(0).random((32, 32, 9)))
+    os.truncate("images/bad.nii.gz", 40000)
+
+
+def colours():
+    voxels = np.zeros((8, 8, 3), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), "images/bad.nii")
+
+
+def text():
+    with open("images/bad.nii.gz", "w", encoding="utf-8") as file:
+        file.write("no volume")
+
+
+def series(**tags):
+    def write():
+        write_series("images", head())
+        write_dicom("images/5.dcm", **{"pixels": head()[..., 0], "place": 30, **tags})
+
+    return write
+
+
+def no_dicom():
+    with open("images/bad.dcm", "w", encoding="utf-8") as file:
+        file.write("no image")
+
+
+RGB = np.zeros((32, 32, 3), np.uint8)
+BAD = {
+    "4-D": (four_dimensions, r"bad\.nii: holds 4 volumes \(32×32×3×4\); data\.volume: 0 to 3"),
+    "NaN": (not_a_number, r"bad\.nii: holds values that are not finite"),
+    "constant": (
+        lambda: write_nifti("images/bad.nii", np.full((32, 32, 3), 7, np.int16)),
+        r"bad\.nii: every value is 7",
+    ),
+    "lying header": (lying_header, r"bad\.nii: truncated or damaged"),
+    "truncated": (truncated, r"bad\.nii\.gz: truncated or damaged"),
+    "cut off": (cut_off, r"bad\.nii\.gz: truncated or damaged"),
+    "RGB NIfTI": (colours, r"bad\.nii: holds RGB colours"),
+    "complex": (
+        lambda: write_nifti("images/bad.nii", np.zeros((8, 8, 3), np.complex64)),
+        r"bad\.nii: expected real numbers, found complex64",
+    ),
+    "5-D": (
+        lambda: write_nifti("images/bad.nii", np.zeros((8, 8, 3, 2, 3), np.int16)),
+        r"bad\.nii: .*5 axes, 8×8×3×2×3",
+    ),
+    "no NIfTI": (text, r"bad\.nii\.gz: cannot be read as NIfTI"),
+    "two series": (
+        series(series="1.2.9"),
+        r"images: holds 2 series: 4 \(t1, 1 files, 1\.2\.9\); 4 \(t1, 3",
+    ),
+    "sizes": (series(pixels=head((32, 64, 1))[..., 0]), r"32×32 \(3 files\)"),
+    "RGB": (
+        series(pixels=RGB, SamplesPerPixel=3, PhotometricInterpretation="RGB", BitsAllocated=8),
+        r"5\.dcm: holds colours \(RGB\)",
+    ),
+    "no position": (series(ImagePositionPatient=None), r"5\.dcm: lacks ImagePositionPatient"),
+    "same position": (series(place=3.0), r"show the same slice"),
+    "directions": (
+        series(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        r"lie in several directions",
+    ),
+    "frames": (series(NumberOfFrames=2), r"5\.dcm: holds 2 frames"),
+    "no pixels": (series(PixelData=None), r"5\.dcm: its pixels cannot be read"),
+    "few pixels": (series(PixelData=b"\0\0"), r"5\.dcm: its pixels cannot be read"),
+    "no DICOM": (no_dicom, r"bad\.dcm: cannot be read as DICOM"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_volumes_are_one_sentence(tmp_path, monkeypatch, case):
+    """A picture beside them is still read."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("images")
+    iio.imwrite("images/a_good.png", np.zeros((32, 32), np.uint8))
+    prepare, says = BAD[case]
+    prepare()
+    items = items_of({"root": "images"})
+    assert items[0].name == "a_good" and items[0].read().shape == (1, 32, 32)
+    bad = items[-1] if case == "no DICOM" else items[1]
+    for _ in range(2):
+        with pytest.raises(UserError, match=says) as error:
+            bad.read()
+        assert "\n" not in str(error.value)
+
+
+def test_a_compressed_series_without_a_decoder_says_what_to_install(tmp_path, monkeypatch):
+    from pydicom.pixels import get_decoder
+
+    monkeypatch.setattr(type(get_decoder(JPEGLSLossless)), "is_available", False)
+    from pydicom.encaps import encapsulate
+
+    write_dicom(tmp_path / "a.dcm", head()[..., 0], 0, syntax=JPEGLSLossless,
+                PixelData=encapsulate([b"\xff\xd8\xff\xd9"]))  # fmt: skip
+    with pytest.raises(UserError, match="compressed as JPEG-LS .*install .*pyjpegls"):
+        items_of({"root": str(tmp_path)})
+
+
+def test_one_volume_of_a_4d_file(tmp_path):
+    voxels = np.stack([head(), 2 * head()], axis=3)
+    write_nifti(tmp_path / "a.nii.gz", voxels)
+    items = items_of({"root": str(tmp_path), "volume": 1})
+    write_back(items, tmp_path)
+    written = nib.load(tmp_path / "volumes/a.nii.gz")
+    assert written.shape == (32, 32, 3)
+    expected = np.clip(voxels[..., 1], 0, np.percentile(voxels[..., 1], 99.9))
+    np.testing.assert_allclose(written.get_fdata(), expected, rtol=1e-5)
+    with pytest.raises(UserError, match="no volume 2; data.volume: 0 to 1"):
+        items_of({"root": str(tmp_path), "volume": 2})
+    with pytest.raises(UserError, match=r"data\.axis: expected 0, 1 or 2, found 3"):
+        items_of({"root": str(tmp_path), "axis": 3})
+
+
+def test_a_bad_volume_among_good_ones_in_a_run(mixed_run, capsys):
+    not_a_number()
+    four_dimensions_too = np.stack([head()] * 4, axis=3)
+    write_nifti("images/c.nii", four_dimensions_too)
+    assert mixed_run("--save_dir", "out") == 2
+    errors = capsys.readouterr().err
+    assert errors.count("error: bad.nii: holds values that are not finite\n") == 1
+    assert errors.count("error: c.nii: holds 4 volumes") == 1
+    assert "4 of 8 images could not be restored: bad_z000, bad_z001, bad_z002, c" in errors
+    assert os.listdir(f"out/{DENOISE}/volumes") == ["v.nii.gz"]
+
+
+def test_one_file_as_data_root(tiny_run, capsys):
+    write_yaml("task.yaml", task(root="images/a2.png"))
+    assert tiny_run("--save_dir", "out") == 0
+    assert os.listdir("out/tiny/super_resolution/x4/0.05/recon") == ["a2.png"]
+    four_dimensions()
+    write_yaml("task.yaml", task(root="images/bad.nii"))
+    assert tiny_run("--save_dir", "other") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: bad.nii: holds 4 volumes")
+    assert not os.path.exists("other")
+
+
+def test_volumes_and_pictures_may_not_share_names(tmp_path):
+    write_nifti(tmp_path / "a.nii", head())
+    iio.imwrite(tmp_path / "a_z001.png", np.zeros((8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"a\.nii and a_z001\.png would carry one name"):
+        items_of({"root": str(tmp_path)})

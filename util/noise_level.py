@@ -1,0 +1,74 @@
+"""The noise of measured images: how strong it is, and the bias it gives magnitude images."""
+
+import numpy as np
+from scipy.ndimage import convolve, maximum_filter, minimum_filter, uniform_filter
+from scipy.special import i0e, i1e, ndtr
+
+from util.errors import UserError
+
+# Immerkær 1996: takes away what is locally linear, and leaves white noise its variance.
+HIGH_PASS = np.outer([1, -2, 1], [1, -2, 1])[None] / 6
+LOCAL_MEAN = (1, 5, 5)
+GREY_LEVELS = 12  # groups of pixels of like brightness
+QUANTILE = 1 / 3  # of the groups' estimates: edges and texture make some of them too large
+LEAST_PIXELS = 10 * GREY_LEVELS
+SIGNAL = np.linspace(-2, 8, 501)  # of the tables, in units of σ above black
+
+
+def clipped_moments(signal):
+    """Mean and standard deviation of max(0, signal + n), n ~ N(0, 1)."""
+    density, below = np.exp(-(signal**2) / 2) / np.sqrt(2 * np.pi), ndtr(signal)
+    mean = signal * below + density
+    return mean, np.sqrt((signal**2 + 1) * below + signal * density - mean**2)
+
+
+def rician_moments(signal):
+    """Mean and standard deviation of |signal + n₁ + i n₂|, n₁, n₂ ~ N(0, 1); signal >= 0."""
+    x = signal**2 / 2
+    mean = np.sqrt(np.pi / 2) * ((1 + x) * i0e(x / 2) + x * i1e(x / 2))
+    return mean, np.sqrt(signal**2 + 2 - mean**2)
+
+
+def estimate_sigma(y, rician=False):
+    """Standard deviation of an image's white noise, in units of the [-1, 1] image.
+
+    A high pass leaves the noise, whose standard deviation is taken in groups of pixels of like
+    brightness, for where the file's range ends it is cut off, and in a magnitude image it is Rice
+    distributed. There, a group's mean over its standard deviation tells how far above black (or
+    below white) it is, hence what is missing: for Rice the fixed point of Koay & Basser 2006,
+    for the cut-off normal distribution the same with its moments.
+
+    Args:
+        y: (C, H, W) in [-1, 1]; beyond it only where it was not cut off.
+        rician: whether y is a magnitude image.
+
+    Raises:
+        UserError: too few pixels, or a constant image.
+    """
+    inside = (slice(None), slice(1, -1), slice(1, -1))
+    y = y.astype(np.float64)
+    size = (1, 3, 3)
+    varies = (maximum_filter(y, size) > minimum_filter(y, size))[inside]  # air may be painted black
+    if varies.sum() < LEAST_PIXELS:
+        raise UserError(
+            f"measurement.noise.sigma: auto needs at least {LEAST_PIXELS} pixels whose "
+            f"neighbours differ, found {varies.sum()}; give the noise as a number"
+        )
+    noise = convolve(y, HIGH_PASS)[inside][varies]
+    level = uniform_filter(y, LOCAL_MEAN)[inside][varies]
+    cut_off = y.min() >= -1 and y.max() <= 1
+    signal = SIGNAL[SIGNAL >= 0] if rician else SIGNAL
+    mean, std = (rician_moments if rician else clipped_moments)(signal)
+    found = []
+    for group in np.array_split(np.argsort(level, kind="stable"), GREY_LEVELS):
+        measured = np.sqrt(np.mean(noise[group] ** 2))
+        if rician or cut_off:
+            above = np.mean(level[group]) + 1
+            clear = above if rician else min(above, 2 - above)
+            measured /= np.interp(clear / max(measured, 1e-9), mean / std, std)
+        found.append(measured)
+    return float(np.quantile(found, QUANTILE))
+
+
+def correct_rician_bias(y, sigma):
+    return y
