@@ -321,6 +321,17 @@ BAD = {
     "bool for int": ([], change("model.yaml", num_channels=True), "expected an integer"),
     "unknown task": ([], change("task.yaml", **{OPERATOR + "name": "inpaint"}), "inpaint"),
     "unknown type": ([], change("task.yaml", **{OPERATOR + "type": "cubic"}), "cubic"),
+    "auto when simulated": ([], change("task.yaml", **{NOISE + "sigma": "auto"}), "--measured"),
+    "auto of poisson noise": (
+        ["--measured"],
+        change("task.yaml", **{NOISE + "name": "poisson", NOISE + "sigma": "auto"}),
+        "gaussian or rician",
+    ),
+    "measured without images": (
+        ["--measured", "--method", "vanilla"],
+        None,
+        "takes no images",
+    ),
     "unknown noise": ([], change("task.yaml", **{NOISE + "name": "salt"}), "salt"),
     "unknown method": ([], change("task.yaml", conditioning__method="x"), "conditioning.method"),
     "unknown sampler": ([], change("diffusion.yaml", sampler="euler"), "sampler"),

@@ -24,7 +24,7 @@ OPERATORS = [
     {"name": "color"},
 ]
 IDS = ["-".join(str(v) for v in o.values()) for o in OPERATORS]
-SHAPES = [(3, 40, 56), (3, 64, 32)]
+SHAPES = [(3, 40, 56), (3, 64, 32), (3, 37, 50)]
 
 
 def make(params, shape, **more):
@@ -210,6 +210,17 @@ def test_poisson_noise_follows_the_signal():
 def test_poisson_noise_leaves_black_alone():
     y = torch.full((1, 1, 8, 8), -1.2)
     assert torch.equal(get_noise("poisson", 0.1)(y, random_for(1)), y)
+
+
+def test_rician_noise_has_the_moments_of_a_magnitude():
+    """E[M²] = A² + 2σ², and far from black, σ itself; M and A counted from black."""
+    y = torch.tensor([-1.0, -0.8, 0.5])[:, None, None, None].expand(3, 1, 256, 256)
+    noisy = get_noise("rician", 0.1)(y, random_for(3))
+    assert noisy.min() >= -1
+    second = (noisy + 1).square().mean(dim=(1, 2, 3))
+    expected = (y + 1).square().mean(dim=(1, 2, 3)) + 2 * 0.1**2
+    torch.testing.assert_close(second, expected, rtol=0.02, atol=0)
+    assert noisy[2].std().item() == pytest.approx(0.1, rel=0.02)
 
 
 @pytest.mark.parametrize(

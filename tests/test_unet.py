@@ -3,6 +3,7 @@
 import math
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
@@ -160,3 +161,35 @@ def test_gradient_checkpointing_changes_no_gradient():
         gradients.append([p.grad for p in model.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
+
+
+@pytest.mark.parametrize("size", [(33, 47), (38, 64), (9, 20)])
+def test_an_image_of_any_size_is_reflected_at_its_borders(size):
+    torch.manual_seed(0)
+    model = create_model(**{**TINY, "channel_mult": "1,1,1,1"})
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    assert min(size) >= model.least_side
+    x, t = rnd((2, 1, *size), 1), torch.tensor([10, 500])
+    pads = [((-n % 8) // 2, -n % 8 - (-n % 8) // 2) for n in size]
+    wide = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), *pads], mode="reflect"))
+    with torch.no_grad():
+        expected = model(wide, t)
+        found = model(x, t)
+    (top, _), (left, _) = pads
+    torch.testing.assert_close(
+        found, expected[..., top : top + size[0], left : left + size[1]], rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("levels", [2, 4, 5, 6, 7])
+def test_the_least_side_is_the_least_that_can_be_reflected(levels):
+    model = create_model(**{**TINY, "channel_mult": ",".join("1" * levels)})
+
+    def fits(side):
+        pad = -side % model.size_multiple
+        return pad - pad // 2 < side
+
+    assert fits(model.least_side) and not fits(model.least_side - 1)
+    assert all(fits(side) for side in range(model.least_side, 200))

@@ -199,8 +199,8 @@ class Prior(NamedTuple):
     description: str
 
 
-def load_prior(args, images):
-    """Load the network, which must fit the images."""
+def load_prior(args):
+    """Load the network."""
     model_config = read_model_config(args.model_config)
     diffusion_config = read_diffusion_config(args.diffusion_config)
     if model_config["in_channels"] != 1 or model_config["class_cond"]:
@@ -212,13 +212,6 @@ def load_prior(args, images):
     diffusion = create_sampler(**diffusion_config)
     model = create_model(**{**model_config, "use_fp16": False})
     model.to(device, memory_format=torch.channels_last).set_torso_dtype(dtype)
-    for name, image in images:
-        height, width = image.shape[2:]
-        if height % model.size_multiple or width % model.size_multiple:
-            raise UserError(
-                f"{name}: {width}×{height} pixels, and the network takes sides that are "
-                f"multiples of {model.size_multiple}"
-            )
     every_t = create_sampler(**{**diffusion_config, "timestep_respacing": ""})
     checkpoint = model_config["model_path"] or "an untrained network"
     precision = str(dtype).removeprefix("torch.")
@@ -390,7 +383,7 @@ def plan(args):
 def compare(args):
     """Run everything, rewriting the tables after each part; returns the summary's lines."""
     parts, images = plan(args), read_images(args)
-    prior = load_prior(args, images) if any(learned for *_, learned in parts) else None
+    prior = load_prior(args) if any(learned for *_, learned in parts) else None
     try:
         os.makedirs(args.out, exist_ok=True)
     except OSError as error:
