@@ -21,6 +21,7 @@ from guided_diffusion.measurements import (
     get_operator,
     restored_size,
 )
+from guided_diffusion.spectral import start_state, useful_levels
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import ArgumentParser, UserError
@@ -42,8 +43,9 @@ def parse_args(argv=None):
     add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
     add(
         "--diffusion_config",
-        default="configs/diffusion_config_fast.yaml",
-        help="YAML of the schedule; configs/diffusion_config.yaml takes all 1000 steps",
+        default="configs/diffusion_config_100.yaml",
+        help="YAML of the schedule; configs/diffusion_config.yaml takes all 1000 steps, "
+        "configs/diffusion_config_fast.yaml ten, with its own method",
     )
     add(
         "--task_config",
@@ -54,7 +56,8 @@ def parse_args(argv=None):
         "--method",
         choices=tuple(METHODS),
         default=None,
-        help="replace the task's conditioning.method, with that method's own parameters",
+        help="replace the task's conditioning.method, and the schedule's, with that method's "
+        "own parameters",
     )
     add(
         "--measured",
@@ -111,7 +114,8 @@ class Run:
                 f"{args.model_config}: class_cond: true, and this program gives no class labels"
             )
         diffusion_config = read_diffusion_config(args.diffusion_config)
-        self.task = read_task_config(args.task_config, args.method, args.measured)
+        replaced = args.method or diffusion_config.get("method")
+        self.task = read_task_config(args.task_config, replaced, args.measured)
         method = self.task["conditioning"]["method"]
         self.task["conditioning"]["params"] = check_conditioning(
             method, self.task["conditioning"]["params"]
@@ -128,9 +132,12 @@ class Run:
             self.volume_sigmas = {}
             size = model_config["image_size"]  # fails early on a task that fits no image
             self.operator((model_config["in_channels"], size, size))
+        self.schedule = {k: v for k, v in diffusion_config.items() if k != "method"}
+        self.starts_early = self.schedule["start"] != ""
+        # Fails early, too; a task's own noise level matters to "auto" alone.
+        create_sampler(**self.schedule, levels=None if self.vanilla else (1, 1))
 
         dtype = pick_dtype(args.precision, self.device, model_config["use_fp16"])
-        self.diffusion = create_sampler(**diffusion_config)
         self.model = create_model(**{**model_config, "use_fp16": False})
         self.model.to(self.device, memory_format=torch.channels_last).set_torso_dtype(dtype)
         self.model.requires_grad_(False)
@@ -245,18 +252,23 @@ class Run:
         """
         start = time.perf_counter()
         count, shape = self.args.num_samples, (self.model.in_channels, *self._restored_size(images))
+        levels = None
         if self.vanilla:
             rows, method = len(names), get_conditioning_method("vanilla")
         else:
             operator = self.operator(shape)
             y, sigma = self._measure(operator, names, images)
             unbiased = correct_rician_bias(y, sigma) if self.rician else y
-            rows, method = len(y), self._conditioning(operator, unbiased, sigma, len(names))
+            measured = self._once_a_sample(operator, unbiased, sigma, len(names))
+            rows, method = len(y), self._conditioning(*measured)
+            levels = useful_levels(operator, sigma)
+        diffusion = create_sampler(**self.schedule, levels=levels)
+        bar.reset(total=diffusion.num_timesteps)
         random = ImageRandom(
             [image_generator(n, k, self.args.seed) for n in names for k in range(count)]
         )
         recording = self.args.record or self.args.video
-        recorder = Recorder(self.diffusion.num_timesteps) if recording else None
+        recorder = Recorder(diffusion.num_timesteps) if recording else None
 
         def after_step(t, x_t, pred_xstart):
             bar.update()
@@ -264,11 +276,11 @@ class Run:
                 recorder(t, x_t)
 
         x_T = random.randn_like(torch.empty(rows * count, *shape, device=self.device))
+        if self.starts_early:
+            x_T = start_state(*measured, diffusion, x_T)
         if recorder:
             recorder.frame(x_T)
-        x_hat = self.diffusion.p_sample_loop(
-            self.model, x_T, method.step, random.randn_like, after_step
-        )
+        x_hat = diffusion.p_sample_loop(self.model, x_T, method.step, random.randn_like, after_step)
         samples = x_hat.clamp(-1, 1).float().cpu().reshape(len(names), count, -1, *shape[1:])
         seconds = (time.perf_counter() - start) / len(names)
         truth, shown, figures = [None] * len(names), [None] * len(names), [{}] * len(names)
@@ -313,21 +325,20 @@ class Run:
         sigma = torch.cat([self.sigmas[name] for name in names])
         return y, sigma.to(self.device).reshape(-1, 1, 1, 1)
 
-    def _conditioning(self, operator, y, sigma, images):
-        """The method for this batch, with every image's measurement once a sample."""
-        conditioning = self.task["conditioning"]
+    def _once_a_sample(self, operator, y, sigma, images):
+        """(operator, y, sigma) with every image's rows once a sample."""
 
-        def once_a_sample(rows):
+        def repeat(rows):
             per_image = rows.reshape(images, -1, *rows.shape[1:])
             per_sample = per_image.repeat_interleave(self.args.num_samples, dim=0)
             return per_sample.reshape(-1, *rows.shape[1:])
 
+        return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
+
+    def _conditioning(self, operator, y, sigma):
+        conditioning = self.task["conditioning"]
         return get_conditioning_method(
-            conditioning["method"],
-            operator,
-            once_a_sample(y),
-            once_a_sample(sigma) if torch.is_tensor(sigma) else sigma,
-            **conditioning["params"],
+            conditioning["method"], operator, y, sigma, **conditioning["params"]
         )
 
     def _figures(self, operator, y, sigma, samples):
@@ -361,7 +372,6 @@ class Run:
                     found += len(names)
                     continue
                 which = f"{first}" if len(names) == 1 else f"{first}-{done}"
-                bar.reset(total=self.diffusion.num_timesteps)
                 bar.set_description(f"image {which}/{total} {names[0]}")
                 self.restore(names, images, bar)
         if found:

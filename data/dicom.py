@@ -31,8 +31,11 @@ def is_dicom(path):
     """Whether a file is DICOM by its suffix or its contents."""
     if path.lower().endswith(SUFFIXES):
         return True
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:  # a file beside the images that this user may not read
+        return False
 
 
 def open_series(paths, name, series=None):

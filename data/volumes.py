@@ -60,8 +60,9 @@ class Volume:
     turned as they are looked at.
 
     Attributes:
-        name: of its results. label: what messages call it. count: of its slices.
+        name: of its results. label: what messages call it.
         inverted: whether low values are shown bright.
+        slices: its images, in the order along the slice axis.
     """
 
     def __init__(self, name, label, count, inverted=False):

@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from guided_diffusion.spectral import Spectral
 from util.errors import UserError
 
 
@@ -250,6 +251,7 @@ METHODS = {
     "pigdm": PiGDM,
     "ddnm": DDNM,
     "diffpir": DiffPIR,
+    "spectral": Spectral,
     "vanilla": Vanilla,
 }
 # name → the parameters that conditioning.params may set, with their defaults
@@ -262,6 +264,7 @@ PARAMETERS = {
     for name, method in METHODS.items()
 }
 SHARES = ("eta", "eta_b", "zeta")  # parameters that lie in [0, 1]
+POSITIVE = ("lambda_", "kappa")
 
 
 def check_conditioning(name, params):
@@ -286,7 +289,7 @@ def check_conditioning(name, params):
             raise UserError(f"{where}: expected a finite number, found {value}")
         if key in SHARES and not 0 <= value <= 1:
             raise UserError(f"{where}: expected a number in [0, 1], found {value}")
-        if key == "lambda_" and value <= 0:
+        if key in POSITIVE and value <= 0:
             raise UserError(f"{where}: expected a positive number, found {value}")
     return {**known, **params}
 

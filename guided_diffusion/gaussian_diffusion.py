@@ -79,10 +79,27 @@ def space_timesteps(steps, respacing):
     return sorted(set(kept))
 
 
+def log_snr_timesteps(alphas_cumprod, count, high, low):
+    """About `count` timesteps of evenly spaced log signal-to-noise ratio.
+
+    Args:
+        high, low: noise levels √r_t of the first and the last step. The first has no less than
+            `high`; the schedule's own ends bound both.
+
+    Returns:
+        Sorted list of distinct timesteps; one if high and low meet.
+    """
+    std = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+    first = min(int(np.searchsorted(std, high)), len(std) - 1)
+    low = min(max(low, std[0]), std[first])
+    wanted = np.geomspace(std[first], low, count)[1:] if low < high else []
+    return sorted({first, *(int(np.abs(np.log(std / level)).argmin()) for level in wanted)})
+
+
 def _count(value, where, found):
     if str(value).strip().isdecimal() and int(value) > 0:
         return int(value)
-    raise UserError(f'{where}: expected an integer, "a,b,c" or "ddimN", found {found!r}')
+    raise UserError(f'{where}: expected an integer, "a,b,c", "ddimN" or "logsnrN", found {found!r}')
 
 
 class GaussianDiffusion:
@@ -303,13 +320,17 @@ def create_sampler(
     rescale_timesteps,
     timestep_respacing="",
     eta=0.0,
+    start="",
+    levels=None,
 ):
     """Build the (respaced) diffusion that a diffusion YAML describes.
 
     Args:
         sampler: "ddpm", or "ddim" with stochasticity `eta`.
         steps, noise_schedule: length and schedule of the process the network was trained on.
-        timestep_respacing: see `space_timesteps`.
+        timestep_respacing: see `space_timesteps`; or "logsnrN", see `log_snr_timesteps`.
+        start: the timestep to start from; "" is the last one, pure noise; "auto" asks `levels`.
+        levels: (high, low) noise levels √r_t that suit the measurement, for "auto".
 
     Raises:
         UserError: an unknown name or an impossible number, naming the key.
@@ -327,8 +348,9 @@ def create_sampler(
         raise UserError(f"diffusion config: steps: expected at least 1, found {steps}")
     if not 0 <= eta <= 1:
         raise UserError(f"diffusion config: eta: expected a number in [0, 1], found {eta}")
-    timestep_map = space_timesteps(steps, timestep_respacing)
-    alphas_cumprod = np.cumprod(1.0 - noise_schedule_betas(noise_schedule, steps))[timestep_map]
+    alphas_cumprod = np.cumprod(1.0 - noise_schedule_betas(noise_schedule, steps))
+    timestep_map = _chosen_timesteps(alphas_cumprod, timestep_respacing, start, levels)
+    alphas_cumprod = alphas_cumprod[timestep_map]
     betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     return GaussianDiffusion(
         betas,
@@ -342,3 +364,29 @@ def create_sampler(
         original_num_steps=steps,
         eta=eta,
     )
+
+
+def _chosen_timesteps(alphas_cumprod, respacing, start, levels):
+    """The timesteps that `create_sampler` keeps, from `start` down."""
+    steps = len(alphas_cumprod)
+    std = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+    if start == "auto":
+        if levels is None:
+            raise UserError("diffusion config: start: auto needs a measurement to start from")
+        high, low = levels
+        start = min(int(np.searchsorted(std, high)), steps - 1)
+    else:
+        if start == "":
+            start = steps - 1
+        if not (isinstance(start, int) and 0 <= start < steps):
+            raise UserError(
+                f"diffusion config: start: expected auto or a timestep from 0 to {steps - 1}, "
+                f"found {start!r}"
+            )
+        high, low = std[start], std[0]
+    if isinstance(respacing, str) and respacing.startswith("logsnr"):
+        count = _count(
+            respacing[len("logsnr") :], "diffusion config: timestep_respacing", respacing
+        )
+        return log_snr_timesteps(alphas_cumprod[: start + 1], count, high, low)
+    return space_timesteps(start + 1, respacing)

@@ -104,7 +104,8 @@ class Trainer:
                 f"train config: batch_size {config['batch_size']} cannot be shared equally by "
                 f"{self.world} processes"
             )
-        diffusion_config = {**diffusion_config, "timestep_respacing": ""}
+        diffusion_config = {**diffusion_config, "timestep_respacing": "", "start": ""}
+        diffusion_config.pop("method", None)
         self.diffusion = create_sampler(**diffusion_config)
         self.weights = loss_weights(config["loss_weighting"], self.diffusion.alphas_cumprod)
         self.weights = self.weights.to(self.device)

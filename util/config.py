@@ -165,7 +165,9 @@ DIFFUSION_SCHEMA = {
     "clip_denoised": (bool, True),
     "rescale_timesteps": (bool, False),
     "timestep_respacing": ((int, str, list), ""),
+    "start": ((int, str), ""),
     "eta": (float, 0.0),
+    "method": (str, None),
 }
 
 # An operator's own keys are checked by guided_diffusion.measurements; here, their types.
@@ -201,7 +203,11 @@ def read_model_config(path):
 
 
 def read_diffusion_config(path):
-    return check_keys(read_yaml(path), DIFFUSION_SCHEMA, path)
+    """A schedule, checked; "method" is there only if the file names one."""
+    config = check_keys(read_yaml(path), DIFFUSION_SCHEMA, path)
+    if config["method"] is None:
+        del config["method"]
+    return config
 
 
 def read_task_config(path, method=None, measured=False):

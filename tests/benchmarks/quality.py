@@ -84,7 +84,7 @@ def parse_args(argv=None):
     add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
     add(
         "--diffusion_config",
-        default="configs/diffusion_config_fast.yaml",
+        default="configs/diffusion_config_100.yaml",
         help="YAML of the schedule, of dmps and dmps_mean",
     )
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")

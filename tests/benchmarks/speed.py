@@ -81,7 +81,7 @@ def sampler_time(model, device, batch, repeats):
 
 def run_main(folder, steps, *arguments):
     """Run main.py for `steps` steps; returns (peak resident MB, rows of metrics.csv)."""
-    with open("configs/diffusion_config_fast.yaml", encoding="utf-8") as file:
+    with open("configs/diffusion_config_100.yaml", encoding="utf-8") as file:
         config = yaml.safe_load(file)
     config["timestep_respacing"] = steps
     path = os.path.join(folder, "diffusion.yaml")

@@ -1,0 +1,192 @@
+"""The few-step method: its schedule, its start and its correction against direct algebra."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.gaussian_diffusion import create_sampler, log_snr_timesteps
+from guided_diffusion.measurements import get_operator
+from guided_diffusion.spectral import Spectral, power_spectrum, start_state, useful_levels
+from util.errors import UserError
+
+SIZE = 16
+OPERATORS = {
+    "denoise": {"name": "denoise"},
+    "sr": {"name": "super_resolution", "scale_factor": 4},
+    "gauss": {"name": "deblur", "type": "gaussian", "kernel_size": 9, "intensity": 1.0},
+}
+CONFIG = {
+    "sampler": "ddpm",
+    "steps": 1000,
+    "noise_schedule": "linear",
+    "model_mean_type": "start_x",
+    "model_var_type": "fixed_small",
+    "dynamic_threshold": False,
+    "clip_denoised": False,
+    "rescale_timesteps": False,
+}
+
+
+def matrix_of(operator):
+    """A as a dense matrix, column by column."""
+    eye = torch.eye(math.prod(operator.in_shape), dtype=torch.float64)
+    images = eye.reshape(-1, *operator.in_shape)
+    return operator.forward(images).reshape(len(eye), -1).mT
+
+
+def operator_of(name):
+    return get_operator(in_shape=(1, SIZE, SIZE), dtype=torch.float64, **OPERATORS[name])
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class TestSchedule:
+    alphas_cumprod = create_sampler(**CONFIG).alphas_cumprod
+    std = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+
+    def test_steps_are_even_in_log_snr(self):
+        found = log_snr_timesteps(self.alphas_cumprod, 10, 3.0, 0.1)
+        logs = np.log(self.std[found])
+        assert len(found) == 10
+        assert np.diff(logs) == pytest.approx(math.log(30) / 9, rel=0.15)
+        assert self.std[found[-1]] >= 3.0 > self.std[found[-1] - 1]
+
+    def test_one_level_is_one_step(self):
+        found = log_snr_timesteps(self.alphas_cumprod, 10, 0.2, 0.2)
+        assert len(found) == 1
+        assert self.std[found[0]] >= 0.2
+
+    def test_a_start_bounds_every_respacing(self):
+        for respacing in ("", 7, "3,4", "logsnr5"):
+            sampler = create_sampler(**CONFIG, timestep_respacing=respacing, start=400)
+            assert sampler.timestep_map[-1] == 400
+        assert create_sampler(**CONFIG, start=0).timestep_map == [0]
+
+    def test_steps_keep_the_noise_of_their_timesteps(self):
+        sampler = create_sampler(**CONFIG, timestep_respacing="logsnr6", start=700)
+        kept = self.alphas_cumprod[sampler.timestep_map]
+        assert sampler.alphas_cumprod == pytest.approx(kept, rel=1e-9)
+
+    @pytest.mark.parametrize("start", [1000, -1, "soon", 2.5])
+    def test_a_start_that_does_not_exist(self, start):
+        with pytest.raises(UserError, match="start: expected auto or a timestep from 0 to 999"):
+            create_sampler(**CONFIG, start=start)
+
+    def test_auto_needs_a_measurement(self):
+        with pytest.raises(UserError, match="start: auto needs a measurement"):
+            create_sampler(**CONFIG, start="auto")
+
+    def test_levels_of_denoising_meet(self):
+        assert useful_levels(operator_of("denoise"), 0.3) == pytest.approx((0.3, 0.3))
+
+    def test_a_blind_operator_starts_high(self):
+        operator = operator_of("sr")
+        high, low = useful_levels(operator, 0.05)
+        assert (high, low) == (3.0, pytest.approx(0.05 / float(operator.singular_values.max())))
+
+
+class TestStart:
+    @pytest.mark.parametrize("name", OPERATORS)
+    def test_seen_directions_hold_the_measurement_and_noise_of_r(self, name):
+        """Over many draws, A x_t/√ᾱ has mean y and variance r s² in total, its own noise counted."""
+        operator, sigma = operator_of(name), 0.05
+        diffusion = create_sampler(
+            **CONFIG, timestep_respacing="logsnr5", start="auto", levels=(1.0, 0.05)
+        )
+        alpha_bar = diffusion.alphas_cumprod[-1]
+        r = (1 - alpha_bar) / alpha_bar
+        y = operator.forward(noise(1, 1, SIZE, SIZE))
+        draws = noise(4000, 1, SIZE, SIZE, seed=1)
+        states = start_state(operator, y, sigma, diffusion, draws) / math.sqrt(alpha_bar)
+        s = operator.singular_values
+        used = (s > 0) & ((sigma / s.clamp(min=1e-9)) ** 2 <= r)
+        assert used.any()
+        spectrum = operator.Vt(states)
+        expected = (operator.Ut(y) / s.clamp(min=1e-9))[0]
+        error = (spectrum.mean(dim=0) - expected)[used].abs().max()
+        assert error < 6 * math.sqrt(r / 4000)
+        own = (sigma / s[used]) ** 2
+        ratio = spectrum.var(dim=0)[used] / (r - own)
+        assert ratio.mean().item() == pytest.approx(1, abs=0.02)
+
+    def test_denoising_starts_at_y_itself(self):
+        operator, sigma = operator_of("denoise"), 0.5
+        levels = useful_levels(operator, sigma)
+        diffusion = create_sampler(
+            **CONFIG, timestep_respacing="logsnr5", start="auto", levels=levels
+        )
+        y = noise(2, 1, SIZE, SIZE)
+        state = start_state(operator, y, sigma, diffusion, noise(2, 1, SIZE, SIZE, seed=1))
+        assert diffusion.num_timesteps == 1
+        state = state / math.sqrt(diffusion.alphas_cumprod[0])
+        assert (state - y).std() < 0.1 * sigma
+
+
+class TestCorrection:
+    """One last step with a known x̂_0 against dense linear algebra."""
+
+    @pytest.mark.parametrize("name", ["denoise", "gauss"])
+    def test_posterior_mean_of_a_gaussian(self, name):
+        """Where A is diagonal in the DCT or nearly, the dense posterior is matched."""
+        operator, sigma, kappa = operator_of(name), 0.1, 1.5
+        x_0, y = noise(1, 1, SIZE, SIZE), noise(1, *operator.out_shape, seed=2)
+        diffusion = create_sampler(**CONFIG, timestep_respacing="logsnr2", start=300)
+        method = Spectral(operator, y, sigma, kappa=kappa)
+        _, found = method.step(diffusion, lambda x, t: x_0, x_0, 0, torch.randn_like)
+
+        a = diffusion.alphas_cumprod[0]
+        r = (1 - a) / a
+        S = power_spectrum(SIZE, SIZE)
+        v = (kappa * r * S / (r + S)).flatten()
+        basis = dct_2d(SIZE)
+        covariance = basis.mT @ torch.diag(v) @ basis
+        A = matrix_of(operator)
+        system = sigma**2 * torch.eye(len(A), dtype=torch.float64) + A @ covariance @ A.mT
+        residual = y.flatten() - A @ x_0.flatten()
+        expected = x_0.flatten() + covariance @ A.mT @ torch.linalg.solve(system, residual)
+        change = (expected - x_0.flatten()).norm()
+        error = (found.flatten() - expected).norm() / change
+        assert error < (1e-9 if name == "denoise" else 0.25)
+
+    def test_a_state_that_is_y_is_not_corrected_by_it_again(self):
+        operator, sigma = operator_of("denoise"), 0.5
+        diffusion = create_sampler(
+            **CONFIG, timestep_respacing="logsnr5", start="auto", levels=(sigma, sigma)
+        )
+        y, x_0 = noise(1, 1, SIZE, SIZE), noise(1, 1, SIZE, SIZE, seed=3)
+        method = Spectral(operator, y, sigma)
+        _, found = method.step(diffusion, lambda x, t: x_0, y, 0, torch.randn_like)
+        assert (found - x_0).norm() < 0.05 * (y - x_0).norm()
+
+    @pytest.mark.parametrize("name", ["denoise", "gauss"])  # not "sr", which mixes frequencies
+    def test_the_next_state_is_as_noisy_as_the_network_is_told(self, name):
+        """With x̂_0's error drawn as assumed, the state's error in each DCT direction is near r."""
+        operator, sigma = operator_of(name), 0.1
+        diffusion = create_sampler(**CONFIG, timestep_respacing="logsnr6", start=500)
+        t = 3
+        a, a_prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
+        r, r_prev = (1 - a) / a, (1 - a_prev) / a_prev
+        count = 2000
+        truth = noise(1, 1, SIZE, SIZE)
+        S = power_spectrum(SIZE, SIZE)
+        basis = dct_2d(SIZE)
+        error = (r * S / (r + S)).sqrt().flatten() * noise(count, SIZE**2, seed=4)
+        x_0 = truth + (error @ basis).reshape(count, 1, SIZE, SIZE)
+        y = operator.forward(truth) + sigma * noise(count, *operator.out_shape, seed=5)
+        method = Spectral(operator, y, sigma)
+        draws = noise(count, 1, SIZE, SIZE, seed=6)
+        state, _ = method.step(diffusion, lambda x, t: x_0, x_0, t, lambda x: draws)
+        found = (state / math.sqrt(a_prev) - truth).var(dim=0).mean().item()
+        assert found == pytest.approx(r_prev, rel=0.1)
+
+
+def dct_2d(size):
+    """(size², size²): every row a two-dimensional cosine of unit norm."""
+    k, n = np.arange(size)[:, None], np.arange(size)
+    rows = np.cos(math.pi * k * (2 * n + 1) / (2 * size)) * math.sqrt(2 / size)
+    rows[0] /= math.sqrt(2)
+    return torch.from_numpy(np.kron(rows, rows))
