@@ -97,7 +97,7 @@ def write_gif(path, frames):
 
 def _gif_frames(frames, count, factor):
     """About `count` of the frames with as many grey levels as their noise leaves visible."""
-    last = len(frames) - 1
+    last, final = len(frames) - 1, frames[-1].astype(np.float32)
     picked = range(last + 1)
     if last >= count:
         left = np.linspace(1, 0, count) ** 2
@@ -107,9 +107,9 @@ def _gif_frames(frames, count, factor):
         frame = frames[i]
         if factor > 1:
             frame = np.asarray(Image.fromarray(frame).reduce(factor))
-        # The noise is about 3.5 times the share of the sampling left, in units of [-1, 1]; steps
-        # of that height vanish in it.
-        steps = min(255, max(7, last // (last - i))) if i < last else 255
+        # Steps of half the height of what noise is left vanish in it.
+        noise = np.sqrt(np.mean(((frames[i] - final) / 255) ** 2))
+        steps = np.clip(np.rint(2 / max(noise, 1e-3)), 7, 255)
         shown.append(np.rint(np.rint(frame * (steps / 255)) * (255 / steps)).astype(np.uint8))
     return shown
 
