@@ -14,13 +14,14 @@ from tqdm import tqdm
 from data.dataloader import list_items
 from data.volumes import Slice, write_volumes
 from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
-from guided_diffusion.dist_util import checkpoint_digest, pick_device, pick_dtype
-from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import (
-    get_noise,
-    get_operator,
-    restored_size,
+from guided_diffusion.dist_util import (
+    checkpoint_digest,
+    compile_network,
+    pick_device,
+    pick_dtype,
 )
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.spectral import start_state, useful_levels
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
@@ -89,6 +90,11 @@ def parse_args(argv=None):
         help="of the network; auto takes bf16 where the hardware has it, else fp32",
     )
     add(
+        "--compile",
+        action="store_true",
+        help="torch.compile the network: minutes at the start, then faster steps",
+    )
+    add(
         "--overwrite",
         action="store_true",
         help="replace a results folder that was made with other settings",
@@ -121,6 +127,11 @@ class Run:
             method, self.task["conditioning"]["params"]
         )
         self.vanilla = method == "vanilla"
+        if self.vanilla and args.num_samples > 1:
+            raise UserError(
+                "--num_samples: vanilla restores nothing that could be sampled more than once; "
+                "--limit says how many samples of the prior to draw"
+            )
         self.measured = not self.vanilla and self.task["data"]["measured"]
         self.items = [] if self.vanilla else list_items(self.task["data"])[: args.limit]
         self.device = pick_device(args.gpu)
@@ -141,6 +152,8 @@ class Run:
         self.model = create_model(**{**model_config, "use_fp16": False})
         self.model.to(self.device, memory_format=torch.channels_last).set_torso_dtype(dtype)
         self.model.requires_grad_(False)
+        if args.compile:
+            compile_network(self.model, self.device)
         settings = {
             "model_config": model_config,
             "checkpoint_sha256": checkpoint_digest(model_config["model_path"]),
@@ -202,29 +215,25 @@ class Run:
 
     def _read(self, item):
         image = torch.from_numpy(item.read())
-        channels = self.model.in_channels
-        size = self._restored_size(image)
-        least = max(LEAST_SIDE, self.model.least_side)
-        if min(size) < least:
-            height, width = size
-            raise UserError(
-                f"{item.label}: {width}×{height} pixels to restore, and the least side is {least}"
-            )
         try:
-            operator = self.operator((channels, *size))
+            return self._fit(item, image)
         except UserError as error:
             raise UserError(f"{item.label}: {error}") from None
-        if self.measured:
-            channels = operator.out_shape[0]
-            if len(image) > 1 and channels < operator.in_shape[0]:
-                raise UserError(f"{item.label}: a colour image, and color restores grey ones")
+
+    def _fit(self, item, image):
+        """The image with the channels that the prior, or if measured the operator, takes."""
+        height, width = self._restored_size(image)
+        least = max(LEAST_SIDE, self.model.least_side)
+        if min(height, width) < least:
+            raise UserError(f"{width}×{height} pixels to restore, and the least side is {least}")
+        operator = self.operator((self.model.in_channels, height, width))
+        channels = (operator.out_shape if self.measured else operator.in_shape)[0]
+        if len(image) > channels and channels < operator.in_shape[0]:
+            raise UserError(f"{len(image)} channels, and color restores measurements of one")
         if channels == 3 and len(image) == 1:
             image = image.repeat(3, 1, 1)
         if self.sigmas is not None:
-            try:
-                self.sigmas[item.name] = self._estimate_sigma(item, image, operator)
-            except UserError as error:
-                raise UserError(f"{item.label}: {error}") from None
+            self.sigmas[item.name] = self._estimate_sigma(item, image, operator)
         return image
 
     def _estimate_sigma(self, item, image, operator):
@@ -240,9 +249,9 @@ class Run:
     def _restored_size(self, images):
         """(H, W) of what these images, (..., H, W), are restored to."""
         size = tuple(images.shape[-2:])
-        return (
-            restored_size(size, **self.task["measurement"]["operator"]) if self.measured else size
-        )
+        if not self.measured:
+            return size
+        return restored_size(size, **self.task["measurement"]["operator"])
 
     def restore(self, names, images, bar):
         """Restore one batch, degraded first unless it is measured, and write its files.

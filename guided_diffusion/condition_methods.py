@@ -38,7 +38,8 @@ def pseudo_likelihood_score(operator, x, y, sigma, alpha_bar):
         operator: see `guided_diffusion.measurements`.
         x: (N, C, H, W), x_t.
         y: (N, *operator.out_shape), the measurement.
-        sigma: standard deviation of its noise, in units of the [-1, 1] image.
+        sigma: standard deviation of its noise, in units of the [-1, 1] image; a number, or
+            (N, 1, 1, 1) where each image has its own.
         alpha_bar: ᾱ_t in (0, 1).
 
     Returns:

@@ -195,3 +195,21 @@ def pick_dtype(precision, device, use_fp16=False):
     if use_fp16 and device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if native_bf16(device) else torch.float32
+
+
+def compile_network(model, device):
+    """torch.compile the network in place; the first evaluation then takes minutes.
+
+    The first shape of a batch is compiled for itself, for speed. From the second on, the sizes
+    that changed are left open, so that a folder of many sizes compiles a few times, not each time.
+    Evaluations under autograd (dps, pigdm) are compiled apart.
+
+    Raises:
+        UserError: torch.compile does not work on this machine.
+    """
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except (RuntimeError, ImportError, OSError) as error:  # no compiler, no Triton, new Python
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise UserError(f"--compile: torch.compile does not work here ({reason})") from None
+    model.compile()

@@ -22,6 +22,11 @@ def noise_schedule_betas(name, steps):
     """β_1..β_T as float64; "linear" (DDPM, scaled to any T) or "cosine" (IDDPM, eq. 17)."""
     if name == "linear":
         scale = 1000 / steps
+        if 0.02 * scale >= 1:
+            raise UserError(
+                "diffusion config: steps: the linear schedule needs more than 20 (its last β would "
+                f"be 1 or more), found {steps}; fewer steps of a longer one: timestep_respacing"
+            )
         return np.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=np.float64)
     if name == "cosine":
         s = 0.008
@@ -59,7 +64,7 @@ def space_timesteps(steps, respacing):
         raise UserError(f"{where}: no integer stride makes {count} steps of {steps}")
     if isinstance(respacing, str):
         counts = [_count(part, where, respacing) for part in respacing.split(",")]
-    elif isinstance(respacing, (list, tuple)):
+    elif isinstance(respacing, (list, tuple)) and respacing:
         counts = [_count(part, where, respacing) for part in respacing]
     else:
         counts = [_count(respacing, where, respacing)]

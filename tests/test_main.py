@@ -336,6 +336,19 @@ BAD = {
     "unknown method": ([], change("task.yaml", conditioning__method="x"), "conditioning.method"),
     "unknown sampler": ([], change("diffusion.yaml", sampler="euler"), "sampler"),
     "bad respacing": ([], change("diffusion.yaml", timestep_respacing=2000), "2000 of 1000"),
+    "more steps than a section": (
+        [],
+        change("diffusion.yaml", timestep_respacing="10,600"),
+        "600 of 500",
+    ),
+    "no stride": (
+        [],
+        change("diffusion.yaml", timestep_respacing="ddim2000"),
+        "2000 steps of 1000",
+    ),
+    "no sections": ([], change("diffusion.yaml", timestep_respacing=[]), "timestep_respacing"),
+    "too short a schedule": ([], change("diffusion.yaml", steps=20), "steps: the linear schedule"),
+    "no steps": ([], change("diffusion.yaml", steps=0), "steps: expected at least 1, found 0"),
     "wrong factor": ([], change("task.yaml", **{OPERATOR + "scale_factor": 3}), "scale_factor"),
     "negative sigma": ([], change("task.yaml", **{NOISE + "sigma": -1.0}), "sigma"),
     "bad channels": ([], change("model.yaml", num_channels=40), "multiple of 32"),
@@ -354,6 +367,12 @@ BAD = {
     "no such GPU": (["--gpu", "99"], None, "no GPU 99"),
     "bad method": (["--method", "x"], None, "--method"),
     "no samples": (["--num_samples", "0"], None, "--num_samples"),
+    "samples of no image": (["--method", "vanilla", "--num_samples", "2"], None, "--num_samples"),
+    "method without a task": (
+        ["--method", "dps"],
+        write("task.yaml", b"conditioning: {method: vanilla}"),
+        "task.yaml: missing key 'data'",
+    ),
     "bad share": (
         [],
         change("task.yaml", conditioning={"method": "ddrm", "params": {"eta": 2}}),

@@ -164,7 +164,6 @@ def test_anisotropic_blur_has_its_directions():
     [
         ({"name": "inpaint"}, "denoise, super_resolution"),
         ({"name": "super_resolution", "scale_factor": 3}, "scale_factor"),
-        ({"name": "super_resolution", "scale_factor": 8}, "20×40"),
         ({"name": "super_resolution", "type": "nearest"}, "nearest"),
         ({"name": "deblur", "type": "motion"}, "motion"),
         ({"name": "deblur", "type": "aniso", "intensity": 3.0}, "two positive"),

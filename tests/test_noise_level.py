@@ -43,7 +43,14 @@ def test_air_that_was_painted_black_has_no_say():
     assert estimate_sigma(np.clip(y, -1, 1)) == pytest.approx(0.1, rel=0.1)
 
 
-@pytest.mark.parametrize("y", [np.full((1, 64, 64), 0.3), head()[:, :4, :4]])
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.full((1, 64, 64), 0.3),
+        head()[:, :4, :4],
+        np.linspace(-1, 1, 64)[None, None] * np.ones((1, 64, 1)),
+    ],
+)
 def test_nothing_to_estimate_from(y):
     with pytest.raises(UserError, match=r"measurement\.noise\.sigma: auto"):
         estimate_sigma(y)

@@ -11,7 +11,7 @@ from guided_diffusion.condition_methods import (
     get_conditioning_method,
 )
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import get_operator
+from guided_diffusion.measurements import get_noise, get_operator
 from tests.conftest import LINEAR, rnd
 from util.random import ImageRandom, image_generator
 
@@ -44,6 +44,16 @@ def sample(name, steps, operator, y, sigma, **params):
     return diffusion.p_sample_loop(network, x_T, method.step, random.randn_like)
 
 
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_each_image_of_a_batch_may_have_its_own_noise(name):
+    operator = get_operator("super_resolution", (1, 8, 8), scale_factor=2)
+    y, sigmas = rnd((2, 1, 4, 4), 5), (0.05, 0.6)
+    both = sample(name, 6, operator, y, torch.tensor(sigmas).reshape(2, 1, 1, 1))
+    for i, sigma in enumerate(sigmas):
+        alone = sample(name, 6, operator, y, sigma)
+        torch.testing.assert_close(both[i], alone[i])
+
+
 # Error of the mean, in posterior standard deviations (RMS over the directions that A sees; 0.06
 # is sampling error), and the ratio of standard deviations, at 100 steps: none of these methods is
 # exact for a finite prior, each sharpens or blurs the posterior in its own way.
@@ -74,6 +84,25 @@ def test_gaussian_posterior_within_the_stated_bias(name):
     largest, low, high = BIAS[name]
     assert bias < largest
     assert low < ratio < high
+
+
+@pytest.mark.parametrize("name", CONDITIONED)
+@pytest.mark.parametrize("noise", ["gaussian", "poisson", "clean"])
+def test_every_method_takes_every_task(name, noise):
+    shape, model = (3, 8, 8), get_noise(noise, SIGMA)
+    x = MU + PRIOR_STD * rnd((4, *shape), seed=3).clamp(-2, 2)
+    for task in (
+        {"name": "denoise"},
+        {"name": "super_resolution", "scale_factor": 2},
+        {"name": "deblur", "type": "gaussian", "kernel_size": 5, "intensity": 1.0},
+        {"name": "deblur", "type": "uniform", "kernel_size": 3},
+        {"name": "color"},
+    ):
+        operator = get_operator(in_shape=shape, **task)
+        torch.manual_seed(0)
+        x_hat = sample(name, 20, operator, model(operator.forward(x)), model.sigma)
+        # the prior alone is √2 away; what a method has seen only takes it closer
+        assert (x_hat - x).square().mean().sqrt() < 1.3 * PRIOR_STD
 
 
 @pytest.mark.parametrize("name", CONDITIONED)

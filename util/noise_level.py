@@ -13,6 +13,7 @@ LOCAL_MEAN = (1, 5, 5)
 GREY_LEVELS = 12  # groups of pixels of like brightness
 QUANTILE = 1 / 3  # of the groups' estimates: edges and texture make some of them too large
 LEAST_PIXELS = 10 * GREY_LEVELS
+LEAST_SIGMA = 1e-4  # below the rounding of 8 and 12 bits
 SIGNAL = np.linspace(-2, 8, 501)  # of the tables, in units of σ above black
 
 
@@ -44,7 +45,7 @@ def estimate_sigma(y, rician=False):
         rician: whether y is a magnitude image.
 
     Raises:
-        UserError: too few pixels, or a constant image.
+        UserError: too few pixels, a constant image, or one without noise.
     """
     inside = (slice(None), slice(1, -1), slice(1, -1))
     y = y.astype(np.float64)
@@ -68,7 +69,12 @@ def estimate_sigma(y, rician=False):
             clear = above if rician else min(above, 2 - above)
             measured /= np.interp(clear / max(measured, 1e-9), mean / std, std)
         found.append(measured)
-    return float(np.quantile(found, QUANTILE))
+    sigma = float(np.quantile(found, QUANTILE))
+    if sigma < LEAST_SIGMA:
+        raise UserError(
+            "measurement.noise.sigma: auto finds no noise; give it as a number, or name: clean"
+        )
+    return sigma
 
 
 def correct_rician_bias(y, sigma):

@@ -232,15 +232,16 @@ class Results:
     def write_comparison(self):
         """Write comparison.png, of the first images that were measured, with the truth if known."""
         rows = []
-        for name in [n for n in self.names if n in self.rows]:
-            row, kinds, caption = self.rows[name], ("input", "recon", "truth"), ""
+        for name in [n for n in self.names if n in self.rows][:COMPARED]:
+            row, caption = self.rows[name], ""
             if "psnr" in row:
                 caption = f"PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
             elif "residual" in row:
                 caption = f"residual {row['residual']:.3g}"
+            kinds = ("input", "recon", "truth")
             paths = [os.path.join(self.folder, k, f"{name}.png") for k in kinds]
-            if len(rows) < COMPARED and os.path.exists(paths[0]):
-                images = [read_png(p) if os.path.exists(p) else None for p in paths]
+            images = [read_png(p) if os.path.exists(p) else None for p in paths]
+            if images[0] is not None:
                 rows.append((name, *images, caption))
         if rows:
             write_comparison(os.path.join(self.folder, "comparison.png"), rows, self.title)

@@ -1,9 +1,9 @@
 """Quality of DMPS beside classical methods: ``python tests/benchmarks/quality.py``.
 
 Restores a folder of grey slices with chosen tasks and methods, run from the repository's root.
---out receives quality.md and quality.csv (PSNR, SSIM, NMSE as mean ± standard deviation over the
-images, seconds an image) and quality_images.csv (a row an image). All methods see the same
-measurements, the ones that main.py draws. A classical method's parameters are those of its grid
+--out receives quality.md and quality.csv (PSNR, SSIM, NMSE and the ratio of high-frequency energy
+to the truth's as mean ± standard deviation over the images, seconds an image) and
+quality_images.csv (a row an image). All methods see the same measurements, the ones that main.py draws. A classical method's parameters are those of its grid
 that give the best mean PSNR on these very images, which favours it.
 
 dmps is one sample, main.py's own for the same seed; dmps_mean is the mean of --num_samples of
@@ -18,6 +18,7 @@ import itertools
 import os
 import platform
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,7 +40,7 @@ from tests.benchmarks.classical import CLASSICAL
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import ArgumentParser, UserError
 from util.files import replacing_text
-from util.metrics import image_metrics
+from util.metrics import high_frequency_ratio, image_metrics
 from util.random import ImageRandom, image_generator
 
 CONFIGS = os.path.join(sys.path[0], "configs")
@@ -55,7 +56,7 @@ TASKS = {
 LEARNED = {"denoiser": ("denoise",), "dmps": OPERATORS, "dmps_mean": OPERATORS}
 METHODS = {**{name: method.operators for name, method in CLASSICAL.items()}, **LEARNED}
 HOW_TO_INSTALL = "pip install -r tests/requirements.txt, or leave it out of --methods"
-METRICS = ("psnr", "ssim", "nmse", "seconds")
+METRICS = ("psnr", "ssim", "nmse", "hf_ratio", "seconds")
 
 
 def parse_args(argv=None):
@@ -155,12 +156,14 @@ def measure(task, images, seed):
 
 def row(task, method, parameters, image, x_hat, seconds):
     """One image's line of quality_images.csv; x_hat is (1, 1, H, W)."""
+    x, truth = x_hat[0].numpy(), image.truth[0].numpy()
     return {
         "task": task.name,
         "method": method,
         "parameters": ", ".join(f"{k} {v:g}" for k, v in parameters.items()),
         "image": image.name,
-        **image_metrics(x_hat[0].numpy(), image.truth[0].numpy()),
+        **image_metrics(x, truth),
+        "hf_ratio": high_frequency_ratio(x, truth),
         "seconds": seconds,
     }
 
@@ -212,10 +215,11 @@ def load_prior(args):
     diffusion = create_sampler(**diffusion_config)
     model = create_model(**{**model_config, "use_fp16": False})
     model.to(device, memory_format=torch.channels_last).set_torso_dtype(dtype)
+    model.requires_grad_(False)
     every_t = create_sampler(**{**diffusion_config, "timestep_respacing": ""})
     checkpoint = model_config["model_path"] or "an untrained network"
     precision = str(dtype).removeprefix("torch.")
-    description = f"{checkpoint}, {diffusion.num_timesteps} steps, {precision}"
+    description = f"{checkpoint}, {precision}"
     return Prior(model, diffusion, every_t, device, description)
 
 
@@ -306,12 +310,11 @@ def sample(batch, method, k, prior, seed, bar):
 
 
 def summarise(rows):
-    """A line for each task and method: means and standard deviations over the images."""
-    lines = []
-    for key, group in itertools.groupby(rows, key=lambda r: (r["task"], r["method"])):
+    """A line for each task, method and parameters: means and deviations over the images."""
+    lines, keys = [], ("task", "method", "parameters")
+    for key, group in itertools.groupby(rows, key=lambda r: [r[k] for k in keys]):
         group = list(group)
-        line = dict(zip(("task", "method"), key, strict=True))
-        line |= {"parameters": group[0]["parameters"], "images": len(group)}
+        line = dict(zip(keys, key, strict=True)) | {"images": len(group)}
         for metric in METRICS:
             values = [r[metric] for r in group]
             line |= {metric: float(np.mean(values)), f"{metric}_std": float(np.std(values))}
@@ -321,24 +324,31 @@ def summarise(rows):
 
 def markdown(lines):
     table = [
-        "| task | method | parameters | PSNR (dB) | SSIM | NMSE | seconds an image |",
-        "|---|---|---|---|---|---|---|",
+        "| task | method | parameters | PSNR (dB) | SSIM | NMSE | HF ratio | seconds an image |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         cells = [line["task"], line["method"], line["parameters"]]
-        for metric, digits in (("psnr", 2), ("ssim", 3), ("nmse", 4)):
+        for metric, digits in (("psnr", 2), ("ssim", 3), ("nmse", 4), ("hf_ratio", 2)):
             cells.append(f"{line[metric]:.{digits}f} ± {line[metric + '_std']:.{digits}f}")
         table.append(f"| {' | '.join(cells)} | {line['seconds']:.3g} |")
     return "\n".join(table) + "\n"
 
 
-def describe(args, images, prior):
-    """What the numbers of quality.md were measured on."""
+def describe_setting(args, images, prior, how):
+    """What numbers were measured on; `how` the prior was run."""
     text = f"Images: {len(images)} of {args.root} (every {args.every}), seed {args.seed}.\n"
     if prior is not None:
         processor = platform.processor() or platform.machine()
         machine = torch.cuda.get_device_name() if prior.device.type == "cuda" else processor
-        text += f"Prior: {prior.description}, batch {args.batch_size}, {machine}.\n"
+        text += f"Prior: {prior.description}, {how}, {machine}.\n"
+    return text
+
+
+def describe(args, images, prior):
+    """The head of quality.md."""
+    how = prior and f"{prior.diffusion.num_timesteps} steps, batch {args.batch_size}"
+    text = describe_setting(args, images, prior, how)
     grids = [
         f"{name}: " + ", ".join(f"{k} {list(v)}" for k, v in CLASSICAL[name].parameters.items())
         for name in args.methods
@@ -357,12 +367,27 @@ def write_csv(path, rows):
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()})
 
 
-def write_tables(folder, description, rows):
+def write_tables(folder, description, rows, stem="quality"):
+    """Write {stem}_images.csv, {stem}.csv and {stem}.md; raises UserError where it cannot."""
     lines = summarise(rows)
-    write_csv(os.path.join(folder, "quality_images.csv"), rows)
-    write_csv(os.path.join(folder, "quality.csv"), lines)
-    with replacing_text(os.path.join(folder, "quality.md")) as file:
-        file.write(f"{description}\n{markdown(lines)}")
+    path = os.path.join(folder, stem)
+    try:
+        write_csv(f"{path}_images.csv", rows)
+        write_csv(f"{path}.csv", lines)
+        with replacing_text(f"{path}.md") as file:
+            file.write(f"{description}\n{markdown(lines)}")
+    except OSError as error:
+        raise UserError(f"--out: cannot write {path}.* ({error.strerror})") from None
+
+
+def make_folder(path):
+    """Make the folder of --out; raises UserError, before anything is computed, if it is no use."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {path} ({error.strerror})") from None
 
 
 def plan(args):
@@ -384,10 +409,7 @@ def compare(args):
     """Run everything, rewriting the tables after each part; returns the summary's lines."""
     parts, images = plan(args), read_images(args)
     prior = load_prior(args) if any(learned for *_, learned in parts) else None
-    try:
-        os.makedirs(args.out, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: cannot make {args.out} ({error.strerror})") from None
+    make_folder(args.out)
     description = describe(args, images, prior)
     rows = []
     for task, classical, learned in parts:

@@ -1,0 +1,228 @@
+"""This program beside the library deepinv: ``python tests/benchmarks/peers.py``.
+
+Both restore the same measurements of the same slices with the same network: deepinv's DDRM,
+DiffPIR and DPS, through its own interfaces, and every method of main.py. --out receives peers.md,
+peers.csv and peers_images.csv: PSNR, SSIM, NMSE, the ratio of high-frequency energy to the
+truth's, seconds an image. deepinv is not among the requirements: ``pip install deepinv``.
+
+deepinv works on images u = (x+1)/2 in [0, 1], where the measurement is (y + A 1)/2 = A u + σ/2 n
+(A 1 is no constant near the edge of a blur). Its methods keep their default parameters.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+from guided_diffusion.condition_methods import METHODS, get_conditioning_method
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.measurements import Factor, SeparableOperator
+from main import positive
+from tests.benchmarks import quality
+from tests.benchmarks.quality import TASKS, operator_of
+from util.config import read_diffusion_config
+from util.errors import ArgumentParser, UserError
+from util.random import image_generator
+
+OWN = tuple(name for name in METHODS if name != "vanilla")
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        description="Compare this program's methods with deepinv's, on the same prior.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--root", default="data/mri_256_orig", help="folder of images")
+    add("--every", type=positive, default=1, help="take every EVERYth image in natural order")
+    add("--limit", type=positive, default=None, help="take the first LIMIT of these only")
+    add("--tasks", nargs="+", choices=TASKS, default=["sr4", "denoise", "gauss", "uniform"])
+    add("--methods", nargs="+", choices=(*PEERS, *OWN), default=[*PEERS, *OWN])
+    add("--steps", nargs="+", type=positive, default=[20], help="network evaluations an image")
+    add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
+    add(
+        "--diffusion_config",
+        default="configs/diffusion_config_fast.yaml",
+        help="YAML of the schedule; --steps replaces its timestep_respacing",
+    )
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    add("--gpu", type=int, default=0, help="index of the GPU, -1 for the CPU")
+    add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
+    add("--out", default="results/peers", help="folder for the tables")
+    return parser.parse_args(argv)
+
+
+def full_operator(operator):
+    """The same A = U Σ Vᵀ with a square V: deepinv takes V Vᵀ for the identity.
+
+    Every axis' V is completed to a basis; the singular values of what is added are 0, and so are
+    its columns of U.
+    """
+    factors = []
+    for f in operator.factors:
+        if f.V is not None:
+            n, k = f.V.shape
+            rest = torch.linalg.qr(f.V.double(), mode="complete").Q[:, k:].to(f.V)
+            f = Factor(pad(f.U, (0, n - k)), pad(f.s, (0, n - k)), torch.cat([f.V, rest], dim=1))
+        factors.append(f)
+    s = operator.singular_values
+    return SeparableOperator(*factors, device=s.device, dtype=s.dtype)
+
+
+def import_deepinv():
+    try:
+        import deepinv
+    except (ImportError, RuntimeError) as error:  # torchvision of another torch raises the latter
+        raise UserError(
+            f"--methods: deepinv cannot be imported ({error}); pip install deepinv, with the "
+            "torchvision that fits your torch, or leave its methods out"
+        ) from None
+    return deepinv
+
+
+def physics_of(task, operator):
+    """The task as deepinv has it, for images in [0, 1]."""
+    deepinv, full = import_deepinv(), full_operator(operator)
+    return deepinv.physics.DecomposablePhysics(
+        U=full.U,
+        U_adjoint=full.Ut,
+        V=full.V,
+        V_adjoint=full.Vt,
+        mask=full.singular_values[None],
+        img_size=tuple(operator.in_shape),
+        noise_model=deepinv.physics.GaussianNoise(task.noise.sigma / 2),
+        device=full.singular_values.device,
+    )
+
+
+def denoiser_of(prior):
+    """The network as deepinv has denoisers: (u + σ n, σ) → u, images in [0, 1]."""
+
+    class NetworkDenoiser(import_deepinv().models.Denoiser):
+        def forward(self, u, sigma, **kwargs):
+            """u: (N, C, H, W); sigma: a number or (N,) of them.
+
+            The network's noise at the t of nearest noise level, taken out by the share sigma.
+            """
+            x, diffusion = 2 * u - 1, prior.every_t
+            sigma = 2 * self._handle_sigma(sigma, batch_size=len(u), device=u.device)
+            levels = torch.from_numpy(diffusion.alphas_cumprod).to(u)
+            levels = torch.sqrt((1 - levels) / levels)
+            t = (levels.log() - sigma.to(u).clamp(min=1e-6).log()[:, None]).abs().argmin(dim=1)
+            x_t = diffusion.at("sqrt_alpha_bar", t, x) * x
+            x_0 = diffusion.p_mean_variance(prior.model, x_t, t)["pred_xstart"]
+            share = (sigma.to(u) / levels[t]).reshape(-1, 1, 1, 1)  # D(u, 0) is u
+            return (x + share * (x_0 - x) + 1) / 2
+
+    return NetworkDenoiser(device=prior.device)
+
+
+def deepinv_ddrm(denoiser, physics, steps):
+    sigmas = np.linspace(1, 0, steps)  # its default, for this many steps
+    return import_deepinv().sampling.DDRM(denoiser, sigmas=sigmas)
+
+
+def deepinv_diffpir(denoiser, physics, steps):
+    deepinv = import_deepinv()
+    return deepinv.sampling.DiffPIR(
+        denoiser,
+        deepinv.optim.data_fidelity.L2(),
+        sigma=physics.noise_model.sigma.item(),
+        max_iter=steps,
+        device=physics.mask.device,
+    )
+
+
+def deepinv_dps(denoiser, physics, steps):
+    times = steps + 1  # it evaluates the network between them
+    return import_deepinv().sampling.DPS(denoiser, num_steps=times, device=physics.mask.device)
+
+
+PEERS = {
+    "deepinv_ddrm": deepinv_ddrm,
+    "deepinv_diffpir": deepinv_diffpir,
+    "deepinv_dps": deepinv_dps,
+}
+
+
+def restore_with_peer(name, task, image, prior, steps, seed):
+    """x̂ (1, 1, H, W) in [-1, 1], by one of `PEERS`, and the seconds that it took."""
+    operator = operator_of(task, tuple(image.truth.shape[1:]), prior.device)
+    physics = physics_of(task, operator)
+    reconstruct = PEERS[name](denoiser_of(prior), physics, steps)
+    y = image.y.to(prior.device)
+    y = (y + operator.forward(torch.ones_like(image.truth, device=prior.device))) / 2
+    torch.manual_seed(image_generator(image.name, 0, seed).initial_seed())
+    start = time.perf_counter()
+    x_hat = (2 * reconstruct(y, physics) - 1).clamp(-1, 1).float().cpu()
+    return x_hat, time.perf_counter() - start
+
+
+def restore_with_own(name, task, image, prior, seed, bar):
+    """x̂ (1, 1, H, W) in [-1, 1], by a method of main.py, and the seconds that it took."""
+    operator = operator_of(task, tuple(image.truth.shape[1:]), prior.device)
+    params = {"scale": task.scale} if name == "dmps" else {}
+    start = time.perf_counter()
+    y = image.y.to(prior.device)
+    method = get_conditioning_method(name, operator, y, task.noise.sigma, **params)
+    x_hat = quality.sample([image], method, 0, prior, seed, bar)
+    return x_hat, time.perf_counter() - start
+
+
+def rows_of(task, name, slices, prior, steps, seed):
+    rows = []
+    with quality.progress(task, name, steps * len(slices), "step") as bar:
+        for image in slices:
+            if name in PEERS:
+                x_hat, seconds = restore_with_peer(name, task, image, prior, steps, seed)
+                bar.update(steps)
+            else:
+                x_hat, seconds = restore_with_own(name, task, image, prior, seed, bar)
+            rows.append(quality.row(task, name, {"steps": steps}, image, x_hat, seconds))
+    return rows
+
+
+def compare(args):
+    """Run everything, rewriting the tables after each part; returns the summary's lines."""
+    if not PEERS.keys().isdisjoint(args.methods):
+        import_deepinv()
+    images = quality.read_images(args)
+    prior = quality.load_prior(args, images)
+    schedule = read_diffusion_config(args.diffusion_config)
+    samplers = {
+        steps: create_sampler(**{**schedule, "timestep_respacing": steps}) for steps in args.steps
+    }
+    quality.make_folder(args.out)
+    description = quality.describe_setting(args, images, prior, "batch 1")
+    rows = []
+    for task in map(quality.read_task, dict.fromkeys(args.tasks)):
+        slices = quality.measure(task, images, args.seed)
+        for name in dict.fromkeys(args.methods):
+            for steps, diffusion in samplers.items():
+                with_steps = prior._replace(diffusion=diffusion)
+                rows += rows_of(task, name, slices, with_steps, steps, args.seed)
+                quality.write_tables(args.out, description, rows, stem="peers")
+    return quality.summarise(rows)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        print(quality.markdown(compare(args)), end="")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; what is finished is in {args.out}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
