@@ -150,13 +150,17 @@ def test_recorder_keeps_about_a_hundred_frames_and_leaves_the_state_alone():
 
 
 def test_movies_play_all_frames_and_hold_the_last(tmp_path):
-    frames = [np.full((16, 17), 20 * i, np.uint8) for i in range(10)]
+    ramp = np.zeros((16, 1), int) + 15 * np.arange(17)
+    frames = [np.uint8((20 * i + ramp) % 256) for i in range(10)]
     write_gif(str(tmp_path / "x.gif"), frames)
     played = iio.imread(tmp_path / "x.gif", index=None)
     assert len(played) == 10
-    assert abs(int(played[3].flat[0]) - 60) <= 1
+    grey = played.reshape(10, 16, 17, -1)[..., 0].astype(int)
+    assert np.abs(grey - np.stack(frames)).max() <= 19  # 8 grey levels at least
+    assert np.array_equal(grey[-1], frames[-1])
     assert iio.immeta(tmp_path / "x.gif", index=9)["duration"] > 1000
     assert iio.immeta(tmp_path / "x.gif")["loop"] == 0
+    frames = [np.full((16, 17), 20 * i, np.uint8) for i in range(10)]
     write_mp4(str(tmp_path / "x.mp4"), frames)
     metadata = iio.immeta(tmp_path / "x.mp4", plugin="FFMPEG")
     assert metadata["codec"] == "h264" and metadata["pix_fmt"].startswith("yuv420p")
@@ -164,6 +168,25 @@ def test_movies_play_all_frames_and_hold_the_last(tmp_path):
     video = iio.imread(tmp_path / "x.mp4", plugin="FFMPEG")
     assert len(video) == 13  # 2 frames a second, the last held for 1.5 s more
     assert abs(int(video[-1][8, 8, 0]) - 180) < 6
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (256, 256, 3), (300, 800)])
+def test_a_gif_of_noise_stays_small_and_ends_with_the_image(tmp_path, shape):
+    rng = np.random.default_rng(0)
+    image = np.uint8(rng.integers(0, 60, (*shape[:2], 1)) * 4) + np.zeros(shape[2:], np.uint8)
+    image = image.reshape(shape)
+    noisy = [
+        np.uint8(np.clip(image + s * rng.standard_normal(shape), 0, 255))
+        for s in np.linspace(300, 5, 30)
+    ]
+    path = str(tmp_path / "x.gif")
+    write_gif(path, [frame for frame in noisy for _ in range(3)] + [image])
+    assert os.path.getsize(path) < 1_500_000
+    last = list(iio.imiter(path))[-1]
+    if shape == (300, 800):  # reduced 3 times
+        assert last.shape[:2] == (100, 267)
+    else:
+        assert np.array_equal(last, np.broadcast_to(image.reshape(256, 256, -1), (256, 256, 3)))
 
 
 def test_comparison_is_written_with_and_without_truth(tmp_path):

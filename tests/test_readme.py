@@ -1,16 +1,21 @@
-"""What the README says exists: paths, flags, YAML keys, methods."""
+"""What the READMEs and the notebook say exists: paths, flags, YAML keys, methods, defaults."""
 
+import json
 import os
 import re
 import shlex
 
 import pytest
+import yaml
 
 import main
 from guided_diffusion import train
 from guided_diffusion.condition_methods import METHODS, PARAMETERS
 from tests.conftest import REPOSITORY
 from util.config import (
+    DIFFUSION_SCHEMA,
+    MODEL_SCHEMA,
+    REQUIRED,
     TASK_SCHEMA,
     read_diffusion_config,
     read_model_config,
@@ -18,19 +23,46 @@ from util.config import (
     read_yaml,
 )
 
-README = os.path.join(REPOSITORY, "README.md")
+READMES = ("README.md", "README.es.md")
 NOT_IN_THE_REPOSITORY = ("results/", "path/to/", "models/mine", "models/model080000.pt")
 NOT_IN_THE_REPOSITORY += ("models/256x256_diffusion_uncond.pt",)
+OF_OTHER_PROGRAMS = {"help", "depth", "nproc", "diffusion_steps", "predict_xstart", "learn_sigma"}
+
+
+def read(name):
+    """A README, or the text of a notebook's cells."""
+    with open(os.path.join(REPOSITORY, name), encoding="utf-8") as file:
+        text = file.read()
+    if name.endswith(".ipynb"):
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    return text
 
 
 @pytest.fixture(scope="module")
-def text():
-    with open(README, encoding="utf-8") as file:
-        return file.read()
+def manual():
+    return read("README.md")
 
 
-def test_links_and_paths_exist(text):
-    paths = [p for p in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in p]
+def slug(title):
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def sections(text):
+    return {slug(t) for t in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+def table(text, title):
+    """The rows of all tables under a heading, up to the next one: first cell → the others."""
+    part = re.split(rf"^#+ {title}$", text, flags=re.MULTILINE)[1]
+    part = re.split(r"^#+ ", part, flags=re.MULTILINE)[0]
+    rows = re.findall(r"^\| `([^`|]+)` \|(.*)\|$", part, re.MULTILINE)
+    return {key: [cell.strip() for cell in cells.split(" | ")] for key, cells in rows}
+
+
+@pytest.mark.parametrize("name", [*READMES, "DMPS.ipynb"])
+def test_links_and_paths_exist(name):
+    text = read(name)
+    paths = [p for p in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in p]
     paths += re.findall(r"\b((?:configs|data|models|tests|saved_results)/[\w./-]*\w)", text)
     missing = {
         p
@@ -41,9 +73,10 @@ def test_links_and_paths_exist(text):
     assert not missing
 
 
-def test_every_section_that_is_linked_exists(text):
-    titles = {t.lower().replace(" ", "-") for t in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= titles
+@pytest.mark.parametrize("name", READMES)
+def test_every_section_that_is_linked_exists(name):
+    for file, section in re.findall(r"\]\(([^):#]*)#([^)]+)\)", read(name)):
+        assert section in sections(read(file or name))
 
 
 def commands(text):
@@ -54,8 +87,9 @@ def commands(text):
     return found + re.findall(r"`(python (?:main\.py|-m guided_diffusion\.train)[^`]*)`", text)
 
 
-def test_commands_parse(text):
-    found = commands(text)
+@pytest.mark.parametrize("name", READMES)
+def test_commands_parse(name):
+    found = commands(read(name))
     assert len(found) > 6
     for command in found:
         if "…" in command:
@@ -67,22 +101,79 @@ def test_commands_parse(text):
             train.parse_args(words[3:])
 
 
-def test_every_flag_of_main_is_in_the_table(text):
-    table = set(re.findall(r"^\| `--(\w+)` \|", text, re.MULTILINE))
-    assert table == set(vars(main.parse_args([])))
+def test_the_spanish_commands_are_the_english_ones(manual):
+    assert set(commands(read("README.es.md"))) <= set(commands(manual))
 
 
-def test_every_task_key_and_method_is_in_a_table(text):
-    keys = set(re.findall(r"^\| `((?:conditioning|data|measurement)\.[\w.]+)`", text, re.MULTILINE))
-    expected = {"conditioning.method", "conditioning.params"}
-    expected |= {f"data.{key}" for key in TASK_SCHEMA["data"]}
+def flags_of_train():
+    return vars(train.parse_args(["--data_dir", "", "--out", ""]))
+
+
+@pytest.mark.parametrize("name", [*READMES, "DMPS.ipynb"])
+def test_every_flag_that_is_named_exists(name):
+    named = set(re.findall(r"[`\"]--([a-z]\w*)", read(name)))
+    known = {*vars(main.parse_args([])), *flags_of_train(), *OF_OTHER_PROGRAMS}
+    assert named <= known
+
+
+def task_keys():
+    keys = {"conditioning.method", "conditioning.params"}
+    keys |= {f"data.{key}" for key in TASK_SCHEMA["data"]}
     for part, schema in TASK_SCHEMA["measurement"].items():
-        expected |= {f"measurement.{part}.{key}" for key in schema}
-    assert keys == expected
-    methods = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.MULTILINE))
+        keys |= {f"measurement.{part}.{key}" for key in schema}
+    return keys
+
+
+@pytest.mark.parametrize("name", [*READMES, "DMPS.ipynb"])
+def test_every_task_key_that_is_named_exists(name):
+    form = r"[`\"]((?:conditioning|data|measurement)\.[a-z_]+(?:\.[a-z_]+)*)[`\":]"
+    named = set(re.findall(form, read(name)))
+    params = {f"conditioning.params.{key}" for keys in PARAMETERS.values() for key in keys}
+    assert named and named <= task_keys() | params
+
+
+def check_flags(rows, defaults):
+    """Every flag has a row; a default that the row gives is the program's."""
+    assert set(rows) == {f"--{flag}" for flag in defaults}
+    for flag, default in defaults.items():
+        shown = rows[f"--{flag}"][0].strip("`")
+        if isinstance(default, bool):
+            assert shown == "off"
+        elif default not in (None, "", []):
+            assert shown == str(default)
+
+
+def test_every_flag_is_in_a_table_with_its_default(manual):
+    check_flags(table(manual, "Flags"), vars(main.parse_args([])))
+    rows = table(manual, "Training")
+    check_flags({k: v for k, v in rows.items() if k.startswith("--")}, flags_of_train())
+
+
+def test_every_task_key_and_method_is_in_a_table(manual):
+    assert set(table(manual, "Task file")) == task_keys()
+    methods = table(manual, "Methods")
+    assert set(methods) - {"--method"} == set(METHODS)
     for name in METHODS:
         for key, value in PARAMETERS[name].items():
-            assert f"`{key}` ({value:g})" in methods[name]
+            assert f"`{key}` ({value:g})" in methods[name][0]
+
+
+@pytest.mark.parametrize(
+    "title, schema",
+    [
+        ("Diffusion file", DIFFUSION_SCHEMA),
+        ("Model file", MODEL_SCHEMA),
+        ("Training", train.TRAIN_SCHEMA),
+    ],
+)
+def test_every_key_is_in_a_table_with_its_default(manual, title, schema):
+    rows = {k: v for k, v in table(manual, title).items() if not k.startswith("--")}
+    assert set(rows) == set(schema)
+    for key, (_, default) in schema.items():
+        if default is REQUIRED:
+            assert rows[key][0] == "required"
+        elif default is not None:
+            assert yaml.safe_load(rows[key][0].strip("`")) == default
 
 
 def test_every_shipped_config_is_valid():

@@ -1,12 +1,19 @@
 """PNG, GIF, MP4 and comparison pictures of images in [-1, 1]."""
 
+import math
+import os
+
 import imageio.v2 as iio
 import numpy as np
+from PIL import Image
 
 from util.files import replacing
 
 GIF_SECONDS = 5.0  # of motion
 HOLD_SECONDS = 1.5  # on the result, before the loop starts again
+GIF_BYTES = 1_500_000  # at most, so that a page shows several
+GIF_FRAMES = 40  # at most, of a grey image
+GIF_SIDE = 384  # pixels; larger images are reduced
 
 
 def to_uint8(image):
@@ -68,11 +75,43 @@ def write_floats(path, image):
 
 
 def write_gif(path, frames):
-    """Write uint8 frames (H, W[, 3]) as a looping GIF that pauses on the last one."""
-    frame = GIF_SECONDS / len(frames)
-    durations = [1000 * frame] * (len(frames) - 1) + [1000 * HOLD_SECONDS]
+    """Write uint8 frames (H, W[, 3]) as a looping GIF that pauses on the last one.
+
+    It stays below GIF_BYTES by showing fewer frames, more of them towards the end, where the
+    image appears, and fewer grey levels while noise hides the steps between them. The last frame
+    keeps all levels that a GIF can hold.
+    """
+    factor = math.ceil(max(frames[0].shape[:2]) / GIF_SIDE)
+    count = GIF_FRAMES // frames[0][0, 0].size  # colours take about as many times the bytes
     with replacing(path) as temporary:
-        iio.mimwrite(temporary, frames, format="gif", duration=durations, loop=0)
+        while True:
+            shown = _gif_frames(frames, count, factor)
+            motion = 1000 * GIF_SECONDS / len(shown)
+            durations = [motion] * (len(shown) - 1) + [1000 * HOLD_SECONDS]
+            iio.mimwrite(temporary, shown, format="gif", duration=durations, loop=0)
+            size = os.path.getsize(temporary)
+            if size < GIF_BYTES:
+                break
+            count = int(0.9 * len(shown) * GIF_BYTES / size)
+
+
+def _gif_frames(frames, count, factor):
+    """About `count` of the frames with as many grey levels as their noise leaves visible."""
+    last, final = len(frames) - 1, frames[-1].astype(np.float32)
+    picked = range(last + 1)
+    if last >= count:
+        left = np.linspace(1, 0, count) ** 2
+        picked = np.unique(np.rint(last * (1 - left)).astype(int))
+    shown = []
+    for i in picked:
+        frame = frames[i]
+        if factor > 1:
+            frame = np.asarray(Image.fromarray(frame).reduce(factor))
+        # Steps of half the height of what noise is left vanish in it.
+        noise = np.sqrt(np.mean(((frames[i] - final) / 255) ** 2))
+        steps = np.clip(np.rint(2 / max(noise, 1e-3)), 7, 255)
+        shown.append(np.rint(np.rint(frame * (steps / 255)) * (255 / steps)).astype(np.uint8))
+    return shown
 
 
 def write_mp4(path, frames):
