@@ -88,13 +88,13 @@ def _inverted(s, Uty, sigma):
 class Spectral:
     """Alternate the network's x̂_0, its Gaussian correction by y, and noise for the next level.
 
-    x̂_0's error is taken as Gaussian with variance v = κ r_t S/(r_t + S) at the frequency of prior
-    power S: that of a Wiener filter where κ = 1. In each singular direction of A the posterior
+    x̂_0's error is taken as Gaussian with variance v = κ r_t S/(κ r_t + S) at the frequency of prior
+    power S: with κ = 1, that of a Wiener filter. In each singular direction of A the posterior
     then has mean x̂_0 + v s/(σ² + v s²) (ȳ - s x̂_0) and variance P = v σ²/(σ² + v s²), and noise of
     variance r_{t-1} - P makes the next state as noisy as the network is told.
     """
 
-    def __init__(self, operator, y, sigma, kappa=1.0):
+    def __init__(self, operator, y, sigma, kappa=2.0):
         self.operator = operator
         self.sigma = sigma
         self.kappa = kappa
@@ -140,7 +140,7 @@ class Spectral:
         )
         r, r_prev = (1 - a) / a, (1 - a_prev) / a_prev
         x_0 = diffusion.predict(model, x, t)["pred_xstart"]
-        v_dct = self.kappa * r * self.S / (r + self.S)
+        v_dct = self.kappa * r * self.S / (self.kappa * r + self.S)
         v = self._in_directions(v_dct)
         noise_variance = self.sigma**2
         if t == diffusion.num_timesteps - 1:

@@ -143,7 +143,7 @@ class TestCorrection:
         a = diffusion.alphas_cumprod[0]
         r = (1 - a) / a
         S = power_spectrum(SIZE, SIZE)
-        v = (kappa * r * S / (r + S)).flatten()
+        v = (kappa * r * S / (kappa * r + S)).flatten()
         basis = dct_2d(SIZE)
         covariance = basis.mT @ torch.diag(v) @ basis
         A = matrix_of(operator)
@@ -176,10 +176,10 @@ class TestCorrection:
         truth = noise(1, 1, SIZE, SIZE)
         S = power_spectrum(SIZE, SIZE)
         basis = dct_2d(SIZE)
-        error = (r * S / (r + S)).sqrt().flatten() * noise(count, SIZE**2, seed=4)
+        error = (2 * r * S / (2 * r + S)).sqrt().flatten() * noise(count, SIZE**2, seed=4)
         x_0 = truth + (error @ basis).reshape(count, 1, SIZE, SIZE)
         y = operator.forward(truth) + sigma * noise(count, *operator.out_shape, seed=5)
-        method = Spectral(operator, y, sigma)
+        method = Spectral(operator, y, sigma, kappa=2.0)
         draws = noise(count, 1, SIZE, SIZE, seed=6)
         state, _ = method.step(diffusion, lambda x, t: x_0, x_0, t, lambda x: draws)
         found = (state / math.sqrt(a_prev) - truth).var(dim=0).mean().item()
