@@ -84,6 +84,20 @@ def test_the_denoiser_is_the_posterior_mean(deepinv, level):
     assert torch.allclose(restored, expected, atol=0.02)  # the t of nearest noise
 
 
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_steps_are_evaluations_of_the_network(deepinv, name):
+    prior, calls = gaussian_prior(), []
+
+    def model(x, timesteps):
+        calls.append(len(x))
+        return prior.model(x, timesteps)
+
+    task = Task("", {"name": "super_resolution"}, GaussianNoise(SIGMA), 1.0)
+    image = Slice("x", torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 4, 4))
+    peers.restore_with_peer(name, task, image, prior._replace(model=model), 7, 0)
+    assert calls == [1] * 7
+
+
 def test_peers_come_near_the_posterior_of_a_gaussian_prior(deepinv):
     operator = {"name": "denoise"}
     task = Task("", operator, GaussianNoise(SIGMA), 1.0)
