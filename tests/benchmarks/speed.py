@@ -61,9 +61,9 @@ def network_times(model, device, batch, repeats):
     return times
 
 
-def sampler_time(model, device, batch, repeats):
-    """ms a DMPS step takes without its network, for super-resolution ×4."""
-    size, channels = model.image_size, model.in_channels
+def sampler_time(model, device, batch, size, repeats):
+    """ms a DMPS step takes without its network, for super-resolution ×4 to size × size pixels."""
+    channels = model.in_channels
     operator = get_operator("super_resolution", (channels, size, size), device=device)
     y = torch.zeros(batch, *operator.out_shape, device=device)
     method = get_conditioning_method("dmps", operator, y, 0.05)
@@ -112,6 +112,13 @@ sys.exit(status)
 """
 
 
+def machine(device):
+    """What the numbers are measured on."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    name = name or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_config", default="configs/model_config_mri.yaml")
@@ -124,17 +131,14 @@ def main():
     os.chdir(REPOSITORY)
     device = pick_device(args.gpu)
     model = create_model(**{**read_model_config(args.model_config), "use_fp16": False}).to(device)
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    machine = machine or platform.machine()
-    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
-    print(f"batch {args.batch_size} of {model.image_size}×{model.image_size}\n")
+    print(f"{machine(device)}, batch {args.batch_size} of {model.image_size}×{model.image_size}\n")
 
     times = network_times(model, device, args.batch_size, args.repeats)
     print("| network evaluation | ms | relative |\n|---|---|---|")
     for name, value in times.items():
         print(f"| {name} | {value:.0f} | {times['fp32, autograd, contiguous'] / value:.1f}× |")
 
-    own = sampler_time(model, device, args.batch_size, 5 * args.repeats)
+    own = sampler_time(model, device, args.batch_size, model.image_size, 5 * args.repeats)
     fastest = min(times.values())
     print("\n| sampler's own cost a step | ms | share of the fastest network's |\n|---|---|---|")
     print(f"| DMPS, super-resolution ×4 | {own:.2f} | {100 * own / fastest:.1f} % |")
