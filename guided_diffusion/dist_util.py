@@ -122,26 +122,49 @@ def save_checkpoint(model, path):
 MPI_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # set by mpiexec of MPICH, Open MPI
 
 
+def launched():
+    """(rank, number of processes) as torchrun or mpiexec started them.
+
+    (0, 1) for a process on its own, which needs no MPI. The environment afterwards says what
+    torchrun would have said.
+
+    Raises:
+        UserError: mpiexec started several processes that cannot find each other by MPI.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        processes = max(int(os.environ.get(v, "1")) for v in MPI_VARIABLES)
+        if processes > 1:
+            _describe_mpi_as_torchrun(processes)
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def setup_dist():
-    """Join the other processes that torchrun or mpiexec started, if any.
+    """Join the other processes that torchrun or mpiexec started, if any, for collectives.
 
     Returns:
-        (rank, number of processes); (0, 1) for a process on its own, which needs no MPI.
+        (rank, number of processes), see `launched`.
     """
-    if "WORLD_SIZE" not in os.environ and any(v in os.environ for v in MPI_VARIABLES):
-        _describe_mpi_as_torchrun()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    if not dist.is_initialized():
+    rank, processes = launched()
+    if processes > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return dist.get_rank(), dist.get_world_size()
+    return rank, processes
 
 
-def _describe_mpi_as_torchrun():
+def _describe_mpi_as_torchrun(processes):
     """Set the environment variables by which torch.distributed meets."""
-    from mpi4py import MPI
-
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # no mpi4py, or no MPI library for it
+        raise UserError(
+            f"mpiexec: {processes} processes need mpi4py to meet, which cannot be imported "
+            f"({error}); install it, or start them with torchrun"
+        ) from None
     comm = MPI.COMM_WORLD
+    if comm.size != processes:
+        raise UserError(
+            f"mpiexec: it started {processes} processes, and mpi4py's MPI library knows of "
+            f"{comm.size}; use the mpiexec of that library, or torchrun"
+        )
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
     address = port = None
     if comm.rank == 0:
@@ -154,9 +177,20 @@ def _describe_mpi_as_torchrun():
         RANK=str(comm.rank),
         WORLD_SIZE=str(comm.size),
         LOCAL_RANK=str(local.rank),
+        LOCAL_WORLD_SIZE=str(local.size),
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
     )
+    MPI.Finalize()  # MPI has done its part; left open, it would wait at the end for a dead rank
+
+
+def share_threads():
+    """Give the processes of one machine an equal part of its cores, unless OMP_NUM_THREADS does."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if beside > 1 and "OMP_NUM_THREADS" not in os.environ:
+        allowed = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if allowed else os.cpu_count()
+        torch.set_num_threads(max(1, cores // beside))
 
 
 def native_bf16(device):
@@ -171,10 +205,14 @@ def native_bf16(device):
 def pick_device(gpu):
     """The device that --gpu asks for: an index, or -1 for the CPU; GPU 0 falls back to the CPU.
 
+    Processes that torchrun or mpiexec started take one GPU each, in turn, from that index on.
+
     Raises:
         UserError: there is no such GPU.
     """
     count = torch.cuda.device_count()
+    if gpu != -1 and count and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        gpu = (gpu + int(os.environ.get("LOCAL_RANK", "0"))) % count
     if gpu == -1 or (gpu == 0 and count == 0):
         return torch.device("cpu")
     if not 0 <= gpu < count:

@@ -1,6 +1,6 @@
 """The results folder of a run: its tree, its metrics table and its summary."""
 
-import csv
+import glob
 import json
 import os
 import platform
@@ -20,6 +20,7 @@ from util.image_files import (
     write_png,
     write_std_map,
 )
+from util.journal import Journal, read_rows, write_rows
 from util.metrics import image_metrics
 
 FOLDERS = ("input", "recon", "truth", "samples", "std", "progress", "gif", "video")
@@ -62,25 +63,36 @@ def versions():
 class Results:
     """Writes one run's files; `rows` holds the metrics of each image by name.
 
-    A folder that a run with the same settings left unfinished is gone on with.
+    A folder that a run with the same settings left unfinished is gone on with. Of several
+    processes the first opens the folder; each notes its rows in a table of its own, and one of
+    them merges these at the end, or the next run does.
 
     Args:
         title: stands over the comparison picture.
         settings: all that decides the files' contents; another run's folder is refused.
         names: of the images to restore, in the order of the tables.
+        rank: this process's number where several share the images; None for one on its own.
 
     Raises:
         UserError: the folder cannot be written, or holds a run with other settings (or files
             that no run wrote) and `overwrite` is not given.
     """
 
-    def __init__(self, folder, title, settings, names, overwrite):
+    def __init__(self, folder, title, settings, names, overwrite, rank=None):
         self.folder = folder
         self.names = names
         self.title = title
         self.settings = json.loads(json.dumps(settings))  # as they are read back
         self.rows = {}
-        self._claim(overwrite)
+        table = os.path.join(folder, "metrics.csv")
+        if rank:  # the first process has opened the folder
+            self.rows = read_rows(table, LABELS)
+        else:
+            self._claim(overwrite)
+        if rank is None:
+            self.journal = Journal(table, self._columns(self.rows))
+        else:
+            self.journal = Journal(os.path.join(folder, f"metrics.rank{rank}.csv"))
 
     def _claim(self, overwrite):
         try:
@@ -100,7 +112,7 @@ class Results:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             earlier = None
         if earlier == self.settings:
-            self._read_metrics()
+            self.merge()
             return
         if not overwrite:
             if earlier is None:
@@ -115,17 +127,28 @@ class Results:
         if earlier is not None:
             for name in FOLDERS:
                 shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
-            for name in FILES:
-                if os.path.exists(os.path.join(self.folder, name)):
-                    os.remove(os.path.join(self.folder, name))
+            for path in [os.path.join(self.folder, name) for name in FILES] + self._rank_tables():
+                if os.path.exists(path):
+                    os.remove(path)
 
-    def _read_metrics(self):
-        path = os.path.join(self.folder, "metrics.csv")
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    name = row.pop("image")
-                    self.rows[name] = {k: float(v) for k, v in row.items()}
+    def _rank_tables(self):
+        """The tables of a run of several processes, where they are not merged yet."""
+        return sorted(glob.glob(os.path.join(glob.escape(self.folder), "metrics.rank*.csv")))
+
+    def merge(self):
+        """Read what all processes have noted, and write metrics.csv in its final form."""
+        table, others = os.path.join(self.folder, "metrics.csv"), self._rank_tables()
+        self.rows = {}
+        for path in [table, *others]:
+            self.rows |= read_rows(path, LABELS)
+        self.rows = {name: row for name, row in self.rows.items() if row is not None}
+        names = [n for n in self.names if n in self.rows]
+        listed = set(names)
+        names += [n for n in self.rows if n not in listed]
+        if names:
+            write_rows(table, self._columns(names), {name: self.rows[name] for name in names})
+        for path in others:
+            os.remove(path)
 
     def is_done(self, name, truth, gif, mp4):
         """Whether an earlier run with the same settings wrote all files of this very image.
@@ -139,6 +162,11 @@ class Results:
         if name not in self.rows or not all(map(os.path.exists, paths)):
             return False
         return truth is None or np.array_equal(to_uint8(read_png(paths[-1])), to_uint8(truth))
+
+    def begin(self, name):
+        """Take back the row of an image that is restored anew, as its files will not match it."""
+        if self.rows.pop(name, None) is not None:
+            self.journal.add(name, {})
 
     def path(self, kind, name):
         """Path of a file in one of the subfolders, which is made if need be."""
@@ -177,7 +205,7 @@ class Results:
             write_mp4(self.path("video", f"{name}.mp4"), frames)
         # Rounded here already, so that means do not depend on having been read back.
         self.rows[name] = {k: float(f"{v:.6g}") for k, v in {**row, "seconds": seconds}.items()}
-        self._write_metrics()
+        self.journal.add(name, self.rows[name])
         if truth is None:
             return f"{name}: {seconds:.1f} s"
         return f"{name}: PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {seconds:.1f} s"
@@ -195,17 +223,6 @@ class Results:
         rows = [self.rows[n] for n in names if n in self.rows]
         columns = {k: [r[k] for r in rows if k in r] for k in LABELS}
         return {k: v for k, v in columns.items() if v}
-
-    def _write_metrics(self):
-        """Rewrite metrics.csv: this run's images in their order, then any other."""
-        names = [n for n in self.names if n in self.rows]
-        names += [n for n in self.rows if n not in set(self.names)]
-        columns = self._columns(names)
-        with replacing_text(os.path.join(self.folder, "metrics.csv")) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["image", *columns])
-            for name in names:
-                writer.writerow([name, *(f"{self.rows[name][key]:.6g}" for key in columns)])
 
     def write_comparison(self):
         """Write comparison.png, of the first images that have a truth."""
