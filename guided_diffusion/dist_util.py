@@ -120,22 +120,30 @@ def save_checkpoint(model, path):
 
 
 MPI_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # set by mpiexec of MPICH, Open MPI
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+TORCHRUN_VARIABLES += ("MASTER_ADDR", "MASTER_PORT")
+
+
+def processes_started():
+    """How many processes torchrun or mpiexec started; 1 for a process on its own."""
+    sizes = [os.environ[v] for v in ("WORLD_SIZE", *MPI_VARIABLES) if v in os.environ]
+    return int(sizes[0]) if sizes else 1
 
 
 def launched():
-    """(rank, number of processes) as torchrun or mpiexec started them.
+    """(rank, number of processes); (0, 1) for a process on its own, which needs no MPI.
 
-    (0, 1) for a process on its own, which needs no MPI. The environment afterwards says what
-    torchrun would have said.
+    The environment afterwards says what torchrun would have said.
 
     Raises:
         UserError: mpiexec started several processes that cannot find each other by MPI.
     """
+    size = processes_started()
+    if size == 1:
+        return 0, 1
     if "WORLD_SIZE" not in os.environ:
-        processes = max(int(os.environ.get(v, "1")) for v in MPI_VARIABLES)
-        if processes > 1:
-            _describe_mpi_as_torchrun(processes)
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        _describe_mpi_as_torchrun(size)
+    return int(os.environ["RANK"]), size
 
 
 def setup_dist():
@@ -173,14 +181,8 @@ def _describe_mpi_as_torchrun(processes):
             probe.bind(("", 0))
             port = probe.getsockname()[1]
     address, port = comm.bcast((address, port))
-    os.environ.update(
-        RANK=str(comm.rank),
-        WORLD_SIZE=str(comm.size),
-        LOCAL_RANK=str(local.rank),
-        LOCAL_WORLD_SIZE=str(local.size),
-        MASTER_ADDR=address,
-        MASTER_PORT=str(port),
-    )
+    found = (comm.rank, comm.size, local.rank, local.size, address, port)
+    os.environ.update(zip(TORCHRUN_VARIABLES, map(str, found), strict=True))
     MPI.Finalize()  # MPI has done its part; left open, it would wait at the end for a dead rank
 
 
@@ -211,7 +213,7 @@ def pick_device(gpu):
         UserError: there is no such GPU.
     """
     count = torch.cuda.device_count()
-    if gpu != -1 and count and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if gpu != -1 and count and processes_started() > 1:
         gpu = (gpu + int(os.environ.get("LOCAL_RANK", "0"))) % count
     if gpu == -1 or (gpu == 0 and count == 0):
         return torch.device("cpu")

@@ -17,10 +17,16 @@ import time
 import torch.distributed as dist
 from tqdm import tqdm
 
-from guided_diffusion.dist_util import launched, share_threads
+from guided_diffusion.dist_util import (
+    TORCHRUN_VARIABLES,
+    launched,
+    processes_started,
+    share_threads,
+)
 from util.errors import UserError
 
 POLL_SECONDS = 0.2
+PARTING_SECONDS = 10
 MEETING = datetime.timedelta(minutes=30)  # a rank may have a large checkpoint to fetch first
 
 
@@ -103,16 +109,25 @@ def share_out(work):
     Raises:
         UserError: see `launched`; or this system has no safe fork.
     """
-    rank, size = launched()
+    size = processes_started()
     if size == 1:
         return work(Ranks())
     if sys.platform != "linux":
         raise UserError(f"{size} processes can share the images on Linux only, start one here")
+    reader, writer = os.pipe()
     child = os.fork()
-    if child:
-        return _Watcher(rank, size, child).watch()
-    share_threads()
-    return work(Ranks(rank, size, _meet(host=False), f"rank{rank}"))
+    if child == 0:  # and it has no part in MPI, which does not survive forking
+        os.close(writer)
+        with open(reader, encoding="utf-8") as pipe:
+            os.environ.update(json.loads(pipe.read() or sys.exit(2)))
+        share_threads()
+        rank, size = launched()
+        return work(Ranks(rank, size, _meet(host=False), f"rank{rank}"))
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as pipe:
+        rank, size = launched()
+        json.dump({k: v for k, v in os.environ.items() if k in TORCHRUN_VARIABLES}, pipe)
+    return _Watcher(rank, size, child).watch()
 
 
 def _meet(host):
@@ -148,12 +163,22 @@ class _Watcher:
                 time.sleep(POLL_SECONDS)
                 self._show()
             self._show()
-        except dist.DistError:  # the first has gone, when all had come to their end or killed
+            self._part()
+        except dist.DistError:  # the launcher has ended the process that keeps the store
             if self.status is None:
                 self._wait(0)
         if self.bar is not None:
             self.bar.close()
         return self.status
+
+    def _part(self):
+        """The first, which may keep the store, goes last."""
+        if self.rank != 0:
+            self.store.add("parted", 1)
+            return
+        deadline = time.monotonic() + PARTING_SECONDS
+        while self.store.add("parted", 0) < self.size - 1 and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
 
     def _wait(self, options):
         pid, found = os.waitpid(self.child, options)
@@ -189,5 +214,4 @@ class _Watcher:
                 tqdm.write(text, file=sys.stderr if error else sys.stdout)
                 sys.stdout.flush()  # which is no terminal under mpiexec
         if self.bar is not None:
-            self.bar.n = self.store.add("done", 0)
-            self.bar.refresh()
+            self.bar.update(self.store.add("done", 0) - self.bar.n)
