@@ -349,6 +349,13 @@ def run(argv, ranks):
             error=True,
         )
         return 2
+    except torch.OutOfMemoryError as error:
+        ranks.say(
+            f"error: --gpu: {str(error).split('. ')[0]}; with a smaller --batch_size "
+            "the same command goes on where it stopped",
+            error=True,
+        )
+        return 2
     except DistError:
         text = "error: the first process has gone; the same command goes on where it stopped"
         print(text, file=sys.stderr)
