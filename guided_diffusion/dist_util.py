@@ -7,12 +7,12 @@ import socket
 import warnings
 import zipfile
 
-import blobfile as bf
 import torch
 import torch.distributed as dist
 
 from util.errors import UserError
 from util.files import replacing
+from util.remote import base_name, kept_file
 
 WHERE_TO_GET = {
     "256x256_diffusion_uncond.pt": "download it from github.com/openai/guided-diffusion",
@@ -29,7 +29,7 @@ def load_weights_only(path, key):
         UserError: the file, named by `key`, is truncated, damaged or holds code.
     """
     try:
-        with bf.BlobFile(path, "rb") as file, warnings.catch_warnings():
+        with open(kept_file(path), "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -50,19 +50,23 @@ def read_checkpoint(path):
     """Read a state dict without running code from it.
 
     Args:
-        path: a local or blobfile path.
+        path: a local or remote path.
 
     Returns:
         dict of parameter name → CPU tensor; a wrapper's ``module.`` prefix is removed.
 
     Raises:
-        UserError: the file is missing, truncated, holds code, or is no state dict.
+        UserError: the file is missing, out of reach, truncated, holds code, or is no state dict.
     """
-    if bf.isdir(path) or not bf.exists(path):
+    try:
+        kept_file(path)
+    except FileNotFoundError:
         hint = WHERE_TO_GET.get(
-            os.path.basename(path), "models/README.md names the checkpoints this program takes"
+            base_name(path), "models/README.md names the checkpoints this program takes"
         )
-        raise UserError(f"model_path: no checkpoint at {path} ({hint})")
+        raise UserError(f"model_path: no checkpoint at {path} ({hint})") from None
+    except OSError as error:
+        raise UserError(f"model_path: {path} cannot be read ({error.strerror})") from None
     state = load_weights_only(path, "model_path")
     if not isinstance(state, dict):
         raise UserError(f"model_path: {path} holds a {type(state).__name__}, expected a state dict")
@@ -107,7 +111,7 @@ def checkpoint_digest(path):
     if not path:
         return ""
     digest = hashlib.sha256()
-    with bf.BlobFile(path, "rb") as file:
+    with open(kept_file(path), "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from util.image_files import (
 )
 from util.journal import Journal, read_rows, write_rows
 from util.metrics import image_metrics
+from util.remote import base_name
 
 FOLDERS = ("input", "recon", "truth", "samples", "std", "progress", "gif", "video")
 FILES = ("metrics.csv", "summary.json", "comparison.png")
@@ -40,7 +41,7 @@ COMPARED = 4  # images in comparison.png
 def results_folder(save_dir, model_config, task_config):
     """{save_dir}/{model}/{task}/{variant}/{sigma}, or {save_dir}/{model}/vanilla."""
     path = model_config["model_path"]
-    model = os.path.splitext(os.path.basename(path))[0] or "untrained"
+    model = os.path.splitext(base_name(path))[0] or "untrained"
     if "measurement" not in task_config:
         return os.path.join(save_dir, model, "vanilla")
     operator, noise = (task_config["measurement"][k] for k in ("operator", "noise"))
