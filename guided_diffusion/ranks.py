@@ -6,6 +6,7 @@ one of them dies, each that torchrun or mpiexec started stays behind as a watche
 nothing that could kill it, while its child works.
 """
 
+import ctypes
 import datetime
 import hashlib
 import json
@@ -27,6 +28,7 @@ from util.errors import UserError
 
 POLL_SECONDS = 0.2
 PARTING_SECONDS = 10
+PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 MEETING = datetime.timedelta(minutes=30)  # a rank may have a large checkpoint to fetch first
 
 
@@ -118,8 +120,12 @@ def share_out(work):
     child = os.fork()
     if child == 0:  # and it has no part in MPI, which does not survive forking
         os.close(writer)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # no life without the watcher
         with open(reader, encoding="utf-8") as pipe:
-            os.environ.update(json.loads(pipe.read() or sys.exit(2)))
+            variables = pipe.read()
+        if not variables:  # the processes have not met, as the watcher says
+            sys.exit(2)
+        os.environ.update(json.loads(variables))
         share_threads()
         rank, size = launched()
         return work(Ranks(rank, size, _meet(host=False), f"rank{rank}"))
@@ -130,10 +136,13 @@ def share_out(work):
     return _Watcher(rank, size, child).watch()
 
 
+def _torchrun_keeps_store():
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _meet(host):
     """The store at torchrun's address; `host`: this process keeps it, if torchrun does not."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        host = False
+    host = host and not _torchrun_keeps_store()
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(*address, is_master=host, timeout=MEETING, wait_for_workers=False)
     # A run that torchrun has started again must not find the notes of the one before.
@@ -145,7 +154,8 @@ class _Watcher:
 
     def __init__(self, rank, size, child):
         self.rank, self.size, self.child = rank, size, child
-        self.status = self.bar = None
+        self.status = self.bar = self.stopped = None
+        self.keeps_store = rank == 0 and not _torchrun_keeps_store()
         self.next_line = {f"{who}{r}": 0 for who in ("rank", "watcher") for r in range(size)}
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._pass_on)
@@ -153,6 +163,7 @@ class _Watcher:
         self.ranks = Ranks(rank, size, self.store, f"watcher{rank}")
 
     def _pass_on(self, signum, frame):
+        self.stopped = self.stopped or time.monotonic()
         if self.status is None:
             os.kill(self.child, signal.SIGTERM)
 
@@ -197,7 +208,15 @@ class _Watcher:
                 self.ranks.say(f"error: rank {self.rank} of {self.size} was ended by {name}", True)
                 self.status = 1
             self.store.add("ended", 1)
-        return self.status is not None and self.store.add("ended", 0) == self.size
+        return self.status is not None and (
+            self.store.add("ended", 0) == self.size or self._waited_enough()
+        )
+
+    def _waited_enough(self):
+        """Whether this process was told to stop and another, though it was too, does not."""
+        if self.stopped is None or self.keeps_store:
+            return False
+        return time.monotonic() > self.stopped + PARTING_SECONDS
 
     def _show(self):
         """Print what the processes have said, and how many images they have dealt with."""
