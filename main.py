@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 
 import torch
+from torch.distributed import DistError
 from tqdm import tqdm
 
 from data.dataloader import list_items
@@ -22,6 +24,7 @@ from guided_diffusion.dist_util import (
 )
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator, restored_size
+from guided_diffusion.ranks import share_out
 from guided_diffusion.spectral import start_state, useful_levels
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
@@ -112,8 +115,8 @@ def positive(text):
 class Run:
     """One run: the prior, the sampler and the task, and what happens to a batch of images."""
 
-    def __init__(self, args):
-        self.args = args
+    def __init__(self, args, ranks):
+        self.args, self.ranks = args, ranks
         model_config = read_model_config(args.model_config)
         if model_config["class_cond"]:
             raise UserError(
@@ -170,7 +173,13 @@ class Run:
         else:
             self.names = [item.name for item in self.items]
         items = {item.name: item for item in self.items}
-        self.results = Results(folder, title, settings, self.names, args.overwrite, items)
+        if ranks.rank:
+            ranks.open(len(self.names))
+        self.results = Results(
+            folder, title, settings, self.names, args.overwrite, items, ranks.rank
+        )
+        if ranks.rank == 0:
+            ranks.open(len(self.names))
         self.failed, self.errors = [], set()
 
     def operator(self, in_shape):
@@ -185,27 +194,37 @@ class Run:
     def fail(self, name, error):
         """Report an image that cannot be restored; the others still are."""
         self.failed.append(name)
+        self.ranks.count(1)
         if str(error) not in self.errors:  # a damaged volume has one error for all its slices
-            tqdm.write(f"error: {error}", file=sys.stderr)
+            self.ranks.say(f"error: {error}", error=True)
         self.errors.add(str(error))
 
     def batches(self):
-        """Yield (names, images), images (N, C, H, W) in [-1, 1] of one shape."""
-        if self.vanilla:
-            size, channels = self.model.image_size, self.model.in_channels
-            for i in range(0, len(self.names), self.args.batch_size):
-                part = self.names[i : i + self.args.batch_size]
-                yield part, torch.zeros(len(part), channels, size, size)
-            return
+        """Yield (names, images), images (N, C, H, W) in [-1, 1] of one shape: this rank's share.
+
+        Which images make a batch is decided by their order alone, not by what was done before.
+        """
+        # Estimated noise levels decide where "auto" starts, so each image has its own schedule.
+        alone = not self.vanilla and self.sigmas is not None and self.schedule["start"] == "auto"
+        size = 1 if alone else self.args.batch_size
+        for i in self.ranks.share(-(-len(self.names) // size)):
+            part = slice(i * size, (i + 1) * size)
+            yield from self._samples(part) if self.vanilla else self._images(part)
+
+    def _samples(self, part):
+        size, channels = self.model.image_size, self.model.in_channels
+        names = self.names[part]
+        yield names, torch.zeros(len(names), channels, size, size)
+
+    def _images(self, part):
         names, images = [], []
-        for item in self.items:
+        for item in self.items[part]:
             try:
                 image = self._read(item)
             except UserError as error:
                 self.fail(item.name, error)
                 continue
-            full = len(names) == self.args.batch_size
-            if names and (full or image.shape != images[0].shape):
+            if names and image.shape != images[0].shape:
                 yield names, torch.stack(images)
                 names, images = [], []
             names.append(item.name)
@@ -309,7 +328,7 @@ class Run:
                 gif=self.args.record,
                 mp4=self.args.video,
             )
-            tqdm.write(line)
+            self.ranks.say(line)
 
     def _are_done(self, names, images):
         kind = None if self.vanilla else "input" if self.measured else "truth"
@@ -363,61 +382,105 @@ class Run:
                 found["sigma"] = image.square().mean().sqrt().item()
         return figures
 
-    def _write_volumes(self):
+    def _write_volumes(self, done):
         title = self.results.title.replace(os.sep, "/")
         description = f"{self.task['conditioning']['method']} {title}"
-        done = set(self.names) - set(self.failed)
         identity = json.dumps(self.results.settings, sort_keys=True)
         for line in write_volumes(self.items, done, self.results.folder, description, identity):
-            print(line)
+            self.ranks.say(line)
 
     def restore_all(self):
-        """Restore every image; returns the exit status."""
+        """Restore every image that falls to this process; returns the exit status."""
         total, done, found = len(self.names), 0, 0
-        with tqdm(unit="step", dynamic_ncols=True) as bar:
+        with tqdm(unit="step", dynamic_ncols=True, disable=bool(self.ranks)) as bar:
             for names, images in self.batches():
                 first, done = done + 1, done + len(names)
                 if self._are_done(names, images):
                     found += len(names)
-                    continue
-                which = f"{first}" if len(names) == 1 else f"{first}-{done}"
-                bar.set_description(f"image {which}/{total} {names[0]}")
-                self.restore(names, images, bar)
+                else:
+                    which = f"{first}" if len(names) == 1 else f"{first}-{done}"
+                    bar.set_description(f"image {which}/{total} {names[0]}")
+                    for name in names:
+                        self.results.begin(name)
+                    self.restore(names, images, bar)
+                self.ranks.count(len(names))
+        records = self.ranks.leave(found=found, failed=self.failed)
+        return 0 if records is None else self._close(records)
+
+    def _close(self, records):
+        """Merge what the processes did, say it and return the exit status."""
+        total, found = len(self.names), sum(r["found"] for r in records)
+        failed = {name for r in records for name in r["failed"]}
+        failed = [name for name in self.names if name in failed]
+        self.results.merge()
+        missing = [n for n in self.names if n not in self.results.rows and n not in failed]
+        self._write_volumes(set(self.results.rows) - set(failed))
         if found:
-            print(f"{found} of {total} images had been restored by an earlier run")
-        self._write_volumes()
+            self.ranks.say(f"{found} of {total} images had been restored by an earlier run")
         self.results.write_comparison()
-        self.results.write_summary(finished=True, failed=self.failed)
-        print(self.results.table())
-        if self.failed:
-            print(
-                f"error: {len(self.failed)} of {total} images could not be restored: "
-                f"{', '.join(self.failed)}",
-                file=sys.stderr,
-            )
-        return 2 if self.failed else 0
+        self.results.write_summary(finished=not missing, failed=failed)
+        self.ranks.say(self.results.table())
+        for names, what in (
+            (failed, "could not be restored"),
+            (missing, "are left to the next run, as a process died"),
+        ):
+            if names:
+                listed = ", ".join(names)
+                self.ranks.say(
+                    f"error: {len(names)} of {total} images {what}: {listed}", error=True
+                )
+        return 2 if failed else int(bool(missing))
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
-        return Run(args).restore_all()
+        return share_out(partial(run, argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(argv, ranks):
+    """One process's part of a run; returns its exit status."""
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        return Run(parse_args(argv), ranks).restore_all()
+    except UserError as error:
+        ranks.say(f"error: {error}", error=True)
         return 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(
+        ranks.say(
             f"error: --save_dir: {error.strerror}; make room and run the same command again, "
             "which goes on where it stopped",
-            file=sys.stderr,
+            error=True,
         )
         return 2
+    except torch.OutOfMemoryError as error:
+        ranks.say(
+            f"error: --gpu: {str(error).split('. ')[0]}; with a smaller --batch_size "
+            "the same command goes on where it stopped",
+            error=True,
+        )
+        return 2
+    except DistError:
+        text = "error: the first process has gone; the same command goes on where it stopped"
+        print(text, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)
+        text = "interrupted: run the same command again to go on where it stopped"
+        ranks.say(text, error=True)
         return 130
+
+
+def interrupt(signum, frame):
+    """Stop, as Ctrl-C does; launchers send more than one signal, and one is enough."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

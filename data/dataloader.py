@@ -11,6 +11,7 @@ from data import nifti
 from data.dicom import is_dicom, open_series
 from data.volumes import Broken, find_scale, from_unit, to_unit
 from util.errors import UserError
+from util.remote import base_name, is_web, list_folder, local_file
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 OVERSHOOT = 4.0  # how far beyond [-1, 1] the noise of a measurement may go
@@ -22,24 +23,34 @@ def natural_key(name):
 
 
 def list_images(root, key="data.root"):
-    """Paths of the images in a folder, in natural order.
+    """Paths of the images in a folder, local or remote, in natural order; or of one on the web.
 
     Raises:
-        UserError: the folder is missing or holds no image.
+        UserError: the folder is missing, cannot be listed or holds no image.
     """
-    if not os.path.isdir(root):
-        raise UserError(f"{key}: no folder {root}")
-    names = [
-        n for n in os.listdir(root) if n.lower().endswith(EXTENSIONS) and not n.startswith(".")
-    ]
+    if is_web(root):
+        if not base_name(root).lower().endswith(EXTENSIONS):
+            raise UserError(
+                f"{key}: {root} names no image ({' '.join(EXTENSIONS)}), and on the web folders "
+                "cannot be listed; a folder may be local or at gs:// or az://"
+            )
+        return [root]
+    try:
+        paths = list_folder(root)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{key}: no folder {root}") from None
+    except OSError as error:
+        raise UserError(f"{key}: {root} cannot be listed ({error.strerror})") from None
+    names = {base_name(p): p for p in paths}
+    names = {n: p for n, p in names.items() if n.lower().endswith(EXTENSIONS) and n[0] != "."}
     if not names:
         raise UserError(f"{key}: no image in {root} (looked for {' '.join(EXTENSIONS)})")
-    return [os.path.join(root, n) for n in sorted(names, key=natural_key)]
+    return [names[n] for n in sorted(names, key=natural_key)]
 
 
 def image_name(path):
     """The name an image's results carry: its file's, without the extension."""
-    return os.path.splitext(os.path.basename(path))[0]
+    return os.path.splitext(base_name(path))[0]
 
 
 class Picture:
@@ -155,6 +166,14 @@ def _read_deep_colour_png(path):
     return pixels
 
 
+def _decode(path):
+    if path.lower().endswith(".npy"):
+        return np.load(path, allow_pickle=False)
+    if _is_deep_colour_png(path):
+        return _read_deep_colour_png(path)
+    return iio.imread(path)
+
+
 def read_image(path):
     """Read one image as float32 (C, H, W) in [-1, 1], see `read_picture`."""
     return read_picture(path)[0]
@@ -178,16 +197,13 @@ def read_picture(path, overshoot=0):
     Raises:
         UserError: the file cannot be decoded, or is no grey or colour image.
     """
-    name = os.path.basename(path)
+    name = base_name(path)
     try:
-        if path.lower().endswith(".npy"):
-            image = np.load(path, allow_pickle=False)
-        elif _is_deep_colour_png(path):
-            image = _read_deep_colour_png(path)
-        else:
-            image = iio.imread(path)
+        with local_file(path) as local:
+            image = _decode(local)
     except Exception as error:  # noqa: BLE001 - each decoder has exceptions of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = reason.splitlines()[0]
         raise UserError(f"{name}: cannot be read as an image ({reason})") from None
     if image.ndim == 2:
         image = image[..., None]

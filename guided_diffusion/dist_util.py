@@ -7,12 +7,12 @@ import socket
 import warnings
 import zipfile
 
-import blobfile as bf
 import torch
 import torch.distributed as dist
 
 from util.errors import UserError
 from util.files import replacing
+from util.remote import base_name, kept_file
 
 WHERE_TO_GET = {
     "256x256_diffusion_uncond.pt": "download it from github.com/openai/guided-diffusion",
@@ -29,7 +29,7 @@ def load_weights_only(path, key):
         UserError: the file, named by `key`, is truncated, damaged or holds code.
     """
     try:
-        with bf.BlobFile(path, "rb") as file, warnings.catch_warnings():
+        with open(kept_file(path), "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -50,19 +50,23 @@ def read_checkpoint(path):
     """Read a state dict without running code from it.
 
     Args:
-        path: a local or blobfile path.
+        path: a local or remote path.
 
     Returns:
         dict of parameter name → CPU tensor; a wrapper's ``module.`` prefix is removed.
 
     Raises:
-        UserError: the file is missing, truncated, holds code, or is no state dict.
+        UserError: the file is missing, out of reach, truncated, holds code, or is no state dict.
     """
-    if bf.isdir(path) or not bf.exists(path):
+    try:
+        kept_file(path)
+    except FileNotFoundError:
         hint = WHERE_TO_GET.get(
-            os.path.basename(path), "models/README.md names the checkpoints this program takes"
+            base_name(path), "models/README.md names the checkpoints this program takes"
         )
-        raise UserError(f"model_path: no checkpoint at {path} ({hint})")
+        raise UserError(f"model_path: no checkpoint at {path} ({hint})") from None
+    except OSError as error:
+        raise UserError(f"model_path: {path} cannot be read ({error.strerror})") from None
     state = load_weights_only(path, "model_path")
     if not isinstance(state, dict):
         raise UserError(f"model_path: {path} holds a {type(state).__name__}, expected a state dict")
@@ -107,7 +111,7 @@ def checkpoint_digest(path):
     if not path:
         return ""
     digest = hashlib.sha256()
-    with bf.BlobFile(path, "rb") as file:
+    with open(kept_file(path), "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -120,28 +124,59 @@ def save_checkpoint(model, path):
 
 
 MPI_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # set by mpiexec of MPICH, Open MPI
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+TORCHRUN_VARIABLES += ("MASTER_ADDR", "MASTER_PORT")
+
+
+def processes_started():
+    """How many processes torchrun or mpiexec started; 1 for a process on its own."""
+    sizes = [os.environ[v] for v in ("WORLD_SIZE", *MPI_VARIABLES) if v in os.environ]
+    return int(sizes[0]) if sizes else 1
+
+
+def launched():
+    """(rank, number of processes); (0, 1) for a process on its own, which needs no MPI.
+
+    The environment afterwards says what torchrun would have said.
+
+    Raises:
+        UserError: mpiexec started several processes that cannot find each other by MPI.
+    """
+    size = processes_started()
+    if size == 1:
+        return 0, 1
+    if "WORLD_SIZE" not in os.environ:
+        _describe_mpi_as_torchrun(size)
+    return int(os.environ["RANK"]), size
 
 
 def setup_dist():
-    """Join the other processes that torchrun or mpiexec started, if any.
+    """Join the other processes that torchrun or mpiexec started, if any, for collectives.
 
     Returns:
-        (rank, number of processes); (0, 1) for a process on its own, which needs no MPI.
+        (rank, number of processes), see `launched`.
     """
-    if "WORLD_SIZE" not in os.environ and any(v in os.environ for v in MPI_VARIABLES):
-        _describe_mpi_as_torchrun()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    if not dist.is_initialized():
+    rank, processes = launched()
+    if processes > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return dist.get_rank(), dist.get_world_size()
+    return rank, processes
 
 
-def _describe_mpi_as_torchrun():
+def _describe_mpi_as_torchrun(processes):
     """Set the environment variables by which torch.distributed meets."""
-    from mpi4py import MPI
-
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # no mpi4py, or no MPI library for it
+        raise UserError(
+            f"mpiexec: {processes} processes need mpi4py to meet, which cannot be imported "
+            f"({error}); install it, or start them with torchrun"
+        ) from None
     comm = MPI.COMM_WORLD
+    if comm.size != processes:
+        raise UserError(
+            f"mpiexec: it started {processes} processes, and mpi4py's MPI library knows of "
+            f"{comm.size}; use the mpiexec of that library, or torchrun"
+        )
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
     address = port = None
     if comm.rank == 0:
@@ -150,13 +185,18 @@ def _describe_mpi_as_torchrun():
             probe.bind(("", 0))
             port = probe.getsockname()[1]
     address, port = comm.bcast((address, port))
-    os.environ.update(
-        RANK=str(comm.rank),
-        WORLD_SIZE=str(comm.size),
-        LOCAL_RANK=str(local.rank),
-        MASTER_ADDR=address,
-        MASTER_PORT=str(port),
-    )
+    found = (comm.rank, comm.size, local.rank, local.size, address, port)
+    os.environ.update(zip(TORCHRUN_VARIABLES, map(str, found), strict=True))
+    MPI.Finalize()  # MPI has done its part; left open, it would wait at the end for a dead rank
+
+
+def share_threads():
+    """Give the processes of one machine an equal part of its cores, unless OMP_NUM_THREADS does."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if beside > 1 and "OMP_NUM_THREADS" not in os.environ:
+        allowed = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if allowed else os.cpu_count()
+        torch.set_num_threads(max(1, cores // beside))
 
 
 def native_bf16(device):
@@ -171,10 +211,14 @@ def native_bf16(device):
 def pick_device(gpu):
     """The device that --gpu asks for: an index, or -1 for the CPU; GPU 0 falls back to the CPU.
 
+    Processes that torchrun or mpiexec started take one GPU each, in turn, from that index on.
+
     Raises:
         UserError: there is no such GPU.
     """
     count = torch.cuda.device_count()
+    if gpu != -1 and count and processes_started() > 1:
+        gpu = (gpu + int(os.environ.get("LOCAL_RANK", "0"))) % count
     if gpu == -1 or (gpu == 0 and count == 0):
         return torch.device("cpu")
     if not 0 <= gpu < count:

@@ -132,6 +132,23 @@ def test_another_image_of_the_same_name_is_restored_anew(tiny_run):
     assert np.array_equal(iio.imread(f"out/{SR}/truth/a1.png"), iio.imread("images/a1.png"))
 
 
+def test_a_stop_while_an_image_is_restored_anew_leaves_no_old_row(tiny_run, monkeypatch):
+    """Stopped after the truth of the new image is written, and before its metrics are."""
+    import util.results
+
+    def stop(x, truth):
+        raise KeyboardInterrupt
+
+    assert tiny_run("--save_dir", "out") == 0
+    iio.imwrite("images/a1.png", 255 - iio.imread("images/a1.png"))
+    with monkeypatch.context() as patched:
+        patched.setattr(util.results, "image_metrics", stop)
+        assert tiny_run("--save_dir", "out") == 130
+    assert tiny_run("--save_dir", "out") == 0
+    assert tiny_run("--save_dir", "fresh") == 0
+    assert contents("out") == contents("fresh")
+
+
 def test_a_full_disk_is_one_sentence(tiny_run, capsys, monkeypatch):
     import errno
 

@@ -3,10 +3,10 @@
 import io
 import math
 
-import blobfile as bf
 import yaml
 
 from util.errors import UserError
+from util.remote import local_file
 
 REQUIRED = object()
 
@@ -22,13 +22,17 @@ _Loader.add_constructor(
 
 
 def read_yaml(path):
-    """Read a YAML mapping; raises UserError naming the file when it is missing or malformed."""
+    """Read a YAML mapping from a local or remote path.
+
+    Raises:
+        UserError: the file is missing, cannot be read or is malformed.
+    """
     try:
-        if bf.isdir(path) or not bf.exists(path):
-            raise UserError(f"{path}: no such file")
-        with bf.BlobFile(path, "rb") as file:
+        with local_file(path) as local, open(local, "rb") as file:
             text = file.read().decode("utf-8")
         config = yaml.load(io.StringIO(text), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None
     except OSError as error:

@@ -12,11 +12,18 @@ def replacing(path):
     temporary = os.path.join(folder, f".part-{name}")
     try:
         yield temporary
+        _to_disk(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+def _to_disk(path):
+    """Wait until a file's bytes are on the disk, lest a power cut leave its name without them."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The results folder of a run: its tree, its metrics table and its summary."""
 
-import csv
+import glob
 import json
 import math
 import os
@@ -22,7 +22,9 @@ from util.image_files import (
     write_png,
     write_std_map,
 )
+from util.journal import Journal, read_rows, write_rows
 from util.metrics import image_metrics
+from util.remote import base_name
 
 FOLDERS = ("input", "recon", "truth", "samples", "std", "slices", "volumes")
 FOLDERS += ("progress", "gif", "video")
@@ -44,7 +46,7 @@ COMPARED = 4  # images in comparison.png
 def results_folder(save_dir, model_config, task_config):
     """{save_dir}/{model}/{task}/{variant}/{sigma}, or {save_dir}/{model}/vanilla."""
     path = model_config["model_path"]
-    model = os.path.splitext(os.path.basename(path))[0] or "untrained"
+    model = os.path.splitext(base_name(path))[0] or "untrained"
     if "measurement" not in task_config:
         return os.path.join(save_dir, model, "vanilla")
     operator, noise = (task_config["measurement"][k] for k in ("operator", "noise"))
@@ -68,7 +70,9 @@ def versions():
 class Results:
     """Writes one run's files; `rows` holds the metrics of each image by name.
 
-    A folder that a run with the same settings left unfinished is gone on with.
+    A folder that a run with the same settings left unfinished is gone on with. Of several
+    processes the first opens the folder; each notes its rows in a table of its own, and one of
+    them merges these at the end, or the next run does.
 
     Args:
         title: stands over the comparison picture.
@@ -76,20 +80,29 @@ class Results:
         names: of the images to restore, in the order of the tables.
         items: name → the item restored, whose `floats` says where its result is also kept as
             floats, a folder and an ending, or None; `to_floats(x)` gives them.
+        rank: this process's number where several share the images; None for one on its own.
 
     Raises:
         UserError: the folder cannot be written, or holds a run with other settings (or files
             that no run wrote) and `overwrite` is not given.
     """
 
-    def __init__(self, folder, title, settings, names, overwrite, items):
+    def __init__(self, folder, title, settings, names, overwrite, items, rank=None):
         self.folder = folder
         self.names = names
         self.items = items
         self.title = title
         self.settings = json.loads(json.dumps(settings))  # as they are read back
         self.rows = {}
-        self._claim(overwrite)
+        table = os.path.join(folder, "metrics.csv")
+        if rank:  # the first process has opened the folder
+            self.rows = read_rows(table, LABELS)
+        else:
+            self._claim(overwrite)
+        if rank is None:
+            self.journal = Journal(table, self._columns(self.rows))
+        else:
+            self.journal = Journal(os.path.join(folder, f"metrics.rank{rank}.csv"))
 
     def _claim(self, overwrite):
         try:
@@ -109,7 +122,7 @@ class Results:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             earlier = None
         if earlier == self.settings:
-            self._read_metrics()
+            self.merge()
             return
         if not overwrite:
             if earlier is None:
@@ -124,17 +137,28 @@ class Results:
         if earlier is not None:
             for name in FOLDERS:
                 shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
-            for name in FILES:
-                if os.path.exists(os.path.join(self.folder, name)):
-                    os.remove(os.path.join(self.folder, name))
+            for path in [os.path.join(self.folder, name) for name in FILES] + self._rank_tables():
+                if os.path.exists(path):
+                    os.remove(path)
 
-    def _read_metrics(self):
-        path = os.path.join(self.folder, "metrics.csv")
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    name = row.pop("image")
-                    self.rows[name] = {k: float(v) for k, v in row.items() if v}
+    def _rank_tables(self):
+        """The tables of a run of several processes, where they are not merged yet."""
+        return sorted(glob.glob(os.path.join(glob.escape(self.folder), "metrics.rank*.csv")))
+
+    def merge(self):
+        """Read what all processes have noted, and write metrics.csv in its final form."""
+        table, others = os.path.join(self.folder, "metrics.csv"), self._rank_tables()
+        self.rows = {}
+        for path in [table, *others]:
+            self.rows |= read_rows(path, LABELS)
+        self.rows = {name: row for name, row in self.rows.items() if row is not None}
+        names = [n for n in self.names if n in self.rows]
+        listed = set(names)
+        names += [n for n in self.rows if n not in listed]
+        if names:
+            write_rows(table, self._columns(names), {name: self.rows[name] for name in names})
+        for path in others:
+            os.remove(path)
 
     def is_done(self, name, kind, image, gif, mp4):
         """Whether an earlier run with the same settings wrote all files of this very image.
@@ -153,6 +177,11 @@ class Results:
 
     def _keeps_floats(self, name):
         return name in self.items and self.items[name].floats is not None
+
+    def begin(self, name):
+        """Take back the row of an image that is restored anew, as its files will not match it."""
+        if self.rows.pop(name, None) is not None:
+            self.journal.add(name, {})
 
     def path(self, kind, name):
         """Path of a file in one of the subfolders, which is made if need be."""
@@ -200,7 +229,7 @@ class Results:
         # Rounded here already, so that means do not depend on having been read back.
         row |= {**figures, "seconds": seconds}
         self.rows[name] = {k: float(f"{v:.6g}") for k, v in row.items()}
-        self._write_metrics()
+        self.journal.add(name, self.rows[name])
         line += [f"{k} {v:.3g}" for k, v in figures.items()]
         return f"{name}: {', '.join([*line, f'{seconds:.1f} s'])}"
 
@@ -216,18 +245,6 @@ class Results:
         rows = [self.rows[n] for n in names if n in self.rows]
         columns = {k: [r[k] for r in rows if k in r] for k in LABELS}
         return {k: v for k, v in columns.items() if v}
-
-    def _write_metrics(self):
-        """Rewrite metrics.csv: this run's images in their order, then any other."""
-        names = [n for n in self.names if n in self.rows]
-        names += [n for n in self.rows if n not in set(self.names)]
-        columns = self._columns(names)
-        with replacing_text(os.path.join(self.folder, "metrics.csv")) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["image", *columns])
-            for name in names:
-                row = self.rows[name]
-                writer.writerow([name, *(f"{row[k]:.6g}" if k in row else "" for k in columns)])
 
     def write_comparison(self):
         """Write comparison.png, of the first images that were measured, with the truth if known."""

@@ -1,0 +1,104 @@
+"""DMPS over its weight λ, the `scale` of a task file: ``python tests/benchmarks/scales.py``.
+
+Restores a folder of grey slices with every task and λ, one sample each. --out receives
+scales.md, scales.csv and scales_images.csv, and lambda.png: PSNR and SSIM against λ.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+from matplotlib.figure import Figure
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+from main import positive
+from tests.benchmarks import quality
+from tests.benchmarks.quality import TASKS
+from util.errors import ArgumentParser, UserError
+from util.files import replacing
+
+PUBLISHED = 1.75
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        description="Compare values of the weight of DMPS's pseudo-likelihood score.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--root", default="data/mri_256_orig", help="folder of images")
+    add("--every", type=positive, default=1, help="take every EVERYth image in natural order")
+    add("--limit", type=positive, default=None, help="take the first LIMIT of these only")
+    add("--tasks", nargs="+", choices=TASKS, default=["sr4", "denoise", "gauss", "uniform"])
+    add("--scales", nargs="+", type=float, default=[0.5, 1.0, PUBLISHED, 3.0], help="values of λ")
+    add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
+    add("--diffusion_config", default="configs/diffusion_config_100.yaml", help="YAML of the steps")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    add("--gpu", type=int, default=0, help="index of the GPU, -1 for the CPU")
+    add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
+    add("--out", default="results/scales", help="folder for the tables and the plot")
+    return parser.parse_args(argv)
+
+
+def rows_of(task, scale, slices, prior, seed):
+    rows, schedule = [], prior.schedules["dmps"]
+    with quality.progress(task, f"λ {scale:g}", len(slices), "image") as bar:
+        for image in slices:
+            start = time.perf_counter()
+            x_hat, _ = quality.sample(
+                "dmps", {"scale": scale}, schedule, task, [image], 0, prior, seed
+            )
+            seconds = time.perf_counter() - start
+            rows.append(quality.row(task, "dmps", {"scale": scale}, image, x_hat, seconds))
+            bar.update()
+    return rows
+
+
+def draw(path, lines):
+    """PSNR and SSIM against λ, a line a task; the published λ is marked."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained", dpi=100)
+    axes = figure.subplots(1, 2)
+    for axis, metric, label in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM"), strict=True):
+        for task in dict.fromkeys(line["task"] for line in lines):
+            part = [line for line in lines if line["task"] == task]
+            scales = [float(line["parameters"].split()[1]) for line in part]
+            axis.plot(scales, [line[metric] for line in part], marker="o", label=task)
+        axis.axvline(PUBLISHED, color="grey", linestyle=":")
+        axis.set_xlabel("λ")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        images = quality.read_images(args)
+        prior = quality.load_prior(args)
+        quality.make_folder(args.out)
+        steps = prior.schedules["dmps"]["timestep_respacing"]
+        description = quality.describe_setting(args, images, prior, f"{steps} steps")
+        rows = []
+        for task in map(quality.read_task, dict.fromkeys(args.tasks)):
+            slices = quality.measure(task, images, args.seed)
+            for scale in sorted(set(args.scales)):
+                rows += rows_of(task, scale, slices, prior, args.seed)
+                quality.write_tables(args.out, description, rows, stem="scales")
+        lines = quality.summarise(rows)
+        draw(os.path.join(args.out, "lambda.png"), lines)
+        print(quality.markdown(lines), end="")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; what is finished is in {args.out}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
