@@ -11,7 +11,7 @@ from data import nifti
 from data.dicom import is_dicom, open_series
 from data.volumes import Broken, find_scale, from_unit, to_unit
 from util.errors import UserError
-from util.remote import base_name, is_web, list_folder, local_file
+from util.remote import base_name, is_remote, is_web, kept_file, list_folder, local_file
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 OVERSHOOT = 4.0  # how far beyond [-1, 1] the noise of a measurement may go
@@ -28,10 +28,20 @@ def list_images(root, key="data.root"):
     Raises:
         UserError: the folder is missing, cannot be listed or holds no image.
     """
+    paths = [p for p in _listed(root, key, EXTENSIONS) if p.lower().endswith(EXTENSIONS)]
     if is_web(root):
-        if not base_name(root).lower().endswith(EXTENSIONS):
+        return [root]
+    if not paths:
+        raise UserError(f"{key}: no image in {root} (looked for {' '.join(EXTENSIONS)})")
+    return paths
+
+
+def _listed(root, key, extensions):
+    """Paths of the files in a folder, local or remote, in natural order; or of one on the web."""
+    if is_web(root):
+        if not base_name(root).lower().endswith(extensions):
             raise UserError(
-                f"{key}: {root} names no image ({' '.join(EXTENSIONS)}), and on the web folders "
+                f"{key}: {root} names no image ({' '.join(extensions)}), and on the web folders "
                 "cannot be listed; a folder may be local or at gs:// or az://"
             )
         return [root]
@@ -41,10 +51,7 @@ def list_images(root, key="data.root"):
         raise UserError(f"{key}: no folder {root}") from None
     except OSError as error:
         raise UserError(f"{key}: {root} cannot be listed ({error.strerror})") from None
-    names = {base_name(p): p for p in paths}
-    names = {n: p for n, p in names.items() if n.lower().endswith(EXTENSIONS) and n[0] != "."}
-    if not names:
-        raise UserError(f"{key}: no image in {root} (looked for {' '.join(EXTENSIONS)})")
+    names = {base_name(p): p for p in paths if base_name(p)[:1] not in ("", ".")}
     return [names[n] for n in sorted(names, key=natural_key)]
 
 
@@ -66,7 +73,7 @@ class Picture:
         self.path = path
         self.overshoot = overshoot
         self.name = image_name(path)
-        self.label = os.path.basename(path)
+        self.label = base_name(path)
         self.floats = None
 
     def read(self):
@@ -102,11 +109,12 @@ def list_items(data):
         raise UserError(f"data.axis: expected 0, 1 or 2, found {axis}")
     items, series = [], []
     for path in _files(root):
-        if path.lower().endswith(EXTENSIONS):
+        name = base_name(path).lower()
+        if name.endswith(EXTENSIONS):
             items.append(Picture(path, OVERSHOOT if data["measured"] else 0))
-        elif path.lower().endswith(nifti.EXTENSIONS):
+        elif name.endswith(nifti.EXTENSIONS):
             items += _nifti_slices(path, axis, data.get("volume"))
-        elif is_dicom(path):
+        elif not is_remote(path) and is_dicom(path):
             series.append(path)
     if series:
         name = image_name(root) if os.path.isfile(root) else os.path.basename(os.path.abspath(root))
@@ -124,17 +132,20 @@ def _files(root):
     """The file, or the files of the folder, in natural order."""
     if os.path.isfile(root):
         return [root]
-    if not os.path.isdir(root):
+    if not is_remote(root) and not os.path.isdir(root):
         raise UserError(f"data.root: no file or folder {root}")
-    names = sorted((n for n in os.listdir(root) if not n.startswith(".")), key=natural_key)
-    return [p for p in (os.path.join(root, n) for n in names) if os.path.isfile(p)]
+    paths = _listed(root, "data.root", EXTENSIONS + nifti.EXTENSIONS)
+    return [p for p in paths if is_remote(p) or os.path.isfile(p)]
 
 
 def _nifti_slices(path, axis, volume):
     try:
-        return nifti.NiftiVolume(path, axis, volume).slices
-    except UserError as error:
-        return [Broken(nifti.volume_name(path), os.path.basename(path), error)]
+        return nifti.NiftiVolume(kept_file(path), axis, volume).slices
+    except OSError as error:
+        error = UserError(f"{base_name(path)}: cannot be read ({error.strerror})")
+    except UserError as found:
+        error = found
+    return [Broken(nifti.volume_name(base_name(path)), base_name(path), error)]
 
 
 def check_names(items):

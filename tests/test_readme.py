@@ -27,6 +27,7 @@ READMES = ("README.md", "README.es.md")
 NOT_IN_THE_REPOSITORY = ("results/", "path/to/", "models/mine", "models/model080000.pt")
 NOT_IN_THE_REPOSITORY += ("models/256x256_diffusion_uncond.pt",)
 OF_OTHER_PROGRAMS = {"help", "depth", "nproc", "diffusion_steps", "predict_xstart", "learn_sigma"}
+OF_OTHER_PROGRAMS |= {"size"}  # of a benchmark
 
 
 def read(name):

@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from guided_diffusion.condition_methods import METHODS
+from guided_diffusion.gaussian_diffusion import space_timesteps
 from guided_diffusion.measurements import Factor, SeparableOperator
 from main import positive
 from tests.benchmarks import quality
@@ -196,6 +197,8 @@ def compare(args):
         import_deepinv()
     images = quality.read_images(args)
     prior = quality.load_prior(args)
+    for steps in args.steps:  # impossible ones are found before anything is computed
+        space_timesteps(prior.every_t.num_timesteps, steps)
     quality.make_folder(args.out)
     description = quality.describe_setting(args, images, prior, "batch 1")
     rows = []
