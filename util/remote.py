@@ -55,9 +55,16 @@ def local_file(path):
         yield copy
 
 
-@functools.cache
 def kept_file(path):
     """Like `local_file`, for a file that is needed again: a copy is kept to the program's end."""
+    if is_remote(path):
+        return _copy(path)
+    with local_file(path) as local:
+        return local
+
+
+@functools.cache
+def _copy(path):
     return _kept.enter_context(local_file(path))
 
 
