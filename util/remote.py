@@ -114,5 +114,5 @@ def _of_status(status, reason, path):
 
 
 def _unreadable(reason, path):
-    reason = getattr(reason, "strerror", None) or reason
-    return OSError(errno.EIO, str(reason).strip().splitlines()[0][:200], path)
+    reason = str(getattr(reason, "strerror", None) or reason).strip() or "no answer"
+    return OSError(errno.EIO, reason.splitlines()[0][:200], path)
