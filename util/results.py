@@ -157,6 +157,8 @@ class Results:
         names += [n for n in self.rows if n not in listed]
         if names:
             write_rows(table, self._columns(names), {name: self.rows[name] for name in names})
+        elif os.path.exists(table):  # part of a row, which none must be added to
+            os.remove(table)
         for path in others:
             os.remove(path)
 
