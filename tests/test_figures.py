@@ -2,6 +2,9 @@
 
 import os
 
+import imageio.v2 as iio
+import numpy as np
+
 from data.dataloader import list_images
 from tests.benchmarks import figures
 from tests.conftest import REPOSITORY
@@ -34,3 +37,12 @@ def test_the_tasks_and_the_slices_exist():
         assert os.path.exists(os.path.join(REPOSITORY, "configs", f"{task}.yaml"))
     names = {os.path.basename(p)[:-4] for p in list_images(f"{REPOSITORY}/data/mri_256_orig")}
     assert set(figures.SHOWN) <= names
+
+
+def test_samples_of_the_prior_are_laid_out_in_order(tmp_path):
+    for i in range(2 * figures.COLUMNS):
+        tile = np.full((3, 5), i, np.uint8)
+        iio.imwrite(tmp_path / f"sample_{i:03d}.png", tile)
+    figures.lay_out(str(tmp_path), str(tmp_path / "grid.png"))
+    grid = iio.imread(tmp_path / "grid.png")
+    assert grid[::3, ::5].tolist() == [list(range(4)), list(range(4, 8))]
