@@ -1,6 +1,5 @@
 """DMPS-MRI: restore MR slices with a diffusion prior. ``python main.py --help`` explains."""
 
-import argparse
 import errno
 import json
 import os
@@ -27,89 +26,24 @@ from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.ranks import share_out
 from guided_diffusion.spectral import start_state, useful_levels
 from guided_diffusion.unet import create_model
+from util import flags
 from util.config import read_diffusion_config, read_model_config, read_task_config
-from util.errors import ArgumentParser, UserError
+from util.errors import UserError
 from util.image_files import Recorder
 from util.noise_level import correct_rician_bias, estimate_sigma
 from util.random import ImageRandom, image_generator
 from util.results import Results, results_folder
 
 VANILLA_SAMPLES = 10
+UNSURE = (
+    "note: samples of spectral lie closer together than those of the posterior; for an honest "
+    "spread take --method dmps and configs/diffusion_config_100.yaml"
+)
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
 
 
 def parse_args(argv=None):
-    parser = ArgumentParser(
-        description="Restore MR slices with a diffusion prior (DMPS).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
-    add(
-        "--diffusion_config",
-        default="configs/diffusion_config_100.yaml",
-        help="YAML of the schedule; configs/diffusion_config.yaml takes all 1000 steps, "
-        "configs/diffusion_config_fast.yaml ten, with its own method",
-    )
-    add(
-        "--task_config",
-        default="configs/SR_config_mri.yaml",
-        help="YAML of the task: data, degradation, noise, method",
-    )
-    add(
-        "--method",
-        choices=tuple(METHODS),
-        default=None,
-        help="replace the task's conditioning.method, and the schedule's, with that method's "
-        "own parameters",
-    )
-    add(
-        "--measured",
-        action="store_true",
-        help="the images are measurements, to be restored as they are (data.measured: true)",
-    )
-    add("--save_dir", default="results", help="folder for the results, a tree by task")
-    add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
-    add(
-        "--gpu",
-        type=int,
-        default=0,
-        help="index of the GPU, -1 for the CPU; 0 means the CPU where there is no GPU",
-    )
-    add("--record", action="store_true", help="keep progress frames and write a GIF an image")
-    add("--video", action="store_true", help="write the sampling as an MP4 an image")
-    add("--batch_size", type=positive, default=1, help="images restored at once")
-    add(
-        "--num_samples",
-        type=positive,
-        default=1,
-        help="posterior samples an image; recon/ holds their mean, std/ their spread",
-    )
-    add("--limit", type=positive, default=None, help="restore the first LIMIT images only")
-    add(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="of the network; auto takes bf16 where the hardware has it, else fp32",
-    )
-    add(
-        "--compile",
-        action="store_true",
-        help="torch.compile the network: minutes at the start, then faster steps",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace a results folder that was made with other settings",
-    )
-    return parser.parse_args(argv)
-
-
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
-    return value
+    return flags.parse_args(argv, tuple(METHODS))
 
 
 class Run:
@@ -392,6 +326,8 @@ class Run:
     def restore_all(self):
         """Restore every image that falls to this process; returns the exit status."""
         total, done, found = len(self.names), 0, 0
+        if self.args.num_samples > 1 and self.task["conditioning"]["method"] == "spectral":
+            self.ranks.say(UNSURE, error=True)
         with tqdm(unit="step", dynamic_ncols=True, disable=bool(self.ranks)) as bar:
             for names, images in self.batches():
                 first, done = done + 1, done + len(names)

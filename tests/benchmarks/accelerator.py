@@ -20,10 +20,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from guided_diffusion.dist_util import compile_network, pick_device
 from guided_diffusion.unet import create_model
-from main import positive
 from tests.benchmarks.speed import DTYPES, REPOSITORY, machine, milliseconds, sampler_time
 from util.config import read_model_config
 from util.errors import ArgumentParser, UserError
+from util.flags import positive
 
 CONFIGS = ("configs/model_config_mri.yaml", "configs/model_config_mri_rgb.yaml")
 MATRIX = {"cuda": 8192, "cpu": 1024}  # side of the matrices that show the peak

@@ -25,11 +25,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from guided_diffusion.condition_methods import METHODS
 from guided_diffusion.gaussian_diffusion import space_timesteps
 from guided_diffusion.measurements import Factor, SeparableOperator
-from main import positive
 from tests.benchmarks import quality
 from tests.benchmarks.quality import TASKS, operator_of
 from util.errors import ArgumentParser, UserError
 from util.files import replacing
+from util.flags import positive
 from util.random import image_generator
 
 OWN = tuple(name for name in METHODS if name != "vanilla")

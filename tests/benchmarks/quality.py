@@ -38,11 +38,11 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sample
 from guided_diffusion.measurements import OPERATORS, GaussianNoise, get_noise, get_operator
 from guided_diffusion.spectral import start_state, useful_levels
 from guided_diffusion.unet import create_model
-from main import positive
 from tests.benchmarks.classical import CLASSICAL
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import ArgumentParser, UserError
 from util.files import replacing_text
+from util.flags import positive
 from util.metrics import calibration, high_frequency_ratio, image_metrics
 from util.random import ImageRandom, image_generator
 

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from main import positive
 from tests.benchmarks import quality
 from tests.benchmarks.quality import TASKS
 from util.errors import ArgumentParser, UserError
 from util.files import replacing
+from util.flags import positive
 
 PUBLISHED = 1.75
 
