@@ -20,6 +20,7 @@ import main
 from guided_diffusion import dist_util
 from guided_diffusion.condition_methods import DMPS
 from tests.conftest import LINEAR, REPOSITORY, write_yaml
+from tests.test_volumes import head, write_nifti
 
 SR = "tiny/super_resolution/x4/0.05"
 ARGUMENTS = ["--model_config", "model.yaml", "--diffusion_config", "diffusion.yaml"]
@@ -195,6 +196,27 @@ def test_a_run_killed_as_a_whole_is_gone_on_with(folder, monkeypatch, capsys, ne
         assert sorted(statuses) == [0, 0, 2]
     [found] = re.findall(r"(\d+) of 7 images had been restored by an earlier run", "\n".join(said))
     assert int(found) >= 2
+    assert contents("two") == contents("one")
+
+
+def test_a_volume_is_put_together_once_of_all_processes_slices(folder, monkeypatch):
+    """Also when one process died and the next run had to restore its slice."""
+    write_nifti("images/v.nii.gz", head((32, 32, 4)))
+    assert folder("--save_dir", "one", "--overwrite", "--limit", "20") == 2
+    step = DMPS.step
+
+    def deadly(self, *arguments):
+        if os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(DMPS, "step", deadly)
+    Started(2, "--save_dir", "two").wait()
+    monkeypatch.setattr(DMPS, "step", step)
+    statuses, _ = Started(2, "--save_dir", "two", output="next.txt").wait()
+    assert 2 in statuses
+    assert f"{SR}/volumes/v.nii.gz" in contents("two")
     assert contents("two") == contents("one")
 
 

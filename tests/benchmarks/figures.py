@@ -65,7 +65,7 @@ def main():
     parser.add_argument("--work_dir", default=os.path.join(REPOSITORY, "results", "figures"))
     parser.add_argument("--saved_dir", default=os.path.join(REPOSITORY, "saved_results"))
     parser.add_argument("--models_dir", default=os.path.join(REPOSITORY, "models"))
-    parser.add_argument("--num_samples", default="8", help="of the posterior")
+    parser.add_argument("--num_samples", default="4", help="of the posterior")
     args, passed_on = parser.parse_known_args()
     args.work_dir, args.saved_dir = map(os.path.abspath, (args.work_dir, args.saved_dir))
     galleries = {
