@@ -17,6 +17,7 @@ FREQUENCIES = (1, 3, 6, 12, 24, 48, 96, 192)
 POWERS = (425, 147, 20, 4.2, 1.0, 0.187, 0.021, 0.0009)
 MEAN_INTENSITY = -0.8
 WIDEST_STD = 3.0  # √r_t above which an image is lost in noise, and steps would be wasted
+FINISH = 0.2  # of the best direction's noise: how far below it the prior goes on cleaning up
 
 
 def dct_matrix(size):
@@ -41,8 +42,8 @@ def useful_levels(operator, sigma):
 
     Where A sees a direction with singular value s, its measurement is an image with noise σ/s.
     Above the largest of these (or WIDEST_STD, if A is blind to some direction) the measurement
-    knows more than a state can; below the smallest, it adds nothing to what a state holds. For
-    denoising the two meet in σ, and one evaluation of the network is the posterior mean.
+    knows more than a state can; some way below the smallest it adds nothing to what a state holds.
+    For denoising all are σ, and one evaluation of the network is the posterior mean.
     """
     s = operator.singular_values
     widest, narrowest = (
@@ -51,7 +52,7 @@ def useful_levels(operator, sigma):
     low = narrowest / float(s.max())
     complete = s.numel() == math.prod(operator.in_shape) and bool((s > 0).all())
     high = min(WIDEST_STD, widest / float(s.min())) if complete else WIDEST_STD
-    return max(high, low), low
+    return (high, FINISH * low) if high > low else (low, low)
 
 
 def start_state(operator, y, sigma, diffusion, noise):
