@@ -11,6 +11,7 @@ import yaml
 import main
 from guided_diffusion import train
 from guided_diffusion.condition_methods import METHODS, PARAMETERS
+from tests.benchmarks import accelerator, peers, quality
 from tests.conftest import REPOSITORY
 from util.config import (
     DIFFUSION_SCHEMA,
@@ -27,7 +28,6 @@ READMES = ("README.md", "README.es.md")
 NOT_IN_THE_REPOSITORY = ("results/", "path/to/", "models/mine", "models/model080000.pt")
 NOT_IN_THE_REPOSITORY += ("models/256x256_diffusion_uncond.pt",)
 OF_OTHER_PROGRAMS = {"help", "depth", "nproc", "diffusion_steps", "predict_xstart", "learn_sigma"}
-OF_OTHER_PROGRAMS |= {"size"}  # of a benchmark
 
 
 def read(name):
@@ -114,6 +114,8 @@ def flags_of_train():
 def test_every_flag_that_is_named_exists(name):
     named = set(re.findall(r"[`\"]--([a-z]\w*)", read(name)))
     known = {*vars(main.parse_args([])), *flags_of_train(), *OF_OTHER_PROGRAMS}
+    for benchmark in (accelerator, peers, quality):
+        known |= {*vars(benchmark.parse_args([]))}
     assert named <= known
 
 

@@ -232,6 +232,9 @@ def draw_frontier(path, lines):
                 axis.plot(steps, values, marker="o", markersize=3, label=name)
                 axis.set_xscale("log")
                 axis.grid(alpha=0.3)
+        for axis, metric, depth in zip(column, ("psnr", "ssim"), (8, 0.5), strict=True):
+            best = max(line[metric] for line in lines if line["task"] == task)
+            axis.set_ylim(best - depth, best + depth / 20)  # what fails would hide the others
     axes[0][0].set_ylabel("PSNR (dB)")
     axes[1][0].set_ylabel("SSIM")
     handles, labels = axes[0][0].get_legend_handles_labels()
