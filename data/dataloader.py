@@ -28,9 +28,8 @@ def list_images(root, key="data.root"):
     Raises:
         UserError: the folder is missing, cannot be listed or holds no image.
     """
-    paths = [p for p in _listed(root, key, EXTENSIONS) if p.lower().endswith(EXTENSIONS)]
-    if is_web(root):
-        return [root]
+    paths = _listed(root, key, EXTENSIONS)
+    paths = [p for p in paths if base_name(p).lower().endswith(EXTENSIONS)]
     if not paths:
         raise UserError(f"{key}: no image in {root} (looked for {' '.join(EXTENSIONS)})")
     return paths

@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from guided_diffusion.linear_gaussian import gain, gaussian_posterior_mean
 from guided_diffusion.spectral import Spectral
 from util.errors import UserError
 
@@ -17,16 +18,7 @@ def _spectral_score(operator, x, Uty, sigma, alpha_bar):
     """`pseudo_likelihood_score` with Uᵀy at hand, which never changes during a run."""
     r_t = (1 - alpha_bar) / alpha_bar
     residual = Uty - operator.singular_values * operator.Vt(x) / math.sqrt(alpha_bar)
-    return operator.V(_gain(operator, sigma, r_t) * residual) / math.sqrt(alpha_bar)
-
-
-def _gain(operator, sigma, variance):
-    """Σ (σ² I + variance Σ²)⁻¹, the diagonal of Aᵀ (σ² I + variance A Aᵀ)⁻¹ between V and Uᵀ.
-
-    Directions that A does not see (s = 0) carry no information, also when σ = 0.
-    """
-    s = operator.singular_values
-    return torch.where(s > 0, s / (sigma**2 + variance * s**2), 0.0)
+    return operator.V(gain(operator, sigma, r_t) * residual) / math.sqrt(alpha_bar)
 
 
 def pseudo_likelihood_score(operator, x, y, sigma, alpha_bar):
@@ -46,18 +38,6 @@ def pseudo_likelihood_score(operator, x, y, sigma, alpha_bar):
         (N, C, H, W).
     """
     return _spectral_score(operator, x, operator.Ut(y), sigma, alpha_bar)
-
-
-def gaussian_posterior_mean(operator, x_0, Uty, sigma, variance):
-    """E[x | y] for x ~ N(x_0, variance·I) and y = A x + σ n.
-
-        x_0 + variance Aᵀ (σ² I + variance A Aᵀ)⁻¹ (y - A x_0)
-
-    Args:
-        x_0: (N, C, H, W); Uty: Uᵀy, a spectrum.
-    """
-    residual = Uty - operator.singular_values * operator.Vt(x_0)
-    return x_0 + operator.V(variance * _gain(operator, sigma, variance) * residual)
 
 
 class Vanilla:

@@ -11,6 +11,9 @@ import numpy as np
 import scipy.fft
 import torch
 
+from guided_diffusion.linear_gaussian import gaussian_posterior_mean
+from guided_diffusion.measurements import Factor, SeparableOperator
+
 # Mean power of a brain slice in [-1, 1] at spatial frequency f, in half cycles a 256 pixels
 # (orthonormal DCT-II), measured on the prior's training images.
 FREQUENCIES = (1, 3, 6, 12, 24, 48, 96, 192)
@@ -86,6 +89,20 @@ def _inverted(s, Uty, sigma):
     return Uty / safe, torch.where(seen, (sigma / safe) ** 2, torch.inf)
 
 
+def in_frequencies(operator):
+    """The same A, with the DCT for the singular directions of the axes that it leaves alone.
+
+    These have any orthonormal basis; in this one the prior's power spectrum is diagonal.
+    """
+    channel, *axes = operator.factors
+    for i, f in enumerate(axes):
+        if f.V is None:
+            basis = dct_matrix(len(f.s)).mT
+            axes[i] = Factor(basis, f.s, basis)
+    s = operator.singular_values
+    return SeparableOperator(channel, *axes, device=s.device, dtype=s.dtype)
+
+
 class Spectral:
     """Alternate the network's x̂_0, its Gaussian correction by y, and noise for the next level.
 
@@ -96,69 +113,43 @@ class Spectral:
     """
 
     def __init__(self, operator, y, sigma, kappa=2.0):
-        self.operator = operator
+        self.operator = in_frequencies(operator)
+        self.Uty = self.operator.Ut(y)
         self.sigma = sigma
         self.kappa = kappa
         s = operator.singular_values
-        height, width = operator.in_shape[1:]
-        self.S = power_spectrum(height, width).to(s)
-        self.dct = [dct_matrix(n).to(s) for n in (height, width)]
-        # An axis that A leaves alone has any orthonormal basis; the DCT's makes S diagonal.
-        self.free = [f.V is None for f in operator.factors[1:]]
-        self.power = [
-            None if free else (dct @ f.V).square()
-            for f, free, dct in zip(operator.factors[1:], self.free, self.dct, strict=True)
-        ]
-        self.Uty = self._to_dct(operator.Ut(y), self.free)
-
-    def _to_dct(self, x, axes=(True, True)):
-        rows, cols = self.dct
-        x = rows @ x if axes[0] else x
-        return x @ cols.mT if axes[1] else x
-
-    def _from_dct(self, z, axes=(True, True)):
-        rows, cols = self.dct
-        z = rows.mT @ z if axes[0] else z
-        return z @ cols if axes[1] else z
-
-    def _V(self, spectrum):
-        return self.operator.V(self._from_dct(spectrum, self.free))
-
-    def _Vt(self, x):
-        return self._to_dct(self.operator.Vt(x), self.free)
-
-    def _in_directions(self, variance):
-        """Variances of DCT coefficients (H, W) as those of the singular directions."""
-        rows, cols = self.power
-        variance = variance if rows is None else rows.mT @ variance
-        return variance if cols is None else variance @ cols
+        self.S = power_spectrum(*operator.in_shape[1:]).to(s)
+        self.dct = [dct_matrix(n).to(s) for n in operator.in_shape[1:]]
+        # How much of each frequency (first axis) is in each singular direction (second).
+        factors = self.operator.factors[1:]
+        self.share = [(D @ f.V).square() for D, f in zip(self.dct, factors, strict=True)]
 
     def step(self, diffusion, model, x, t, randn_like):
-        s, a, a_prev = (
-            self.operator.singular_values,
-            diffusion.alphas_cumprod[t],
-            diffusion.alphas_cumprod_prev[t],
-        )
+        s = self.operator.singular_values
+        a, a_prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
         r, r_prev = (1 - a) / a, (1 - a_prev) / a_prev
         x_0 = diffusion.predict(model, x, t)["pred_xstart"]
         v_dct = self.kappa * r * self.S / (self.kappa * r + self.S)
-        v = self._in_directions(v_dct)
-        noise_variance = self.sigma**2
-        if t == diffusion.num_timesteps - 1:
-            noise_variance = self._news(s, r)
-        gain = torch.where(s > 0, v * s / (noise_variance + v * s**2), 0.0)
-        x_0 = x_0 + self._V(gain * (self.Uty - s * self._Vt(x_0)))
+        rows, cols = self.share
+        v = rows.mT @ v_dct @ cols  # (i, j), of the singular directions
+        sigma = self._news(r) if t == diffusion.num_timesteps - 1 else self.sigma
+        x_0 = gaussian_posterior_mean(self.operator, x_0, self.Uty, sigma, v)
         if t == 0:
             return x_0, x_0
         P = v * self.sigma**2 / (self.sigma**2 + v * s**2)
         noise = randn_like(x)
-        fresh = self._from_dct((r_prev - v_dct).clamp(min=0).sqrt() * self._to_dct(noise))
-        seen = (r_prev - P).clamp(min=0).sqrt() * self._Vt(noise)
-        fresh = fresh + self._V(torch.where(s > 0, seen - self._Vt(fresh), 0.0))
-        return math.sqrt(a_prev) * (x_0 + fresh), x_0
+        fresh = self._coloured(noise, (r_prev - v_dct).clamp(min=0).sqrt())
+        seen = (r_prev - P).clamp(min=0).sqrt() * self.operator.Vt(noise)
+        change = torch.where(s > 0, seen - self.operator.Vt(fresh), 0.0)
+        return math.sqrt(a_prev) * (x_0 + fresh + self.operator.V(change)), x_0
 
-    def _news(self, s, r):
-        """σ² of what y still adds to a first state that holds it: 1/σ² = s²/r + 1/news."""
-        _, variance = _inverted(s, self.Uty, self.sigma)
+    def _coloured(self, noise, std):
+        """White noise with the given standard deviation at each DCT frequency, (H, W)."""
+        rows, cols = self.dct
+        return rows.mT @ (std * (rows @ noise @ cols.mT)) @ cols
+
+    def _news(self, r):
+        """σ of what y still adds to a first state that holds it: 1/σ² = s²/r + 1/news²."""
+        _, variance = _inverted(self.operator.singular_values, self.Uty, self.sigma)
         left = (r - variance).clamp(min=1e-6 * r)
-        return torch.where(variance <= r, self.sigma**2 * r / left, self.sigma**2)
+        return torch.where(variance <= r, self.sigma**2 * r / left, self.sigma**2).sqrt()
