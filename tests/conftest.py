@@ -1,5 +1,6 @@
 """Shared fixtures: numbers of the published implementation, tiny networks, tiny runs."""
 
+import csv
 import json
 import os
 
@@ -116,3 +117,25 @@ def write_yaml(path, config):
 
 def golden_json(golden, key):
     return json.loads(str(golden[key]))
+
+
+SR = "tiny/super_resolution/x4/0.05"  # where tiny_run's task has its results
+
+
+def contents(out):
+    """Every file's bytes; durations, which no two runs share, are left out."""
+    found = {}
+    for root, _, files in os.walk(out):
+        for name in files:
+            path = os.path.join(root, name)
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, out)] = file.read()
+    with open(f"{out}/{SR}/metrics.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["seconds"]
+    found[f"{SR}/metrics.csv"] = rows
+    summary = json.loads(found[f"{SR}/summary.json"])
+    del summary["means"]["seconds"]
+    found[f"{SR}/summary.json"] = summary
+    return found

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, SR, contents
 
-SR = "tiny/super_resolution/x4/0.05"
 # One thread, so that sums run in one order; a pause a step, so that there is time to be killed in.
 PROGRAM = """
 import signal, sys, time, torch
@@ -49,25 +48,6 @@ def wait_for(path, process):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     raise AssertionError(f"{path} never came")
-
-
-def contents(out):
-    """Every file's bytes; durations, which no two runs share, are left out."""
-    found = {}
-    for root, _, files in os.walk(out):
-        for name in files:
-            path = os.path.join(root, name)
-            with open(path, "rb") as file:
-                found[os.path.relpath(path, out)] = file.read()
-    with open(f"{out}/{SR}/metrics.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        del row["seconds"]
-    found[f"{SR}/metrics.csv"] = rows
-    summary = json.loads(found[f"{SR}/summary.json"])
-    del summary["means"]["seconds"]
-    found[f"{SR}/summary.json"] = summary
-    return found
 
 
 @pytest.fixture

@@ -19,10 +19,9 @@ import torch
 import main
 from guided_diffusion import dist_util
 from guided_diffusion.condition_methods import DMPS
-from tests.conftest import LINEAR, REPOSITORY, write_yaml
+from tests.conftest import LINEAR, REPOSITORY, SR, contents, write_yaml
 from tests.test_volumes import head, write_nifti
 
-SR = "tiny/super_resolution/x4/0.05"
 ARGUMENTS = ["--model_config", "model.yaml", "--diffusion_config", "diffusion.yaml"]
 ARGUMENTS += ["--task_config", "task.yaml", "--precision", "fp32"]
 
@@ -40,25 +39,6 @@ def folder(tiny_run):
     write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 3})
     assert tiny_run("--save_dir", "one") == 2
     return tiny_run
-
-
-def contents(out):
-    """Every file's bytes; durations, which no two runs share, are left out."""
-    found = {}
-    for root, _, files in os.walk(out):
-        for name in files:
-            path = os.path.join(root, name)
-            with open(path, "rb") as file:
-                found[os.path.relpath(path, out)] = file.read()
-    with open(f"{out}/{SR}/metrics.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        del row["seconds"]
-    found[f"{SR}/metrics.csv"] = rows
-    summary = json.loads(found[f"{SR}/summary.json"])
-    del summary["means"]["seconds"]
-    found[f"{SR}/summary.json"] = summary
-    return found
 
 
 def free_port():

@@ -26,7 +26,7 @@ from guided_diffusion.condition_methods import METHODS
 from guided_diffusion.gaussian_diffusion import space_timesteps
 from guided_diffusion.measurements import Factor, SeparableOperator
 from tests.benchmarks import quality
-from tests.benchmarks.quality import TASKS, operator_of
+from tests.benchmarks.quality import operator_of
 from util.errors import ArgumentParser, UserError
 from util.files import replacing
 from util.flags import positive
@@ -41,22 +41,9 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--root", default="data/mri_256_orig", help="folder of images")
-    add("--every", type=positive, default=1, help="take every EVERYth image in natural order")
-    add("--limit", type=positive, default=None, help="take the first LIMIT of these only")
-    add("--tasks", nargs="+", choices=TASKS, default=["sr4", "denoise", "gauss", "uniform"])
+    quality.add_common(add, out="results/peers")
     add("--methods", nargs="+", choices=(*PEERS, *OWN), default=[*PEERS, *OWN])
     add("--steps", nargs="+", type=positive, default=[20], help="network evaluations an image")
-    add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
-    add(
-        "--diffusion_config",
-        default="configs/diffusion_config_100.yaml",
-        help="YAML of the schedule, but for spectral's; --steps replaces its timestep_respacing",
-    )
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    add("--gpu", type=int, default=0, help="index of the GPU, -1 for the CPU")
-    add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
-    add("--out", default="results/peers", help="folder for the tables")
     return parser.parse_args(argv)
 
 
@@ -244,16 +231,7 @@ def draw_frontier(path, lines):
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    try:
-        print(quality.markdown(compare(args)), end="")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; what is finished is in {args.out}", file=sys.stderr)
-        return 130
-    return 0
+    return quality.report(parse_args(argv), compare)
 
 
 if __name__ == "__main__":

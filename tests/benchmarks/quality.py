@@ -72,6 +72,21 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    add_common(add, out="results/quality")
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        help="each is run on the tasks it is for",
+    )
+    add("--batch_size", type=positive, default=1, help="images the prior restores at once")
+    add("--num_samples", type=positive, default=8, help="samples that a _mean averages")
+    return parser.parse_args(argv)
+
+
+def add_common(add, out):
+    """The flags that every comparison of restorations has."""
     add("--root", default="data/mri_256_orig", help="folder of images")
     add("--every", type=positive, default=1, help="take every EVERYth image in natural order")
     add("--limit", type=positive, default=None, help="take the first LIMIT of these only")
@@ -82,26 +97,16 @@ def parse_args(argv=None):
         default=["sr4", "denoise", "gauss", "uniform"],
         help="the tasks of configs/; denoise_0.75 is denoise with that sigma",
     )
-    add(
-        "--methods",
-        nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
-        help="each is run on the tasks it is for",
-    )
     add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
     add(
         "--diffusion_config",
         default="configs/diffusion_config_100.yaml",
-        help="YAML of the schedule of dmps and dmps_mean",
+        help="YAML of the schedule, but for that of spectral",
     )
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     add("--gpu", type=int, default=0, help="index of the GPU, -1 for the CPU")
     add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
-    add("--batch_size", type=positive, default=1, help="images the prior restores at once")
-    add("--num_samples", type=positive, default=8, help="samples that a _mean averages")
-    add("--out", default="results/quality", help="folder for the tables")
-    return parser.parse_args(argv)
+    add("--out", default=out, help="folder for the tables and plots")
 
 
 @dataclass(frozen=True, eq=False)
@@ -446,8 +451,8 @@ def compare(args):
     return summarise(rows)
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def report(args, compare):
+    """Print the table of compare(args)'s lines; returns the exit status."""
     try:
         print(markdown(compare(args)), end="")
     except UserError as error:
@@ -457,6 +462,10 @@ def main(argv=None):
         print(f"interrupted; what is finished is in {args.out}", file=sys.stderr)
         return 130
     return 0
+
+
+def main(argv=None):
+    return report(parse_args(argv), compare)
 
 
 if __name__ == "__main__":

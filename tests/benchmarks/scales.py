@@ -14,10 +14,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from tests.benchmarks import quality
-from tests.benchmarks.quality import TASKS
-from util.errors import ArgumentParser, UserError
+from util.errors import ArgumentParser
 from util.files import replacing
-from util.flags import positive
 
 PUBLISHED = 1.75
 
@@ -28,17 +26,8 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--root", default="data/mri_256_orig", help="folder of images")
-    add("--every", type=positive, default=1, help="take every EVERYth image in natural order")
-    add("--limit", type=positive, default=None, help="take the first LIMIT of these only")
-    add("--tasks", nargs="+", choices=TASKS, default=["sr4", "denoise", "gauss", "uniform"])
+    quality.add_common(add, out="results/scales")
     add("--scales", nargs="+", type=float, default=[0.5, 1.0, PUBLISHED, 3.0], help="values of λ")
-    add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
-    add("--diffusion_config", default="configs/diffusion_config_100.yaml", help="YAML of the steps")
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    add("--gpu", type=int, default=0, help="index of the GPU, -1 for the CPU")
-    add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
-    add("--out", default="results/scales", help="folder for the tables and the plot")
     return parser.parse_args(argv)
 
 
@@ -74,30 +63,26 @@ def draw(path, lines):
         figure.savefig(temporary, format="png")
 
 
+def compare(args):
+    """Run everything, rewriting the tables after each part; returns the summary's lines."""
+    images = quality.read_images(args)
+    prior = quality.load_prior(args)
+    quality.make_folder(args.out)
+    steps = prior.schedules["dmps"]["timestep_respacing"]
+    description = quality.describe_setting(args, images, prior, f"{steps} steps")
+    rows = []
+    for task in map(quality.read_task, dict.fromkeys(args.tasks)):
+        slices = quality.measure(task, images, args.seed)
+        for scale in sorted(set(args.scales)):
+            rows += rows_of(task, scale, slices, prior, args.seed)
+            quality.write_tables(args.out, description, rows, stem="scales")
+    lines = quality.summarise(rows)
+    draw(os.path.join(args.out, "lambda.png"), lines)
+    return lines
+
+
 def main(argv=None):
-    args = parse_args(argv)
-    try:
-        images = quality.read_images(args)
-        prior = quality.load_prior(args)
-        quality.make_folder(args.out)
-        steps = prior.schedules["dmps"]["timestep_respacing"]
-        description = quality.describe_setting(args, images, prior, f"{steps} steps")
-        rows = []
-        for task in map(quality.read_task, dict.fromkeys(args.tasks)):
-            slices = quality.measure(task, images, args.seed)
-            for scale in sorted(set(args.scales)):
-                rows += rows_of(task, scale, slices, prior, args.seed)
-                quality.write_tables(args.out, description, rows, stem="scales")
-        lines = quality.summarise(rows)
-        draw(os.path.join(args.out, "lambda.png"), lines)
-        print(quality.markdown(lines), end="")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; what is finished is in {args.out}", file=sys.stderr)
-        return 130
-    return 0
+    return quality.report(parse_args(argv), compare)
 
 
 if __name__ == "__main__":
