@@ -14,15 +14,17 @@ from util.errors import UserError
 LOSS_WEIGHTINGS = ("uniform", "min_snr", "p2")
 
 
-def loss_weights(name, alpha_bar):
+def loss_weights(name, alpha_bar, gamma=5.0):
     """Weight of the simple loss at each noise level, a function of SNR = ᾱ / (1-ᾱ).
 
-    min_snr: min(SNR, 5) / SNR (Hang et al. 2023, γ = 5, for noise prediction);
+    min_snr: min(SNR, γ) / SNR (Hang et al. 2023, γ = 5 there, for noise prediction);
     p2: 1 / (1 + SNR) (Choi et al. 2022, k = γ = 1). Both are scaled to mean 1.
     """
+    if not gamma > 0:
+        raise UserError(f"train config: min_snr_gamma: expected a positive number, found {gamma}")
     snr = alpha_bar / (1 - alpha_bar)
     if name == "min_snr":
-        weights = np.minimum(snr, 5) / snr
+        weights = np.minimum(snr, gamma) / snr
     elif name == "p2":
         weights = 1 / (1 + snr)
     elif name == "uniform":

@@ -54,6 +54,7 @@ TRAIN_SCHEMA = {
     "grad_clip": (float, 1.0),
     "ema_decay": (float, 0.999),
     "loss_weighting": (str, "uniform"),
+    "min_snr_gamma": (float, 5.0),
     "compile": (bool, False),
     "seed": (int, 0),
     "log_steps": (int, 25),
@@ -107,7 +108,9 @@ class Trainer:
         diffusion_config = {**diffusion_config, "timestep_respacing": "", "start": ""}
         diffusion_config.pop("method", None)
         self.diffusion = create_sampler(**diffusion_config)
-        self.weights = loss_weights(config["loss_weighting"], self.diffusion.alphas_cumprod)
+        self.weights = loss_weights(
+            config["loss_weighting"], self.diffusion.alphas_cumprod, config["min_snr_gamma"]
+        )
         self.weights = self.weights.to(self.device)
 
         torch.manual_seed(config["seed"])

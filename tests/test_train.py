@@ -23,6 +23,7 @@ from guided_diffusion.losses import (
 from guided_diffusion.train import main
 from guided_diffusion.unet import create_model
 from tests.conftest import LINEAR, REPOSITORY, TINY, rnd, write_yaml
+from util.errors import UserError
 
 CONFIG = {
     "model_config": "model.yaml",
@@ -215,6 +216,10 @@ def test_loss_weights():
     weights = loss_weights("min_snr", alpha_bar)
     assert weights[1] == weights[2] and weights[0] / weights[1] == pytest.approx(5 / snr[0])
     assert weights.mean().item() == pytest.approx(1)
+    gentle = loss_weights("min_snr", alpha_bar, gamma=20.0)
+    assert gentle[0] / gentle[1] == pytest.approx(20 / snr[0])
+    with pytest.raises(UserError, match="min_snr_gamma: expected a positive number, found 0"):
+        loss_weights("min_snr", alpha_bar, gamma=0)
 
 
 def test_variational_term_is_the_kl_divergence_and_trains_the_variance_alone():
