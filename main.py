@@ -14,24 +14,21 @@ from tqdm import tqdm
 
 from data.dataloader import list_items
 from data.volumes import Slice, write_volumes
-from guided_diffusion.condition_methods import METHODS, check_conditioning, get_conditioning_method
+from guided_diffusion.condition_methods import METHODS, check_conditioning
 from guided_diffusion.dist_util import (
     checkpoint_digest,
     compile_network,
     pick_device,
     pick_dtype,
 )
-from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.ranks import share_out
-from guided_diffusion.spectral import start_state, useful_levels
+from guided_diffusion.restoration import Restoration
 from guided_diffusion.unet import create_model
 from util import flags
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import UserError
 from util.image_files import Recorder
-from util.noise_level import correct_rician_bias, estimate_sigma
-from util.random import ImageRandom, image_generator
+from util.noise_level import estimate_sigma
 from util.results import Results, results_folder
 
 VANILLA_SAMPLES = 10
@@ -69,21 +66,18 @@ class Run:
                 "--num_samples: vanilla restores nothing that could be sampled more than once; "
                 "--limit says how many samples of the prior to draw"
             )
-        self.measured = not self.vanilla and self.task["data"]["measured"]
         self.items = [] if self.vanilla else list_items(self.task["data"])[: args.limit]
         self.device = pick_device(args.gpu)
-        self.operators = {}
-        if not self.vanilla:
-            self.noise = get_noise(**self.task["measurement"]["noise"])
-            self.rician = self.task["measurement"]["noise"]["name"] == "rician"
-            self.sigmas = {} if self.noise.sigma == "auto" else None  # those estimated, by name
-            self.volume_sigmas = {}
-            size = model_config["image_size"]  # fails early on a task that fits no image
-            self.operator((model_config["in_channels"], size, size))
-        self.schedule = {k: v for k, v in diffusion_config.items() if k != "method"}
-        self.starts_early = self.schedule["start"] != ""
-        # Fails early, too; a task's own noise level matters to "auto" alone.
-        create_sampler(**self.schedule, levels=None if self.vanilla else (1, 1))
+        self.restoration = Restoration(
+            self.task,
+            {k: v for k, v in diffusion_config.items() if k != "method"},
+            model_config["in_channels"],
+            model_config["image_size"],
+            self.device,
+            args.seed,
+            args.num_samples,
+        )
+        self.sigmas, self.volume_sigmas = {}, {}  # those estimated: by name, by volume
 
         dtype = pick_dtype(args.precision, self.device, model_config["use_fp16"])
         self.model = create_model(**{**model_config, "use_fp16": False})
@@ -116,15 +110,6 @@ class Run:
             ranks.open(len(self.names))
         self.failed, self.errors = [], set()
 
-    def operator(self, in_shape):
-        """The task's operator for images of this shape; images of one shape share it."""
-        if in_shape not in self.operators:
-            params = self.task["measurement"]["operator"]
-            self.operators = {
-                in_shape: get_operator(in_shape=in_shape, device=self.device, **params)
-            }
-        return self.operators[in_shape]
-
     def fail(self, name, error):
         """Report an image that cannot be restored; the others still are."""
         self.failed.append(name)
@@ -138,9 +123,7 @@ class Run:
 
         Which images make a batch is decided by their order alone, not by what was done before.
         """
-        # Estimated noise levels decide where "auto" starts, so each image has its own schedule.
-        alone = not self.vanilla and self.sigmas is not None and self.schedule["start"] == "auto"
-        size = 1 if alone else self.args.batch_size
+        size = 1 if self.restoration.own_schedules else self.args.batch_size
         for i in self.ranks.share(-(-len(self.names) // size)):
             part = slice(i * size, (i + 1) * size)
             yield from self._samples(part) if self.vanilla else self._images(part)
@@ -175,89 +158,61 @@ class Run:
 
     def _fit(self, item, image):
         """The image with the channels that the prior, or if measured the operator, takes."""
-        height, width = self._restored_size(image)
+        restoration = self.restoration
+        height, width = restoration.restored_size(image)
         least = max(LEAST_SIDE, self.model.least_side)
         if min(height, width) < least:
             raise UserError(f"{width}×{height} pixels to restore, and the least side is {least}")
-        operator = self.operator((self.model.in_channels, height, width))
-        channels = (operator.out_shape if self.measured else operator.in_shape)[0]
+        operator = restoration.operator((restoration.channels, height, width))
+        channels = (operator.out_shape if restoration.measured else operator.in_shape)[0]
         if len(image) > channels and channels < operator.in_shape[0]:
             raise UserError(f"{len(image)} channels, and color restores measurements of one")
         if channels == 3 and len(image) == 1:
             image = image.repeat(3, 1, 1)
-        if self.sigmas is not None:
+        if restoration.estimates_sigma:
             self.sigmas[item.name] = self._estimate_sigma(item, image, operator)
         return image
 
     def _estimate_sigma(self, item, image, operator):
         """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
+        rician = self.restoration.rician
         if not isinstance(item, Slice):
             rows = image.reshape(-1, *operator.out_shape).numpy()
-            return torch.tensor([estimate_sigma(row, self.rician) for row in rows])
+            return torch.tensor([estimate_sigma(row, rician) for row in rows])
         if item.volume not in self.volume_sigmas:
-            sigma = estimate_sigma(item.volume.sample(), self.rician)
+            sigma = estimate_sigma(item.volume.sample(), rician)
             self.volume_sigmas[item.volume] = torch.tensor([sigma])
         return self.volume_sigmas[item.volume]
 
-    def _restored_size(self, images):
-        """(H, W) of what these images, (..., H, W), are restored to."""
-        size = tuple(images.shape[-2:])
-        if not self.measured:
-            return size
-        return restored_size(size, **self.task["measurement"]["operator"])
-
     def restore(self, names, images, bar):
-        """Restore one batch, degraded first unless it is measured, and write its files.
+        """Restore one batch and write its files."""
+        start, recorder = time.perf_counter(), None
 
-        Of N images of C channels and K samples each, the network sees N·K·contrasts rows: a
-        colour image under a one-channel prior is restored contrast by contrast.
-        """
-        start = time.perf_counter()
-        count, shape = self.args.num_samples, (self.model.in_channels, *self._restored_size(images))
-        levels = None
-        if self.vanilla:
-            rows, method = len(names), get_conditioning_method("vanilla")
-        else:
-            operator = self.operator(shape)
-            y, sigma = self._measure(operator, names, images)
-            unbiased = correct_rician_bias(y, sigma) if self.rician else y
-            measured = self._once_a_sample(operator, unbiased, sigma, len(names))
-            rows, method = len(y), self._conditioning(*measured)
-            levels = useful_levels(operator, sigma)
-        diffusion = create_sampler(**self.schedule, levels=levels)
-        bar.reset(total=diffusion.num_timesteps)
-        random = ImageRandom(
-            [image_generator(n, k, self.args.seed) for n in names for k in range(count)]
-        )
-        recording = self.args.record or self.args.video
-        recorder = Recorder(diffusion.num_timesteps) if recording else None
+        def on_start(steps, x_T):
+            nonlocal recorder
+            bar.reset(total=steps)
+            if self.args.record or self.args.video:
+                recorder = Recorder(steps)
+                recorder.frame(x_T)
 
-        def after_step(t, x_t, pred_xstart):
+        def after_step(t, x_t):
             bar.update()
             if recorder:
                 recorder(t, x_t)
 
-        x_T = random.randn_like(torch.empty(rows * count, *shape, device=self.device))
-        if self.starts_early:
-            x_T = start_state(*measured, diffusion, x_T)
-        if recorder:
-            recorder.frame(x_T)
-        x_hat = diffusion.p_sample_loop(self.model, x_T, method.step, random.randn_like, after_step)
-        samples = x_hat.clamp(-1, 1).float().cpu().reshape(len(names), count, -1, *shape[1:])
+        sigma = torch.cat([self.sigmas[n] for n in names]) if self.sigmas else None
+        restored = self.restoration.restore(self.model, names, images, sigma, on_start, after_step)
         seconds = (time.perf_counter() - start) / len(names)
-        truth, shown, figures = [None] * len(names), [None] * len(names), [{}] * len(names)
-        if not self.vanilla:
-            shown = y.cpu().reshape(len(names), -1, *y.shape[2:]).numpy()
-            figures = self._figures(operator, unbiased, sigma, samples)
-            truth = truth if self.measured else images.numpy()
+        rows = len(names) * self.args.num_samples
+        known = self.vanilla or self.restoration.measured
         for i, name in enumerate(names):
             line = self.results.add(
                 name,
-                samples[i].numpy(),
-                truth[i],
-                shown[i],
-                figures[i],
-                recorder.movie(i * count, len(names) * count) if recorder else [],
+                restored.samples[i],
+                None if known else images[i].numpy(),
+                restored.measurements[i],
+                restored.figures[i],
+                recorder.movie(i * self.args.num_samples, rows) if recorder else [],
                 seconds,
                 gif=self.args.record,
                 mp4=self.args.video,
@@ -265,56 +220,12 @@ class Run:
             self.ranks.say(line)
 
     def _are_done(self, names, images):
-        kind = None if self.vanilla else "input" if self.measured else "truth"
+        kind = None if self.vanilla else "input" if self.restoration.measured else "truth"
         gif, mp4 = self.args.record, self.args.video
         return all(
             self.results.is_done(name, kind, None if self.vanilla else image.numpy(), gif, mp4)
             for name, image in zip(names, images, strict=True)
         )
-
-    def _measure(self, operator, names, images):
-        """y (rows, *out_shape), as it is or A x + n, n drawn once an image; and its σ.
-
-        σ is one number, or (rows, 1, 1, 1) where it was estimated.
-        """
-        if not self.measured:
-            x = images.reshape(-1, *operator.in_shape).to(self.device)
-            random = ImageRandom([image_generator(n, "measurement", self.args.seed) for n in names])
-            return self.noise(operator.forward(x), random), self.noise.sigma
-        y = images.reshape(-1, *operator.out_shape).to(self.device)
-        if self.noise.sigma != "auto":
-            return y, self.noise.sigma
-        sigma = torch.cat([self.sigmas[name] for name in names])
-        return y, sigma.to(self.device).reshape(-1, 1, 1, 1)
-
-    def _once_a_sample(self, operator, y, sigma, images):
-        """(operator, y, sigma) with every image's rows once a sample."""
-
-        def repeat(rows):
-            per_image = rows.reshape(images, -1, *rows.shape[1:])
-            per_sample = per_image.repeat_interleave(self.args.num_samples, dim=0)
-            return per_sample.reshape(-1, *rows.shape[1:])
-
-        return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
-
-    def _conditioning(self, operator, y, sigma):
-        conditioning = self.task["conditioning"]
-        return get_conditioning_method(
-            conditioning["method"], operator, y, sigma, **conditioning["params"]
-        )
-
-    def _figures(self, operator, y, sigma, samples):
-        """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
-        figures = [{} for _ in samples]
-        if torch.is_tensor(sigma) or sigma > 0:
-            x_hat = samples.mean(dim=1).reshape(-1, *operator.in_shape).to(self.device)
-            residual = (y - operator.forward(x_hat)) / sigma
-            for found, image in zip(figures, residual.chunk(len(figures)), strict=True):
-                found["residual"] = image.square().mean().sqrt().item()
-        if torch.is_tensor(sigma):
-            for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):
-                found["sigma"] = image.square().mean().sqrt().item()
-        return figures
 
     def _write_volumes(self, done):
         title = self.results.title.replace(os.sep, "/")
