@@ -130,6 +130,49 @@ def test_tables_hold_our_methods_by_steps(tiny_run, capsys):
     assert all(r["images"] == "2" and float(r["hf_ratio"]) > 0 for r in lines)
 
 
+def read_rows(path):
+    """(what was run, its figures) of each row; the times are left out."""
+    with open(path, encoding="utf-8") as file:
+        rows = [{k: v for k, v in r.items() if "seconds" not in k} for r in csv.DictReader(file)]
+    texts = ("task", "method", "parameters", "image")
+    return [
+        (
+            [r[k] for k in texts if k in r],
+            pytest.approx({k: float(v) for k, v in r.items() if k not in texts}, abs=1e-3),
+        )
+        for r in rows
+    ]
+
+
+def test_joined_runs_make_the_tables_of_one(tiny_run):
+    both = ("--limit", "2", "--tasks", "sr4", "denoise")
+    assert run(*both, "--methods", "dmps", "ddrm", "--steps", "3", "4") == 0
+    for name, methods, steps in (("a", ("ddrm",), ("3", "4")), ("b", ("dmps",), ("4",))):
+        assert run(*both, "--methods", *methods, "--steps", *steps, "--out", name) == 0
+    last = (*both, "--methods", "dmps", "--steps", "3", "--join", "a", "b", "--out", "c")
+    assert run(*last) == 0
+    assert run(*both, "--methods", "--join", "c", "--out", "d") == 0
+    for name in ("peers", "peers_images"):
+        rows = read_rows(f"out/{name}.csv")
+        for joined in ("c", "d"):
+            again = read_rows(f"{joined}/{name}.csv")
+            assert [r[0] for r in again] == [r[0] for r in rows]
+            assert all(a[1].expected == b[1] for a, b in zip(again, rows, strict=True))
+    assert run("--limit", "1", "--tasks", "denoise", "--methods", "--join", "c", "--out", "e") == 0
+    names = [r[0] for r in read_rows("e/peers_images.csv")]
+    whole = [r[0] for r in read_rows("out/peers_images.csv")]
+    assert names == [name for name in whole if name[0] == "denoise" and name[3] == names[0][3]]
+
+
+def test_joined_runs_have_all_images(tiny_run, capsys):
+    assert run("--limit", "1", "--tasks", "sr4", "--methods", "dmps", "--steps", "3") == 0
+    again = ("--limit", "2", "--tasks", "sr4", "--methods", "--out", "c")
+    assert run(*again, "--join", "out") == 2
+    assert "--join: sr4 dmps steps 3 of out lacks " in capsys.readouterr().err
+    assert run(*again, "--join", "nowhere") == 2
+    assert "--join: cannot read nowhere/peers_images.csv" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,14 +3,17 @@
 All restore the same measurements of the same slices with the same network: every method of
 main.py, and deepinv's DDRM, DiffPIR and DPS through its own interfaces. --out receives peers.md,
 peers.csv and peers_images.csv: PSNR, SSIM, NMSE, the ratio of high-frequency energy to the
-truth's, seconds an image; and frontier.png, PSNR and SSIM against --steps. deepinv is not among
-the requirements: ``pip install deepinv``.
+truth's, seconds an image; and frontier.png, PSNR and SSIM against --steps. --join adds the rows of
+earlier runs that restored the same images, so that one table can be made of several runs. deepinv
+is not among the requirements: ``pip install deepinv``.
 
 deepinv works on images u = (x+1)/2 in [0, 1], where the measurement is (y + A 1)/2 = A u + σ/2 n
 (A 1 is no constant near the edge of a blur). Its methods keep their default parameters.
 """
 
 import argparse
+import csv
+import itertools
 import os
 import sys
 import time
@@ -42,8 +45,22 @@ def parse_args(argv=None):
     )
     add = parser.add_argument
     quality.add_common(add, out="results/peers")
-    add("--methods", nargs="+", choices=(*PEERS, *OWN), default=[*PEERS, *OWN])
+    add(
+        "--methods",
+        nargs="*",
+        choices=(*PEERS, *OWN),
+        default=[*PEERS, *OWN],
+        help="none: only join",
+    )
     add("--steps", nargs="+", type=positive, default=[20], help="network evaluations an image")
+    add(
+        "--join",
+        nargs="+",
+        metavar="FOLDER",
+        default=[],
+        help="the --out of earlier runs with the same prior and seed, whose rows of the chosen "
+        "tasks and images are to stand in the tables, too",
+    )
     return parser.parse_args(argv)
 
 
@@ -178,29 +195,70 @@ def rows_of(task, name, slices, prior, steps, seed):
     return rows
 
 
+def joined_rows(folders, tasks, names):
+    """The rows of earlier runs for these tasks and all of these images, each but once."""
+    rows, keys = {}, ("task", "method", "parameters", "image")
+    for folder in folders:
+        path = os.path.join(folder, "peers_images.csv")
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                found = list(csv.DictReader(file))
+        except OSError as error:
+            raise UserError(f"--join: cannot read {path} ({error.strerror})") from None
+        for r in found:
+            if r["task"] in tasks and r["image"] in names:
+                figures = {k: float(v) for k, v in r.items() if k not in keys}
+                rows.setdefault(tuple(r[k] for k in keys), {k: r[k] for k in keys} | figures)
+    for key, group in itertools.groupby(rows, key=lambda row: row[:3]):
+        missing = names - {image for *_, image in group}
+        if missing:
+            raise UserError(
+                f"--join: {' '.join(key)} of {', '.join(folders)} lacks {', '.join(sorted(missing))}"
+            )
+    return list(rows.values())
+
+
+def in_order(rows, tasks):
+    """Rows sorted as a single run would have written them."""
+    names = [*PEERS, *OWN]
+
+    def place(r):
+        return tasks.index(r["task"]), names.index(r["method"]), int(r["parameters"].split()[1])
+
+    return sorted(rows, key=place)
+
+
 def compare(args):
     """Run everything, rewriting the tables after each part; returns the summary's lines."""
     if not PEERS.keys().isdisjoint(args.methods):
         import_deepinv()
     images = quality.read_images(args)
-    prior = quality.load_prior(args)
-    for steps in args.steps:  # impossible ones are found before anything is computed
+    tasks = list(dict.fromkeys(args.tasks))
+    rows = joined_rows(args.join, tasks, {name for name, _ in images})
+    prior = quality.load_prior(args) if args.methods else None
+    for steps in args.steps if prior else ():  # impossible ones are found before anything else
         space_timesteps(prior.every_t.num_timesteps, steps)
     quality.make_folder(args.out)
     description = quality.describe_setting(args, images, prior, "batch 1")
-    rows = []
-    for task in map(quality.read_task, dict.fromkeys(args.tasks)):
+    if not args.methods:
+        write(args.out, description, in_order(rows, tasks))
+    for task in map(quality.read_task, tasks if args.methods else ()):
         slices = quality.measure(task, images, args.seed)
         for name in dict.fromkeys(args.methods):
-            known = set()  # a measurement may need fewer evaluations than asked for
+            # A measurement may need fewer evaluations than asked for.
+            known = {r["parameters"] for r in rows if (r["task"], r["method"]) == (task.name, name)}
             for steps in args.steps:
                 found = rows_of(task, name, slices, prior, steps, args.seed)
                 if found[0]["parameters"] not in known:
                     known.add(found[0]["parameters"])
                     rows += found
-                quality.write_tables(args.out, description, rows, stem="peers")
-                draw_frontier(os.path.join(args.out, "frontier.png"), quality.summarise(rows))
-    return quality.summarise(rows)
+                write(args.out, description, in_order(rows, tasks))
+    return quality.summarise(in_order(rows, tasks))
+
+
+def write(folder, description, rows):
+    quality.write_tables(folder, description, rows, stem="peers")
+    draw_frontier(os.path.join(folder, "frontier.png"), quality.summarise(rows))
 
 
 def draw_frontier(path, lines):
