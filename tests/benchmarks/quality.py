@@ -3,8 +3,9 @@
 Restores a folder of grey slices with chosen tasks and methods, run from the repository's root.
 --out receives quality.md and quality.csv (PSNR, SSIM, NMSE and the ratio of high-frequency energy
 to the truth's as mean ± standard deviation over the images, seconds an image) and
-quality_images.csv (a row an image). All methods see the same measurements, the ones that main.py draws. A classical method's parameters are those of its grid
-that give the best mean PSNR on these very images, which favours it.
+quality_images.csv (a row an image). All methods see the same measurements, the ones that main.py
+draws. A classical method's parameters are those of its grid that give the best mean PSNR on these
+very images, which favours it.
 
 dmps and spectral are one sample, main.py's own for the same seed, on the schedules of
 --diffusion_config and configs/diffusion_config_fast.yaml; dmps_mean and spectral_mean are the means
