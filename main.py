@@ -204,12 +204,12 @@ class Run:
         restored = self.restoration.restore(self.model, names, images, sigma, on_start, after_step)
         seconds = (time.perf_counter() - start) / len(names)
         rows = len(names) * self.args.num_samples
-        known = self.vanilla or self.restoration.measured
+        has_truth = not (self.vanilla or self.restoration.measured)
         for i, name in enumerate(names):
             line = self.results.add(
                 name,
                 restored.samples[i],
-                None if known else images[i].numpy(),
+                images[i].numpy() if has_truth else None,
                 restored.measurements[i],
                 restored.figures[i],
                 recorder.movie(i * self.args.num_samples, rows) if recorder else [],
