@@ -26,6 +26,7 @@ TASKS = (
 )
 SHOWN = ("colin27_t1_z032", "colin27_t1_z092")
 TABLES = ("comparison.png", "metrics.csv", "summary.json")
+SPREAD = ("--diffusion_config", "configs/diffusion_config_samples.yaml")  # of the posterior
 COLUMNS = 4  # of the samples of the prior, two rows
 PICTURES = {"input": ".png", "recon": ".png", "truth": ".png", "gif": ".gif", "std": ".png"}
 
@@ -71,7 +72,7 @@ def main():
     args.work_dir, args.saved_dir = map(os.path.abspath, (args.work_dir, args.saved_dir))
     galleries = {
         "": ["--record"],
-        "posterior": ["--num_samples", args.num_samples, "--limit", "1"],
+        "posterior": ["--num_samples", args.num_samples, "--limit", "1", *SPREAD],
     }
     for name, arguments in galleries.items():
         for task in TASKS:
