@@ -11,7 +11,7 @@ import torch
 from guided_diffusion.gaussian_diffusion import create_sampler, log_snr_timesteps
 from guided_diffusion.measurements import get_operator
 from guided_diffusion.spectral import Spectral, power_spectrum, start_state, useful_levels
-from tests.conftest import LINEAR, task, write_yaml
+from tests.conftest import LINEAR, SR, task, write_yaml
 from util.errors import UserError
 
 SIZE = 16
@@ -198,7 +198,6 @@ def dct_2d(size):
 
 
 FAST = {**LINEAR, "timestep_respacing": "logsnr3", "start": "auto", "method": "spectral"}
-SR = "tiny/super_resolution/x4/0.05"
 
 
 def recon(out, name, folder=SR):
