@@ -1,8 +1,11 @@
 """The benchmark beside deepinv: its operator, its denoiser, its tables."""
 
 import csv
+import os
+import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -162,6 +165,27 @@ def test_joined_runs_make_the_tables_of_one(tiny_run):
     names = [r[0] for r in read_rows("e/peers_images.csv")]
     whole = [r[0] for r in read_rows("out/peers_images.csv")]
     assert names == [name for name in whole if name[0] == "denoise" and name[3] == names[0][3]]
+
+
+def test_joined_runs_of_one_image_each(tiny_run):
+    """As a long measurement is spread over machines; in any order, several tasks in one run."""
+    images = sorted(os.listdir("images"))
+    for i, name in enumerate(images):
+        os.mkdir(f"only{i}")
+        shutil.copy(os.path.join("images", name), f"only{i}")
+        one = ("--root", f"only{i}", "--methods", "dmps", "--steps", "3", "4", "--out", f"part{i}")
+        assert run("--tasks", "denoise", "sr4", *one) == 0
+    parts = [f"part{i}" for i in range(len(images))]
+    assert run("--tasks", "denoise", "--methods", "--join", *parts[::-1], "--out", "all") == 0
+    with open("all/frontier.md", encoding="utf-8") as file:
+        *_, header, _, three, four = file.read().splitlines()
+    with open("all/peers_images.csv", encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["parameters"] == "steps 3"]
+    assert len(rows) == len(images)
+    assert header == "| method | evaluations | denoise |"
+    means = [np.mean([float(r[key]) for r in rows]) for key in ("psnr", "ssim", "hf_ratio")]
+    assert three == "| dmps | 3 | {:.2f} / {:.3f} / {:.2f} |".format(*means)
+    assert four.startswith("| dmps | 4 | ")
 
 
 def test_joined_runs_have_all_images(tiny_run, capsys):

@@ -3,9 +3,10 @@
 All restore the same measurements of the same slices with the same network: every method of
 main.py, and deepinv's DDRM, DiffPIR and DPS through its own interfaces. --out receives peers.md,
 peers.csv and peers_images.csv: PSNR, SSIM, NMSE, the ratio of high-frequency energy to the
-truth's, seconds an image; and frontier.png, PSNR and SSIM against --steps. --join adds the rows of
-earlier runs that restored the same images, so that one table can be made of several runs. deepinv
-is not among the requirements: ``pip install deepinv``.
+truth's, seconds an image; frontier.md, the first, second and fourth of these with a column a task;
+and frontier.png, PSNR and SSIM against --steps. --join adds the rows of earlier runs that restored
+the same images, so that one table can be made of several runs. deepinv is not among the
+requirements: ``pip install deepinv``.
 
 deepinv works on images u = (x+1)/2 in [0, 1], where the measurement is (y + A 1)/2 = A u + σ/2 n
 (A 1 is no constant near the edge of a blur). Its methods keep their default parameters.
@@ -31,7 +32,7 @@ from guided_diffusion.measurements import Factor, SeparableOperator
 from tests.benchmarks import quality
 from tests.benchmarks.quality import operator_of
 from util.errors import ArgumentParser, UserError
-from util.files import replacing
+from util.files import replacing, replacing_text
 from util.flags import positive
 from util.random import image_generator
 
@@ -48,8 +49,8 @@ def parse_args(argv=None):
     add(
         "--methods",
         nargs="*",
-        choices=(*PEERS, *OWN),
-        default=[*PEERS, *OWN],
+        choices=NAMES,
+        default=NAMES,
         help="none: only join",
     )
     add("--steps", nargs="+", type=positive, default=[20], help="network evaluations an image")
@@ -155,6 +156,7 @@ PEERS = {
     "deepinv_diffpir": deepinv_diffpir,
     "deepinv_dps": deepinv_dps,
 }
+NAMES = (*OWN, *PEERS)  # in the order of the tables
 
 
 def restore_with_peer(name, task, image, prior, steps, seed):
@@ -209,7 +211,7 @@ def joined_rows(folders, tasks, names):
             if r["task"] in tasks and r["image"] in names:
                 figures = {k: float(v) for k, v in r.items() if k not in keys}
                 rows.setdefault(tuple(r[k] for k in keys), {k: r[k] for k in keys} | figures)
-    for key, group in itertools.groupby(rows, key=lambda row: row[:3]):
+    for key, group in itertools.groupby(sorted(rows), key=lambda row: row[:3]):
         missing = names - {image for *_, image in group}
         if missing:
             raise UserError(
@@ -220,10 +222,9 @@ def joined_rows(folders, tasks, names):
 
 def in_order(rows, tasks):
     """Rows sorted as a single run would have written them."""
-    names = [*PEERS, *OWN]
 
     def place(r):
-        return tasks.index(r["task"]), names.index(r["method"]), int(r["parameters"].split()[1])
+        return tasks.index(r["task"]), NAMES.index(r["method"]), evaluations(r)
 
     return sorted(rows, key=place)
 
@@ -258,7 +259,28 @@ def compare(args):
 
 def write(folder, description, rows):
     quality.write_tables(folder, description, rows, stem="peers")
-    draw_frontier(os.path.join(folder, "frontier.png"), quality.summarise(rows))
+    lines = quality.summarise(rows)
+    with replacing_text(os.path.join(folder, "frontier.md")) as file:
+        file.write(f"{description}\n{frontier_table(lines)}")
+    draw_frontier(os.path.join(folder, "frontier.png"), lines)
+
+
+def evaluations(line):
+    """Network evaluations an image, of a row or a line of the summary."""
+    return int(line["parameters"].split()[1])
+
+
+def frontier_table(lines):
+    """Markdown: a row a method and number of evaluations, a column a task."""
+    tasks = list(dict.fromkeys(line["task"] for line in lines))
+    cells = {}
+    for line in lines:
+        figures = "{psnr:.2f} / {ssim:.3f} / {hf_ratio:.2f}".format(**line)
+        cells.setdefault((line["method"], evaluations(line)), {})[line["task"]] = figures
+    order = sorted(cells, key=lambda key: (NAMES.index(key[0]), key[1]))
+    rows = [["method", "evaluations", *tasks], ["---"] * (2 + len(tasks))]
+    rows += [[*map(str, key), *(cells[key].get(task, "") for task in tasks)] for key in order]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def draw_frontier(path, lines):
@@ -271,7 +293,7 @@ def draw_frontier(path, lines):
         column[1].set_xlabel("network evaluations")
         for name in dict.fromkeys(line["method"] for line in lines):
             part = [line for line in lines if (line["task"], line["method"]) == (task, name)]
-            steps = [int(line["parameters"].split()[1]) for line in part]
+            steps = [evaluations(line) for line in part]
             for axis, metric in zip(column, ("psnr", "ssim"), strict=True):
                 values = [line[metric] for line in part]
                 axis.plot(steps, values, marker="o", markersize=3, label=name)
