@@ -12,7 +12,7 @@ import torch
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import GaussianNoise, get_operator
 from tests.benchmarks import peers
-from tests.benchmarks.quality import Prior, Slice, Task
+from tests.benchmarks.comparison import Prior, Slice, Task
 from tests.conftest import LINEAR, rnd
 
 TASKS = [

@@ -29,8 +29,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from guided_diffusion.condition_methods import METHODS
 from guided_diffusion.gaussian_diffusion import space_timesteps
 from guided_diffusion.measurements import Factor, SeparableOperator
-from tests.benchmarks import quality
-from tests.benchmarks.quality import operator_of
+from tests.benchmarks import comparison
+from tests.benchmarks.comparison import operator_of
 from util.errors import ArgumentParser, UserError
 from util.files import replacing, replacing_text
 from util.flags import positive
@@ -45,7 +45,7 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    quality.add_common(add, out="results/peers")
+    comparison.add_common(add, out="results/peers")
     add(
         "--methods",
         nargs="*",
@@ -179,20 +179,20 @@ def restore_with_own(name, task, image, prior, steps, seed):
     respacing = f"logsnr{steps}" if name == "spectral" else steps
     schedule = {**schedule, "timestep_respacing": respacing}
     start = time.perf_counter()
-    x_hat, taken = quality.sample(name, params, schedule, task, [image], 0, prior, seed)
+    x_hat, taken = comparison.sample(name, params, schedule, task, [image], 0, prior, seed)
     return x_hat, time.perf_counter() - start, taken
 
 
 def rows_of(task, name, slices, prior, steps, seed):
     rows = []
-    with quality.progress(task, f"{name} {steps}", len(slices), "image") as bar:
+    with comparison.progress(task, f"{name} {steps}", len(slices), "image") as bar:
         for image in slices:
             if name in PEERS:
                 x_hat, seconds = restore_with_peer(name, task, image, prior, steps, seed)
                 taken = steps
             else:
                 x_hat, seconds, taken = restore_with_own(name, task, image, prior, steps, seed)
-            rows.append(quality.row(task, name, {"steps": taken}, image, x_hat, seconds))
+            rows.append(comparison.row(task, name, {"steps": taken}, image, x_hat, seconds))
             bar.update()
     return rows
 
@@ -233,18 +233,18 @@ def compare(args):
     """Run everything, rewriting the tables after each part; returns the summary's lines."""
     if not PEERS.keys().isdisjoint(args.methods):
         import_deepinv()
-    images = quality.read_images(args)
+    images = comparison.read_images(args)
     tasks = list(dict.fromkeys(args.tasks))
     rows = joined_rows(args.join, tasks, {name for name, _ in images})
-    prior = quality.load_prior(args) if args.methods else None
+    prior = comparison.load_prior(args) if args.methods else None
     for steps in args.steps if prior else ():  # impossible ones are found before anything else
         space_timesteps(prior.every_t.num_timesteps, steps)
-    quality.make_folder(args.out)
-    description = quality.describe_setting(args, images, prior, "batch 1")
+    comparison.make_folder(args.out)
+    description = comparison.describe_setting(args, images, prior, "batch 1")
     if not args.methods:
         write(args.out, description, in_order(rows, tasks))
-    for task in map(quality.read_task, tasks if args.methods else ()):
-        slices = quality.measure(task, images, args.seed)
+    for task in map(comparison.read_task, tasks if args.methods else ()):
+        slices = comparison.measure(task, images, args.seed)
         for name in dict.fromkeys(args.methods):
             # A measurement may need fewer evaluations than asked for.
             known = {r["parameters"] for r in rows if (r["task"], r["method"]) == (task.name, name)}
@@ -254,12 +254,12 @@ def compare(args):
                     known.add(found[0]["parameters"])
                     rows += found
                 write(args.out, description, in_order(rows, tasks))
-    return quality.summarise(in_order(rows, tasks))
+    return comparison.summarise(in_order(rows, tasks))
 
 
 def write(folder, description, rows):
-    quality.write_tables(folder, description, rows, stem="peers")
-    lines = quality.summarise(rows)
+    comparison.write_tables(folder, description, rows, stem="peers")
+    lines = comparison.summarise(rows)
     with replacing_text(os.path.join(folder, "frontier.md")) as file:
         file.write(f"{description}\n{frontier_table(lines)}")
     draw_frontier(os.path.join(folder, "frontier.png"), lines)
@@ -311,7 +311,7 @@ def draw_frontier(path, lines):
 
 
 def main(argv=None):
-    return quality.report(parse_args(argv), compare)
+    return comparison.report(parse_args(argv), compare)
 
 
 if __name__ == "__main__":

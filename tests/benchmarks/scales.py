@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from tests.benchmarks import quality
+from tests.benchmarks import comparison
 from util.errors import ArgumentParser
 from util.files import replacing
 
@@ -26,21 +26,21 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    quality.add_common(add, out="results/scales")
+    comparison.add_common(add, out="results/scales")
     add("--scales", nargs="+", type=float, default=[0.5, 1.0, PUBLISHED, 3.0], help="values of λ")
     return parser.parse_args(argv)
 
 
 def rows_of(task, scale, slices, prior, seed):
     rows, schedule = [], prior.schedules["dmps"]
-    with quality.progress(task, f"λ {scale:g}", len(slices), "image") as bar:
+    with comparison.progress(task, f"λ {scale:g}", len(slices), "image") as bar:
         for image in slices:
             start = time.perf_counter()
-            x_hat, _ = quality.sample(
+            x_hat, _ = comparison.sample(
                 "dmps", {"scale": scale}, schedule, task, [image], 0, prior, seed
             )
             seconds = time.perf_counter() - start
-            rows.append(quality.row(task, "dmps", {"scale": scale}, image, x_hat, seconds))
+            rows.append(comparison.row(task, "dmps", {"scale": scale}, image, x_hat, seconds))
             bar.update()
     return rows
 
@@ -65,24 +65,24 @@ def draw(path, lines):
 
 def compare(args):
     """Run everything, rewriting the tables after each part; returns the summary's lines."""
-    images = quality.read_images(args)
-    prior = quality.load_prior(args)
-    quality.make_folder(args.out)
+    images = comparison.read_images(args)
+    prior = comparison.load_prior(args)
+    comparison.make_folder(args.out)
     steps = prior.schedules["dmps"]["timestep_respacing"]
-    description = quality.describe_setting(args, images, prior, f"{steps} steps")
+    description = comparison.describe_setting(args, images, prior, f"{steps} steps")
     rows = []
-    for task in map(quality.read_task, dict.fromkeys(args.tasks)):
-        slices = quality.measure(task, images, args.seed)
+    for task in map(comparison.read_task, dict.fromkeys(args.tasks)):
+        slices = comparison.measure(task, images, args.seed)
         for scale in sorted(set(args.scales)):
             rows += rows_of(task, scale, slices, prior, args.seed)
-            quality.write_tables(args.out, description, rows, stem="scales")
-    lines = quality.summarise(rows)
+            comparison.write_tables(args.out, description, rows, stem="scales")
+    lines = comparison.summarise(rows)
     draw(os.path.join(args.out, "lambda.png"), lines)
     return lines
 
 
 def main(argv=None):
-    return quality.report(parse_args(argv), compare)
+    return comparison.report(parse_args(argv), compare)
 
 
 if __name__ == "__main__":
