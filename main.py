@@ -34,7 +34,7 @@ from util.results import Results, results_folder
 VANILLA_SAMPLES = 10
 UNSURE = (
     "note: samples of spectral lie closer together than those of the posterior; for an honest "
-    "spread take --method dmps and configs/diffusion_config_samples.yaml"
+    "spread take configs/diffusion_config_samples.yaml"
 )
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
 

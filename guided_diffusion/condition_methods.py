@@ -10,7 +10,7 @@ import math
 import torch
 
 from guided_diffusion.linear_gaussian import gain, gaussian_posterior_mean
-from guided_diffusion.spectral import Spectral
+from guided_diffusion.spectral import Spectral, SpectralSample
 from util.errors import UserError
 
 
@@ -233,6 +233,7 @@ METHODS = {
     "ddnm": DDNM,
     "diffpir": DiffPIR,
     "spectral": Spectral,
+    "spectral_sample": SpectralSample,
     "vanilla": Vanilla,
 }
 # name → the parameters that conditioning.params may set, with their defaults

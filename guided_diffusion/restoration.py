@@ -98,7 +98,7 @@ class Restoration:
             unbiased = correct_rician_bias(y, sigma) if self.rician else y
             known = self._once_a_sample(operator, unbiased, sigma, len(names))
             rows, method = len(y), get_conditioning_method(self.method, *known, **self.params)
-            levels = useful_levels(operator, sigma)
+            levels = useful_levels(operator, sigma, sample=self.method == "spectral_sample")
         diffusion = create_sampler(**self.schedule, levels=levels)
         random = ImageRandom(
             [image_generator(n, k, self.seed) for n in names for k in range(count)]

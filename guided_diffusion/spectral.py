@@ -21,6 +21,7 @@ POWERS = (425, 147, 20, 4.2, 1.0, 0.187, 0.021, 0.0009)
 MEAN_INTENSITY = -0.8
 WIDEST_STD = 3.0  # √r_t above which an image is lost in noise, and steps would be wasted
 FINISH = 0.2  # of the best direction's noise: how far below it the prior goes on cleaning up
+SAMPLE_FINISH = 0.1  # the same, where what the measurement leaves open is to be drawn
 
 
 def dct_matrix(size):
@@ -40,13 +41,14 @@ def power_spectrum(height, width):
     return torch.from_numpy(np.exp(log_power))
 
 
-def useful_levels(operator, sigma):
+def useful_levels(operator, sigma, sample=False):
     """The noise levels √r_t between which a measurement is worth sampling at, (high, low).
 
     Where A sees a direction with singular value s, its measurement is an image with noise σ/s.
     Above the largest of these (or WIDEST_STD, if A is blind to some direction) the measurement
     knows more than a state can; some way below the smallest it adds nothing to what a state holds.
-    For denoising all are σ, and one evaluation of the network is the posterior mean.
+    For denoising all are σ, and one evaluation of the network is the posterior mean; a `sample` of
+    the posterior goes on from there, like everywhere else.
     """
     s = operator.singular_values
     widest, narrowest = (
@@ -55,6 +57,8 @@ def useful_levels(operator, sigma):
     low = narrowest / float(s.max())
     complete = s.numel() == math.prod(operator.in_shape) and bool((s > 0).all())
     high = min(WIDEST_STD, widest / float(s.min())) if complete else WIDEST_STD
+    if sample:
+        return high, SAMPLE_FINISH * low
     return (high, FINISH * low) if high > low else (low, low)
 
 
@@ -112,6 +116,8 @@ class Spectral:
     variance r_{t-1} - P makes the next state as noisy as the network is told.
     """
 
+    spread = -1  # what of P and v goes into the next state's noise
+
     def __init__(self, operator, y, sigma, kappa=2.0):
         self.operator = in_frequencies(operator)
         self.Uty = self.operator.Ut(y)
@@ -138,8 +144,8 @@ class Spectral:
             return x_0, x_0
         P = v * self.sigma**2 / (self.sigma**2 + v * s**2)
         noise = randn_like(x)
-        fresh = self._coloured(noise, (r_prev - v_dct).clamp(min=0).sqrt())
-        seen = (r_prev - P).clamp(min=0).sqrt() * self.operator.Vt(noise)
+        fresh = self._coloured(noise, (r_prev + self.spread * v_dct).clamp(min=0).sqrt())
+        seen = (r_prev + self.spread * P).clamp(min=0).sqrt() * self.operator.Vt(noise)
         change = torch.where(s > 0, seen - self.operator.Vt(fresh), 0.0)
         return math.sqrt(a_prev) * (x_0 + fresh + self.operator.V(change)), x_0
 
@@ -153,3 +159,18 @@ class Spectral:
         _, variance = _inverted(self.operator.singular_values, self.Uty, self.sigma)
         left = (r - variance).clamp(min=1e-6 * r)
         return torch.where(variance <= r, self.sigma**2 * r / left, self.sigma**2).sqrt()
+
+
+class SpectralSample(Spectral):
+    """Draw x_0 from the Gaussian posterior of `Spectral`, then noise of r_{t-1} for the next level.
+
+    The decoupled noise annealing of Zhang et al. 2025 (DAPS, Algorithm 1), with that Gaussian, which
+    knows the spectrum of images and needs no Langevin steps, for p(x_0 | x_t, y). As x_0's own
+    variance P is drawn, too, the states have noise r_{t-1} + P around its mean, and the result is a
+    sample of the posterior: exactly so for Gaussian images of this spectrum, with κ = 1.
+    """
+
+    spread = 1
+
+    def __init__(self, operator, y, sigma, kappa=1.0):
+        super().__init__(operator, y, sigma, kappa)

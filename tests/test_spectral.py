@@ -10,7 +10,14 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import create_sampler, log_snr_timesteps
 from guided_diffusion.measurements import get_operator
-from guided_diffusion.spectral import Spectral, power_spectrum, start_state, useful_levels
+from guided_diffusion.spectral import (
+    MEAN_INTENSITY,
+    Spectral,
+    SpectralSample,
+    power_spectrum,
+    start_state,
+    useful_levels,
+)
 from tests.conftest import LINEAR, SR, task, write_yaml
 from util.errors import UserError
 
@@ -187,6 +194,64 @@ class TestCorrection:
         state, _ = method.step(diffusion, lambda x, t: x_0, x_0, t, lambda x: draws)
         found = (state / math.sqrt(a_prev) - truth).var(dim=0).mean().item()
         assert found == pytest.approx(r_prev, rel=0.1)
+
+
+class TestSample:
+    """Images that are Gaussian with a known spectrum have a known posterior."""
+
+    @staticmethod
+    def draw(operator, y, sigma, S, count):
+        """`count` samples by 40 evaluations of the optimal denoiser, (count, 1, SIZE, SIZE)."""
+        levels = useful_levels(operator, sigma, sample=True)
+        diffusion = create_sampler(
+            **CONFIG, timestep_respacing="logsnr40", start="auto", levels=levels
+        )
+        alpha_bar = dict(zip(diffusion.timestep_map, diffusion.alphas_cumprod, strict=True))
+        basis = dct_2d(SIZE)
+
+        def denoise(x, timesteps):
+            a = alpha_bar[int(timesteps[0])]
+            gain = math.sqrt(a) * S.flatten() / (a * S.flatten() + 1 - a)
+            rest = (x - math.sqrt(a) * MEAN_INTENSITY).flatten(1) @ basis.mT
+            return MEAN_INTENSITY + ((gain * rest) @ basis).reshape(x.shape)
+
+        generator = torch.Generator().manual_seed(3)
+        draws = (lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype))  # fmt: skip
+        y = y.expand(count, *y.shape[1:])
+        x_T = start_state(operator, y, sigma, diffusion, draws(noise(count, 1, SIZE, SIZE)))
+        method = SpectralSample(operator, y, sigma)
+        return diffusion.p_sample_loop(denoise, x_T, method.step, draws)
+
+    @pytest.mark.parametrize(("name", "white"), [("denoise", False), ("denoise", True),
+                                                 ("sr", True), ("gauss", True)])  # fmt: skip
+    def test_its_mean_and_covariance_are_those_of_the_posterior(self, name, white, monkeypatch):
+        """A white spectrum is diagonal in the directions of every operator."""
+        operator, sigma, count = operator_of(name), 0.3, 2000
+        if white:
+            flat = torch.full((SIZE, SIZE), 0.25, dtype=torch.float64)
+            monkeypatch.setattr("guided_diffusion.spectral.power_spectrum", lambda h, w: flat)
+        S = flat if white else power_spectrum(SIZE, SIZE)
+        basis, A = dct_2d(SIZE), matrix_of(operator)
+        prior = basis.mT @ torch.diag(S.flatten()) @ basis
+        truth = MEAN_INTENSITY + (S.sqrt().flatten() * noise(SIZE**2)) @ basis
+        y = A @ truth + sigma * noise(len(A), seed=1)
+        gain = (
+            prior
+            @ A.mT
+            @ torch.linalg.inv(A @ prior @ A.mT + sigma**2 * torch.eye(len(A), dtype=torch.float64))
+        )
+        mean = MEAN_INTENSITY + gain @ (y - MEAN_INTENSITY * A.sum(dim=1))
+        covariance = prior - gain @ A @ prior
+
+        y = y.reshape(1, *operator.out_shape)
+        found = self.draw(operator, y, sigma, S, count).flatten(1)
+        directions = torch.linalg.eigh(covariance)
+        std = directions.eigenvalues.clamp(min=0).sqrt()
+        open_ = std > 0.2 * sigma  # what lies below the last level is left at its mean
+        assert open_.sum() > 20
+        spread = ((found - mean) @ directions.eigenvectors)[:, open_] / std[open_]
+        assert spread.mean(dim=0).square().mean().sqrt() < 0.05  # 0.022 is sampling error
+        assert spread.std(dim=0).mean().item() == pytest.approx(1, abs=0.04)
 
 
 def dct_2d(size):

@@ -41,6 +41,11 @@ TASKS = {
     "gauss": ("mri_deblur_gauss_config.yaml", None),
     "uniform": ("mri_deblur_uniform_config.yaml", None),
 }
+# method → the schedule of configs/ that is its own
+OWN_SCHEDULES = {
+    "spectral": "diffusion_config_fast.yaml",
+    "spectral_sample": "diffusion_config_samples.yaml",
+}
 METRICS = ("psnr", "ssim", "nmse", "hf_ratio", "seconds")
 CALIBRATION = ("in_50", "in_90", "rescale")  # of the means, see util.metrics.calibration
 
@@ -61,7 +66,7 @@ def add_common(add, out):
     add(
         "--diffusion_config",
         default="configs/diffusion_config_100.yaml",
-        help="YAML of the schedule, but for that of spectral",
+        help="YAML of the schedule, but for those of the spectral methods",
     )
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     add("--gpu", type=int, default=0, help="index of the GPU, -1 for the CPU")
@@ -137,10 +142,9 @@ class Prior(NamedTuple):
 def load_prior(args):
     """Load the network."""
     model_config = read_model_config(args.model_config)
-    schedules = {
-        "dmps": read_diffusion_config(args.diffusion_config),
-        "spectral": read_diffusion_config(os.path.join(CONFIGS, "diffusion_config_fast.yaml")),
-    }
+    schedules = {"dmps": read_diffusion_config(args.diffusion_config)}
+    for name, file in OWN_SCHEDULES.items():
+        schedules[name] = read_diffusion_config(os.path.join(CONFIGS, file))
     for schedule in schedules.values():
         schedule.pop("method", None)
     if model_config["in_channels"] != 1 or model_config["class_cond"]:
@@ -168,7 +172,8 @@ def sample(name, params, schedule, task, batch, k, prior, seed):
     y = torch.cat([image.y for image in batch]).to(prior.device)
     sigma = task.noise.sigma
     method = get_conditioning_method(name, operator, y, sigma, **params)
-    diffusion = create_sampler(**schedule, levels=useful_levels(operator, sigma))
+    levels = useful_levels(operator, sigma, sample=name == "spectral_sample")
+    diffusion = create_sampler(**schedule, levels=levels)
     random = ImageRandom([image_generator(image.name, k, seed) for image in batch])
     x_T = random.randn_like(torch.cat([image.truth for image in batch]).to(prior.device))
     if schedule["start"] != "":

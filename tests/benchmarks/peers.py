@@ -175,8 +175,8 @@ def restore_with_peer(name, task, image, prior, steps, seed):
 def restore_with_own(name, task, image, prior, steps, seed):
     """x̂ (1, 1, H, W) in [-1, 1], by a method of main.py, the seconds, and the evaluations."""
     params = {"scale": task.scale} if name == "dmps" else {}
-    schedule = prior.schedules["spectral" if name == "spectral" else "dmps"]
-    respacing = f"logsnr{steps}" if name == "spectral" else steps
+    schedule = prior.schedules.get(name, prior.schedules["dmps"])
+    respacing = f"logsnr{steps}" if name in comparison.OWN_SCHEDULES else steps
     schedule = {**schedule, "timestep_respacing": respacing}
     start = time.perf_counter()
     x_hat, taken = comparison.sample(name, params, schedule, task, [image], 0, prior, seed)

@@ -7,10 +7,10 @@ quality_images.csv (a row an image). All methods see the same measurements, the 
 draws. A classical method's parameters are those of its grid that give the best mean PSNR on these
 very images, which favours it.
 
-dmps and spectral are one sample, main.py's own for the same seed, on the schedules of
---diffusion_config and configs/diffusion_config_fast.yaml; dmps_mean and spectral_mean are the means
-of --num_samples of them, with their calibration; denoiser is a single evaluation of the network, at
-the t whose noise is the measurement's.
+dmps, spectral and spectral_sample are one sample, main.py's own for the same seed, on the schedules
+of --diffusion_config, configs/diffusion_config_fast.yaml and configs/diffusion_config_samples.yaml;
+with _mean, they are the means of --num_samples of them, with their calibration; denoiser is a single
+evaluation of the network, at the t whose noise is the measurement's.
 """
 
 import argparse
@@ -32,10 +32,11 @@ from util.errors import ArgumentParser, UserError
 from util.flags import positive
 from util.metrics import calibration
 
+SAMPLED = ("dmps", *comparison.OWN_SCHEDULES)
 # method of the prior → the operators it is for
 LEARNED = {
     "denoiser": ("denoise",),
-    **{name + mean: OPERATORS for name in ("dmps", "spectral") for mean in ("", "_mean")},
+    **{name + mean: OPERATORS for name in SAMPLED for mean in ("", "_mean")},
 }
 METHODS = {**{name: method.operators for name, method in CLASSICAL.items()}, **LEARNED}
 HOW_TO_INSTALL = "pip install -r tests/requirements.txt, or leave it out of --methods"
@@ -92,7 +93,7 @@ def learned_rows(task, methods, slices, prior, args):
     with comparison.progress(task, " ".join(methods), len(slices), "image") as bar:
         for batch in batches(slices, args.batch_size):
             estimates = [denoiser(task, batch, prior)] if "denoiser" in methods else []
-            for name in ("dmps", "spectral"):
+            for name in SAMPLED:
                 if not {name, f"{name}_mean"}.isdisjoint(methods):
                     estimates += sampled(name, task, methods, batch, prior, args)
             for method, parameters, x_hat, seconds, figures in estimates:
