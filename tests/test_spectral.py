@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import imageio.v3 as iio
 import numpy as np
@@ -290,6 +291,16 @@ class TestRun:
         for name in ("a1", "a2", "a10"):
             first = iio.imread(f"two/{SR}/samples/{name}_0.png").astype(int)
             assert np.abs(first - recon("one", name)).max() <= 1
+
+    def test_samples_of_the_posterior_differ_in_denoising_too(self, tiny_run, capsys):
+        """Where one evaluation would do for the mean."""
+        write_yaml("task.yaml", task({"name": "denoise"}))
+        write_yaml("diffusion.yaml", {**FAST, "method": "spectral_sample"})
+        assert tiny_run("--save_dir", "out", "--num_samples", "3", "--limit", "1") == 0
+        assert "note:" not in capsys.readouterr().err
+        (folder,) = (f for f, _, files in os.walk("out") if "summary.json" in files)
+        std = np.load(f"{folder}/std/a1.npy")
+        assert std.mean() > 0.01
 
     def test_estimated_noise_of_one_image_is_not_its_neighbour_s(self, tiny_run):
         """The estimates decide where each image starts."""
