@@ -168,9 +168,26 @@ class SpectralSample(Spectral):
     knows the spectrum of images and needs no Langevin steps, for p(x_0 | x_t, y). As x_0's own
     variance P is drawn, too, the states have noise r_{t-1} + P around its mean, and the result is a
     sample of the posterior: exactly so for Gaussian images of this spectrum, with κ = 1.
+
+    In denoising y itself is a state of the process, p(x_0 | y) that of the prior from there on, and
+    the plain reverse steps draw from it without any Gaussian.
     """
 
     spread = 1
 
     def __init__(self, operator, y, sigma, kappa=1.0):
         super().__init__(operator, y, sigma, kappa)
+
+    def step(self, diffusion, model, x, t, randn_like):
+        if self._y_is_the_first_state(diffusion):
+            return diffusion.p_sample(model, x, t, randn_like)
+        return super().step(diffusion, model, x, t, randn_like)
+
+    def _y_is_the_first_state(self, diffusion):
+        """Whether y's noise is nearly all of the noise that the first state has, everywhere."""
+        a = diffusion.alphas_cumprod[-1]
+        r = (1 - a) / a
+        s = self.operator.singular_values
+        _, variance = _inverted(s, self.Uty, self.sigma)
+        near = (variance > 0.8 * r) & (variance <= r)
+        return s.numel() == math.prod(self.operator.in_shape) and bool(near.all())
