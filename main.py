@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from data.dataloader import list_items
 from data.volumes import Slice, write_volumes
-from guided_diffusion.condition_methods import METHODS, check_conditioning
+from guided_diffusion.condition_methods import DIFFERENTIATING, METHODS, check_conditioning
 from guided_diffusion.dist_util import (
     checkpoint_digest,
     compile_network,
     pick_device,
     pick_dtype,
+    pick_memory_format,
 )
 from guided_diffusion.ranks import share_out
 from guided_diffusion.restoration import Restoration
@@ -81,7 +82,8 @@ class Run:
 
         dtype = pick_dtype(args.precision, self.device, model_config["use_fp16"])
         self.model = create_model(**{**model_config, "use_fp16": False})
-        self.model.to(self.device, memory_format=torch.channels_last).set_torso_dtype(dtype)
+        layout = pick_memory_format(self.device, method in DIFFERENTIATING)
+        self.model.to(self.device, memory_format=layout).set_torso_dtype(dtype)
         self.model.requires_grad_(False)
         if args.compile:
             compile_network(self.model, self.device)

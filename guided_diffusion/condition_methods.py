@@ -236,6 +236,7 @@ METHODS = {
     "spectral_sample": SpectralSample,
     "vanilla": Vanilla,
 }
+DIFFERENTIATING = ("dps", "pigdm")  # need the gradient through the network
 # name → the parameters that conditioning.params may set, with their defaults
 PARAMETERS = {
     name: {

@@ -21,6 +21,7 @@ from guided_diffusion.dist_util import (
     load_checkpoint,
     load_weights_only,
     native_bf16,
+    pick_memory_format,
     save_checkpoint,
     setup_dist,
 )
@@ -117,9 +118,7 @@ class Trainer:
         self.model = create_model(**{**model_config, "model_path": "", "use_fp16": False})
         if config["init_from"]:
             load_checkpoint(self.model, config["init_from"])
-        # On a CPU the backward pass of group normalisation is 80 times slower in channels_last.
-        cuda = self.device.type == "cuda"
-        layout = torch.channels_last if cuda else torch.contiguous_format
+        layout = pick_memory_format(self.device, differentiated=True)
         self.model.to(self.device, memory_format=layout)
         # parameters() has one order for equal architectures
         self.ema = create_model(**{**model_config, "model_path": "", "use_fp16": False})
