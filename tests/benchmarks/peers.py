@@ -21,6 +21,7 @@ import time
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch.nn.functional import pad
 
@@ -289,6 +290,8 @@ def draw_frontier(path, lines):
     figure = Figure(figsize=(3.2 * len(tasks) + 1.2, 5), layout="constrained", dpi=100)
     axes = figure.subplots(2, len(tasks), squeeze=False, sharex=True)
     for column, task in zip(axes.T, tasks, strict=True):
+        for axis in column:
+            axis.set_prop_cycle(color=colormaps["tab20"].colors)  # more methods than usual colours
         column[0].set_title(task)
         column[1].set_xlabel("network evaluations")
         for name in dict.fromkeys(line["method"] for line in lines):
