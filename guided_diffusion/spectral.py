@@ -179,15 +179,23 @@ class SpectralSample(Spectral):
         super().__init__(operator, y, sigma, kappa)
 
     def step(self, diffusion, model, x, t, randn_like):
-        if self._y_is_the_first_state(diffusion):
+        plain = self._y_is_the_first_state(diffusion)
+        if plain.all():
             return diffusion.p_sample(model, x, t, randn_like)
-        return super().step(diffusion, model, x, t, randn_like)
+        if not plain.any():
+            return super().step(diffusion, model, x, t, randn_like)
+        # Images of different noise: each as it would be alone, from the same draw.
+        noise = randn_like(x) if t > 0 else x
+        free = diffusion.p_sample(model, x, t, lambda _: noise)
+        guided = super().step(diffusion, model, x, t, lambda _: noise)
+        return tuple(torch.where(plain, a, b) for a, b in zip(free, guided, strict=True))
 
     def _y_is_the_first_state(self, diffusion):
-        """Whether y's noise is nearly all of the noise that the first state has, everywhere."""
+        """Whether y's noise is nearly all that the first state has, (N, 1, 1, 1) or (1, 1, 1, 1)."""
         a = diffusion.alphas_cumprod[-1]
         r = (1 - a) / a
         s = self.operator.singular_values
         _, variance = _inverted(s, self.Uty, self.sigma)
         near = (variance > 0.8 * r) & (variance <= r)
-        return s.numel() == math.prod(self.operator.in_shape) and bool(near.all())
+        complete = s.numel() == math.prod(self.operator.in_shape)
+        return (near.reshape(-1, s.numel()).all(dim=1) & complete)[:, None, None, None]

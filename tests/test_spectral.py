@@ -268,6 +268,29 @@ class TestSample:
         assert spread.mean(dim=0).square().mean().sqrt() < 0.05  # 0.022 is sampling error
         assert spread.std(dim=0).mean().item() == pytest.approx(1, abs=within)
 
+    def test_a_neighbour_s_noise_changes_nothing(self):
+        """One image is a state already, by its noise, the other is not."""
+        operator, y = operator_of("denoise"), noise(2, 1, SIZE, SIZE)
+        sigmas = torch.tensor([0.5, 0.1], dtype=torch.float64).reshape(2, 1, 1, 1)
+        levels = useful_levels(operator, 0.5, sample=True)
+        diffusion = create_sampler(
+            **CONFIG, timestep_respacing="logsnr6", start="auto", levels=levels
+        )
+
+        def run(rows):
+            generators = [torch.Generator().manual_seed(i) for i in rows]
+
+            def draws(x):
+                shape = x.shape[1:]
+                return torch.stack([torch.randn(shape, generator=g).to(x) for g in generators])
+
+            sigma = sigmas[rows]
+            x_T = start_state(operator, y[rows], sigma, diffusion, draws(y[rows]))
+            method = SpectralSample(operator, y[rows], sigma)
+            return diffusion.p_sample_loop(lambda x, t: 0.9 * x, x_T, method.step, draws)
+
+        torch.testing.assert_close(run([0, 1]), torch.cat([run([0]), run([1])]))
+
 
 def dct_2d(size):
     """(size², size²): every row a two-dimensional cosine of unit norm."""
