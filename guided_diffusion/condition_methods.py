@@ -237,6 +237,7 @@ METHODS = {
     "vanilla": Vanilla,
 }
 DIFFERENTIATING = ("dps", "pigdm")  # need the gradient through the network
+SAMPLING = ("spectral_sample",)  # of the spectral ones: draw, where one evaluation is the mean
 # name → the parameters that conditioning.params may set, with their defaults
 PARAMETERS = {
     name: {

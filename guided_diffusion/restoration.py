@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from guided_diffusion.condition_methods import get_conditioning_method
+from guided_diffusion.condition_methods import SAMPLING, get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.spectral import start_state, useful_levels
+from util.errors import UserError
 from util.noise_level import correct_rician_bias
 from util.random import ImageRandom, image_generator
 
@@ -19,6 +20,31 @@ class Restored(NamedTuple):
     samples: np.ndarray  # (N, K, C, H, W)
     measurements: list  # (C, h, w) an image; None for samples of the prior
     figures: list  # a dict an image: what is known of it without its truth
+
+
+def begin(method, params, schedule, known, x_T):
+    """What a restoration starts with.
+
+    Args:
+        method, params: a name of `METHODS` and its parameters.
+        schedule: a checked diffusion config, without `method`.
+        known: (operator, y, σ), see `pseudo_likelihood_score`; None for samples of the prior.
+        x_T: (N, C, H, W) standard normal.
+
+    Returns:
+        (diffusion, first state (N, C, H, W), step), see `GaussianDiffusion.p_sample_loop`.
+
+    Raises:
+        UserError: an impossible schedule.
+    """
+    if known is None:
+        return create_sampler(**schedule), x_T, get_conditioning_method(method).step
+    operator, _, sigma = known
+    levels = useful_levels(operator, sigma, sample=method in SAMPLING)
+    diffusion = create_sampler(**schedule, levels=levels)
+    if schedule["start"] != "":
+        x_T = start_state(*known, diffusion, x_T)
+    return diffusion, x_T, get_conditioning_method(method, *known, **params).step
 
 
 class Restoration:
@@ -49,6 +75,10 @@ class Restoration:
             self.noise = get_noise(**task["measurement"]["noise"])
             self.rician = task["measurement"]["noise"]["name"] == "rician"
             self.operator((channels, image_size, image_size))
+        if self.vanilla and schedule["start"] != "":
+            raise UserError(
+                f"diffusion config: start: {schedule['start']} needs a measurement to start from"
+            )
         # A task's own noise level matters to "auto" alone.
         create_sampler(**schedule, levels=None if self.vanilla else (1, 1))
 
@@ -89,26 +119,21 @@ class Restoration:
             `Restored`.
         """
         count, shape = self.num_samples, (self.channels, *self.restored_size(images))
-        levels = y = None
-        if self.vanilla:
-            rows, method = len(names), get_conditioning_method("vanilla")
-        else:
+        rows, known = len(names), None
+        if not self.vanilla:
             operator = self.operator(shape)
             y, sigma = self._measure(operator, names, images, sigma)
             unbiased = correct_rician_bias(y, sigma) if self.rician else y
             known = self._once_a_sample(operator, unbiased, sigma, len(names))
-            rows, method = len(y), get_conditioning_method(self.method, *known, **self.params)
-            levels = useful_levels(operator, sigma, sample=self.method == "spectral_sample")
-        diffusion = create_sampler(**self.schedule, levels=levels)
+            rows = len(y)
         random = ImageRandom(
             [image_generator(n, k, self.seed) for n in names for k in range(count)]
         )
         x_T = random.randn_like(torch.empty(rows * count, *shape, device=self.device))
-        if self.schedule["start"] != "":
-            x_T = start_state(*known, diffusion, x_T)
+        diffusion, x_T, step = begin(self.method, self.params, self.schedule, known, x_T)
         on_start(diffusion.num_timesteps, x_T)
         x_hat = diffusion.p_sample_loop(
-            model, x_T, method.step, random.randn_like, lambda t, x_t, _: after_step(t, x_t)
+            model, x_T, step, random.randn_like, lambda t, x_t, _: after_step(t, x_t)
         )
         samples = x_hat.clamp(-1, 1).float().cpu().reshape(len(names), count, -1, *shape[1:])
         if self.vanilla:

@@ -210,6 +210,17 @@ def test_errors_are_sentences(tiny_run, capsys, arguments, message):
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+def test_a_table_that_cannot_be_written_is_one_sentence(tiny_run, capsys):
+    common = ("--limit", "1", "--tasks", "denoise", "--methods")
+    assert run(*common, "dmps", "--steps", "3") == 0
+    os.makedirs("c/frontier.md")
+    capsys.readouterr()
+    assert run(*common, "--join", "out", "--out", "c") == 2
+    error = capsys.readouterr().err
+    path = os.path.join("c", "frontier.*")
+    assert error.startswith(f"error: --out: cannot write {path} (") and error.count("\n") == 1
+
+
 def test_a_missing_deepinv_is_one_sentence(tiny_run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepinv", None)
     assert run("--methods", "deepinv_ddrm") == 2

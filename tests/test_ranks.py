@@ -20,7 +20,7 @@ import main
 from guided_diffusion import dist_util
 from guided_diffusion.condition_methods import DMPS
 from tests.conftest import LINEAR, REPOSITORY, SR, contents, write_yaml
-from tests.test_volumes import head, write_nifti
+from tests.volume_files import head, write_nifti
 
 ARGUMENTS = ["--model_config", "model.yaml", "--diffusion_config", "diffusion.yaml"]
 ARGUMENTS += ["--task_config", "task.yaml", "--precision", "fp32"]

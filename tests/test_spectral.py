@@ -354,7 +354,8 @@ class TestRun:
         folder = "tiny/denoise/gaussian/auto"
         assert np.array_equal(recon("alone", "a1", folder), recon("all", "a1", folder))
 
-    def test_the_prior_alone_has_nothing_to_start_from(self, tiny_run, capsys):
-        write_yaml("diffusion.yaml", FAST)
+    @pytest.mark.parametrize("start", ["auto", 400])
+    def test_the_prior_alone_has_nothing_to_start_from(self, tiny_run, capsys, start):
+        write_yaml("diffusion.yaml", {**FAST, "start": start})
         assert tiny_run("--save_dir", "out", "--method", "vanilla") == 2
-        assert "start: auto needs a measurement" in capsys.readouterr().err
+        assert f"start: {start} needs a measurement" in capsys.readouterr().err

@@ -1,7 +1,6 @@
-"""NIfTI and DICOM: what is read, shown and written back, and what is refused."""
+"""NIfTI and DICOM: what is read, shown and written back."""
 
 import csv
-import gzip
 import os
 import shutil
 
@@ -11,79 +10,29 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, MRImageStorage, generate_uid
 
-from data.dataloader import list_items, read_picture
+from data.dataloader import read_picture
 from data.volumes import find_scale, write_volumes
 from guided_diffusion.measurements import get_operator
 from tests.conftest import LINEAR, task, write_yaml
+from tests.volume_files import (
+    head,
+    items_of,
+    not_a_number,
+    write_dicom,
+    write_nifti,
+    write_series,
+)
 from util.errors import UserError
 
 DENOISE = "tiny/denoise/gaussian/0.1"
 OBLIQUE = np.array([[0, 0.3, 4.9, 9], [-1.1, 0.1, 0.2, 5], [0.1, 1.2, -1, -7], [0, 0, 0, 1.0]])
 
 
-def head(shape=(32, 32, 3), seed=0):
-    """A smooth positive volume with a bright outlier, in whole numbers up to 900."""
-    axes = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
-    voxels = 300 + 250 * np.sin(axes[0] / 5 + seed) * np.cos(axes[1] / 7) + 10 * axes[2]
-    voxels[0, 0, 0] = 900
-    return np.rint(voxels).astype(np.int16)
-
-
-def write_nifti(path, voxels, affine=None, slope=None):
-    image = nib.Nifti1Image(voxels, np.diag([1, 1, 4, 1.0]) if affine is None else affine)
-    image.set_qform(image.affine, 1)
-    image.header.set_xyzt_units("mm", "sec")
-    image.header["descrip"] = b"a test"
-    if slope:
-        image.header.set_slope_inter(*slope)
-    nib.save(image, path)
-
-
-def write_dicom(path, pixels, place, series="1.2.3", **tags):
-    """One slice; `place` in mm along the normal of an oblique plane."""
-    dataset = Dataset()
-    dataset.SOPClassUID = MRImageStorage
-    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2", series
-    dataset.PatientName, dataset.PatientID, dataset.Modality = "Doe^Jane", "7", "MR"
-    dataset.SeriesDescription, dataset.SeriesNumber = "t1", 4
-    dataset.ImageType = ["ORIGINAL", "PRIMARY", "M"]
-    dataset.ImageOrientationPatient = [0.8, 0.6, 0, 0, 0, -1]
-    dataset.ImagePositionPatient = [10 - 0.6 * place, 20 + 0.8 * place, 30]
-    dataset.PixelSpacing, dataset.SliceThickness = [0.5, 0.75], 3
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated = dataset.BitsStored = 16
-    dataset.HighBit, dataset.PixelRepresentation = 15, 0
-    dataset.PixelData = pixels.astype("<u2").tobytes()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = tags.pop("syntax", ExplicitVRLittleEndian)
-    for keyword, value in tags.items():
-        if value is None:
-            delattr(dataset, keyword)
-        else:
-            setattr(dataset, keyword, value)
-    dataset.save_as(path, enforce_file_format=True)
-
-
-def write_series(folder, voxels, **tags):
-    """(rows, columns, slices); file names run against the positions."""
-    os.makedirs(folder, exist_ok=True)
-    for k in range(voxels.shape[2]):
-        write_dicom(f"{folder}/{9 - k}.dcm", voxels[..., k], 3.0 * k, **tags)
-
-
 def dicom_values(path):
     dataset = pydicom.dcmread(path)
     slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
     return dataset.pixel_array * slope + intercept
-
-
-def items_of(data):
-    return list_items({"measured": False, **data})
 
 
 def write_back(items, folder, enlarge=1):
@@ -417,129 +366,6 @@ def test_a_dicom_run_is_repeatable(tiny_run):
     assert mean.SeriesInstanceUID != other.SeriesInstanceUID
 
 
-def four_dimensions():
-    write_nifti("images/bad.nii", np.stack([head()] * 4, axis=3))
-
-
-def not_a_number():
-    voxels = head().astype(np.float32)
-    voxels[3, 3, 1] = np.nan
-    write_nifti("images/bad.nii", voxels)
-
-
-def lying_header():
-    write_nifti("images/bad.nii", head())
-    with open("images/bad.nii", "r+b") as file:
-        file.seek(42)
-        file.write(np.array([30000, 30000, 30000], "<i2").tobytes())
-
-
-def truncated():
-    write_nifti("whole.nii", head())
-    with open("whole.nii", "rb") as file, gzip.open("images/bad.nii.gz", "wb") as out:
-        out.write(file.read()[:4000])
-
-
-def cut_off():
-    write_nifti("images/bad.nii.gz", np.random.default_rng(0).random((32, 32, 9)))
-    os.truncate("images/bad.nii.gz", 40000)
-
-
-def colours():
-    voxels = np.zeros((8, 8, 3), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
-    nib.save(nib.Nifti1Image(voxels, np.eye(4)), "images/bad.nii")
-
-
-def text():
-    with open("images/bad.nii.gz", "w", encoding="utf-8") as file:
-        file.write("no volume")
-
-
-def series(**tags):
-    def write():
-        write_series("images", head())
-        write_dicom("images/5.dcm", **{"pixels": head()[..., 0], "place": 30, **tags})
-
-    return write
-
-
-def no_dicom():
-    with open("images/bad.dcm", "w", encoding="utf-8") as file:
-        file.write("no image")
-
-
-RGB = np.zeros((32, 32, 3), np.uint8)
-BAD = {
-    "4-D": (four_dimensions, r"bad\.nii: holds 4 volumes \(32×32×3×4\); data\.volume: 0 to 3"),
-    "NaN": (not_a_number, r"bad\.nii: holds values that are not finite"),
-    "constant": (
-        lambda: write_nifti("images/bad.nii", np.full((32, 32, 3), 7, np.int16)),
-        r"bad\.nii: every value is 7",
-    ),
-    "lying header": (lying_header, r"bad\.nii: truncated or damaged"),
-    "truncated": (truncated, r"bad\.nii\.gz: truncated or damaged"),
-    "cut off": (cut_off, r"bad\.nii\.gz: truncated or damaged"),
-    "RGB NIfTI": (colours, r"bad\.nii: holds RGB colours"),
-    "complex": (
-        lambda: write_nifti("images/bad.nii", np.zeros((8, 8, 3), np.complex64)),
-        r"bad\.nii: expected real numbers, found complex64",
-    ),
-    "5-D": (
-        lambda: write_nifti("images/bad.nii", np.zeros((8, 8, 3, 2, 3), np.int16)),
-        r"bad\.nii: .*5 axes, 8×8×3×2×3",
-    ),
-    "no NIfTI": (text, r"bad\.nii\.gz: cannot be read as NIfTI"),
-    "two series": (
-        series(series="1.2.9"),
-        r"images: holds 2 series: 4 \(t1, 1 files, 1\.2\.9\); 4 \(t1, 3",
-    ),
-    "sizes": (series(pixels=head((32, 64, 1))[..., 0]), r"32×32 \(3 files\)"),
-    "RGB": (
-        series(pixels=RGB, SamplesPerPixel=3, PhotometricInterpretation="RGB", BitsAllocated=8),
-        r"5\.dcm: holds colours \(RGB\)",
-    ),
-    "no position": (series(ImagePositionPatient=None), r"5\.dcm: lacks ImagePositionPatient"),
-    "same position": (series(place=3.0), r"show the same slice"),
-    "directions": (
-        series(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
-        r"lie in several directions",
-    ),
-    "frames": (series(NumberOfFrames=2), r"5\.dcm: holds 2 frames"),
-    "no pixels": (series(PixelData=None), r"5\.dcm: its pixels cannot be read"),
-    "few pixels": (series(PixelData=b"\0\0"), r"5\.dcm: its pixels cannot be read"),
-    "no DICOM": (no_dicom, r"bad\.dcm: cannot be read as DICOM"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_volumes_are_one_sentence(tmp_path, monkeypatch, case):
-    """A picture beside them is still read."""
-    monkeypatch.chdir(tmp_path)
-    os.mkdir("images")
-    iio.imwrite("images/a_good.png", np.zeros((32, 32), np.uint8))
-    prepare, says = BAD[case]
-    prepare()
-    items = items_of({"root": "images"})
-    assert items[0].name == "a_good" and items[0].read().shape == (1, 32, 32)
-    bad = items[-1] if case == "no DICOM" else items[1]
-    for _ in range(2):
-        with pytest.raises(UserError, match=says) as error:
-            bad.read()
-        assert "\n" not in str(error.value)
-
-
-def test_a_compressed_series_without_a_decoder_says_what_to_install(tmp_path, monkeypatch):
-    from pydicom.pixels import get_decoder
-
-    monkeypatch.setattr(type(get_decoder(JPEGLSLossless)), "is_available", False)
-    from pydicom.encaps import encapsulate
-
-    write_dicom(tmp_path / "a.dcm", head()[..., 0], 0, syntax=JPEGLSLossless,
-                PixelData=encapsulate([b"\xff\xd8\xff\xd9"]))  # fmt: skip
-    with pytest.raises(UserError, match="compressed as JPEG-LS .*install .*pyjpegls"):
-        items_of({"root": str(tmp_path)})
-
-
 def test_one_volume_of_a_4d_file(tmp_path):
     voxels = np.stack([head(), 2 * head()], axis=3)
     write_nifti(tmp_path / "a.nii.gz", voxels)
@@ -565,22 +391,3 @@ def test_a_bad_volume_among_good_ones_in_a_run(mixed_run, capsys):
     assert errors.count("error: c.nii: holds 4 volumes") == 1
     assert "4 of 8 images could not be restored: bad_z000, bad_z001, bad_z002, c" in errors
     assert os.listdir(f"out/{DENOISE}/volumes") == ["v.nii.gz"]
-
-
-def test_one_file_as_data_root(tiny_run, capsys):
-    write_yaml("task.yaml", task(root="images/a2.png"))
-    assert tiny_run("--save_dir", "out") == 0
-    assert os.listdir("out/tiny/super_resolution/x4/0.05/recon") == ["a2.png"]
-    four_dimensions()
-    write_yaml("task.yaml", task(root="images/bad.nii"))
-    assert tiny_run("--save_dir", "other") == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: bad.nii: holds 4 volumes")
-    assert not os.path.exists("other")
-
-
-def test_volumes_and_pictures_may_not_share_names(tmp_path):
-    write_nifti(tmp_path / "a.nii", head())
-    iio.imwrite(tmp_path / "a_z001.png", np.zeros((8, 8), np.uint8))
-    with pytest.raises(UserError, match=r"a\.nii and a_z001\.png would carry one name"):
-        items_of({"root": str(tmp_path)})

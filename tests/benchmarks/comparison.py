@@ -19,15 +19,11 @@ import torch
 from tqdm import tqdm
 
 from data.dataloader import Picture, check_names, list_images
-from guided_diffusion.condition_methods import (
-    DIFFERENTIATING,
-    check_conditioning,
-    get_conditioning_method,
-)
+from guided_diffusion.condition_methods import DIFFERENTIATING, check_conditioning
 from guided_diffusion.dist_util import pick_device, pick_dtype, pick_memory_format
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.measurements import GaussianNoise, get_noise, get_operator
-from guided_diffusion.spectral import start_state, useful_levels
+from guided_diffusion.restoration import begin
 from guided_diffusion.unet import create_model
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import UserError
@@ -176,15 +172,11 @@ def sample(name, params, schedule, task, batch, k, prior, seed):
     prior.model.to(memory_format=layout)
     operator = operator_of(task, tuple(batch[0].truth.shape[1:]), prior.device)
     y = torch.cat([image.y for image in batch]).to(prior.device)
-    sigma = task.noise.sigma
-    method = get_conditioning_method(name, operator, y, sigma, **params)
-    levels = useful_levels(operator, sigma, sample=name == "spectral_sample")
-    diffusion = create_sampler(**schedule, levels=levels)
     random = ImageRandom([image_generator(image.name, k, seed) for image in batch])
     x_T = random.randn_like(torch.cat([image.truth for image in batch]).to(prior.device))
-    if schedule["start"] != "":
-        x_T = start_state(operator, y, sigma, diffusion, x_T)
-    x_hat = diffusion.p_sample_loop(prior.model, x_T, method.step, random.randn_like)
+    known = (operator, y, task.noise.sigma)
+    diffusion, x_T, step = begin(name, params, schedule, known, x_T)
+    x_hat = diffusion.p_sample_loop(prior.model, x_T, step, random.randn_like)
     return x_hat.clamp(-1, 1).float().cpu(), diffusion.num_timesteps
 
 

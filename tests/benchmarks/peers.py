@@ -260,10 +260,13 @@ def compare(args):
 
 def write(folder, description, rows):
     comparison.write_tables(folder, description, rows, stem="peers")
-    lines = comparison.summarise(rows)
-    with replacing_text(os.path.join(folder, "frontier.md")) as file:
-        file.write(f"{description}\n{frontier_table(lines)}")
-    draw_frontier(os.path.join(folder, "frontier.png"), lines)
+    lines, path = comparison.summarise(rows), os.path.join(folder, "frontier")
+    try:
+        with replacing_text(f"{path}.md") as file:
+            file.write(f"{description}\n{frontier_table(lines)}")
+        draw_frontier(f"{path}.png", lines)
+    except OSError as error:
+        raise UserError(f"--out: cannot write {path}.* ({error.strerror})") from None
 
 
 def evaluations(line):
