@@ -11,7 +11,7 @@ from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.spectral import start_state, useful_levels
 from util.errors import UserError
 from util.noise_level import correct_rician_bias
-from util.random import ImageRandom, image_generator
+from util.random import ImageRandom, image_generator, sample_random
 
 
 class Restored(NamedTuple):
@@ -126,9 +126,7 @@ class Restoration:
             unbiased = correct_rician_bias(y, sigma) if self.rician else y
             known = self._once_a_sample(operator, unbiased, sigma, len(names))
             rows = len(y)
-        random = ImageRandom(
-            [image_generator(n, k, self.seed) for n in names for k in range(count)]
-        )
+        random = sample_random(names, range(count), self.seed)
         x_T = random.randn_like(torch.empty(rows * count, *shape, device=self.device))
         diffusion, x_T, step = begin(self.method, self.params, self.schedule, known, x_T)
         on_start(diffusion.num_timesteps, x_T)

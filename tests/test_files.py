@@ -15,7 +15,7 @@ from util.errors import UserError
 from util.files import replacing
 from util.image_files import Recorder, to_uint8, write_comparison, write_gif, write_mp4, write_png
 from util.metrics import image_metrics
-from util.random import ImageRandom, image_generator
+from util.random import ImageRandom, image_generator, sample_random
 
 
 def ramp(dtype, channels=None):
@@ -252,6 +252,21 @@ def test_random_numbers_belong_to_image_sample_and_seed():
     together = pair.randn_like(torch.zeros(4, 1, 3, 3))  # two contrasts an image
     alone = ImageRandom([image_generator("b", 0, 0)]).randn_like(torch.zeros(2, 1, 3, 3))
     assert torch.equal(together[2:], alone)
+
+
+def test_an_odd_sample_mirrors_the_even_one_before_it():
+    def draws(names, samples):
+        random = sample_random(names, samples, 5)
+        return [random.randn_like(torch.zeros(len(names) * len(samples), 1, 3, 3)) for _ in "12"]
+
+    for step, found in enumerate(draws("ab", range(5))):
+        a = found[:5]
+        assert torch.equal(a[0], -a[1]) and torch.equal(a[2], -a[3])
+        assert not torch.equal(a[0].abs(), a[2].abs()) and not torch.equal(a[2].abs(), a[4].abs())
+        assert not torch.equal(a[0].abs(), found[5].abs())  # another image
+        assert torch.equal(found[8:9], draws("b", [3])[step])  # alone as among others
+    plain = ImageRandom([image_generator("a", 0, 5)]).randn_like(torch.zeros(1, 1, 3, 3))
+    assert torch.equal(draws("a", [0])[0], plain)
 
 
 def test_yaml_types(tmp_path):

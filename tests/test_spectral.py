@@ -21,6 +21,7 @@ from guided_diffusion.spectral import (
 )
 from tests.conftest import LINEAR, SR, task, write_yaml
 from util.errors import UserError
+from util.random import sample_random
 
 SIZE = 16
 OPERATORS = {
@@ -201,7 +202,7 @@ class TestSample:
     """Images that are Gaussian with a known spectrum have a known posterior."""
 
     @staticmethod
-    def draw(operator, y, sigma, S, count, start):
+    def draw(operator, y, sigma, S, count, start, draws):
         """`count` samples by 40 evaluations of the optimal denoiser, (count, 1, SIZE, SIZE)."""
         levels = useful_levels(operator, sigma, sample=True)
         diffusion = create_sampler(
@@ -216,11 +217,6 @@ class TestSample:
             rest = (x - math.sqrt(a) * MEAN_INTENSITY).flatten(1) @ basis.mT
             return MEAN_INTENSITY + ((gain * rest) @ basis).reshape(x.shape)
 
-        generator = torch.Generator().manual_seed(3)
-
-        def draws(x):
-            return torch.randn(x.shape, generator=generator, dtype=x.dtype)
-
         y = y.expand(count, *y.shape[1:])
         x_T = draws(noise(count, 1, SIZE, SIZE))
         if start == "auto":
@@ -228,20 +224,13 @@ class TestSample:
         method = SpectralSample(operator, y, sigma)
         return diffusion.p_sample_loop(denoise, x_T, method.step, draws)
 
-    @pytest.mark.parametrize(
-        ("name", "white", "start", "within"),
-        [
-            ("denoise", False, "", 0.04),
-            ("denoise", False, "auto", 0.1),  # y itself, and as exact as the reverse steps are
-            ("sr", True, "auto", 0.04),
-            ("gauss", True, "auto", 0.04),
-        ],
-    )
-    def test_its_mean_and_covariance_are_those_of_the_posterior(
-        self, name, white, start, within, monkeypatch
-    ):
-        """A white spectrum is diagonal in the directions of every operator."""
-        operator, sigma, count = operator_of(name), 0.3, 2000
+    @staticmethod
+    def problem(name, white, sigma, monkeypatch):
+        """(operator, y, S, mean and covariance of the posterior) of an image of spectrum S.
+
+        A white spectrum is diagonal in the directions of every operator.
+        """
+        operator = operator_of(name)
         if white:
             flat = torch.full((SIZE, SIZE), 0.25, dtype=torch.float64)
             monkeypatch.setattr("guided_diffusion.spectral.power_spectrum", lambda h, w: flat)
@@ -256,10 +245,28 @@ class TestSample:
             @ torch.linalg.inv(A @ prior @ A.mT + sigma**2 * torch.eye(len(A), dtype=torch.float64))
         )
         mean = MEAN_INTENSITY + gain @ (y - MEAN_INTENSITY * A.sum(dim=1))
-        covariance = prior - gain @ A @ prior
+        return operator, y.reshape(1, *operator.out_shape), S, mean, prior - gain @ A @ prior
 
-        y = y.reshape(1, *operator.out_shape)
-        found = self.draw(operator, y, sigma, S, count, start).flatten(1)
+    @pytest.mark.parametrize(
+        ("name", "white", "start", "within"),
+        [
+            ("denoise", False, "", 0.04),
+            ("denoise", False, "auto", 0.1),  # y itself, and as exact as the reverse steps are
+            ("sr", True, "auto", 0.04),
+            ("gauss", True, "auto", 0.04),
+        ],
+    )
+    def test_its_mean_and_covariance_are_those_of_the_posterior(
+        self, name, white, start, within, monkeypatch
+    ):
+        sigma = 0.3
+        operator, y, S, mean, covariance = self.problem(name, white, sigma, monkeypatch)
+        generator = torch.Generator().manual_seed(3)
+
+        def draws(x):
+            return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+        found = self.draw(operator, y, sigma, S, 2000, start, draws).flatten(1)
         directions = torch.linalg.eigh(covariance)
         std = directions.eigenvalues.clamp(min=0).sqrt()
         open_ = std > 0.2 * sigma  # what lies below the last level is left at its mean
@@ -267,6 +274,26 @@ class TestSample:
         spread = ((found - mean) @ directions.eigenvectors)[:, open_] / std[open_]
         assert spread.mean(dim=0).square().mean().sqrt() < 0.05  # 0.022 is sampling error
         assert spread.std(dim=0).mean().item() == pytest.approx(1, abs=within)
+
+    @pytest.mark.parametrize(
+        ("name", "white", "start"),
+        [("denoise", False, ""), ("sr", True, "auto"), ("gauss", True, "auto")],
+    )
+    def test_the_mean_of_two_mirrored_samples_is_the_posterior_s(
+        self, name, white, start, monkeypatch
+    ):
+        """A Gaussian's denoiser is linear, so that of their noise nothing is left."""
+        sigma = 0.3
+        operator, y, S, mean, covariance = self.problem(name, white, sigma, monkeypatch)
+        random = sample_random(["x"], range(2), seed=0)
+
+        def draws(x):
+            return random.randn_like(x).to(x)
+
+        first, second = self.draw(operator, y, sigma, S, 2, start, draws).flatten(1)
+        rms = covariance.diagonal().mean().sqrt()
+        assert (first - mean).square().mean().sqrt() > 0.5 * rms
+        assert ((first + second) / 2 - mean).square().mean().sqrt() < 0.02 * rms
 
     def test_a_neighbour_s_noise_changes_nothing(self):
         """One image is a state already, by its noise, the other is not."""

@@ -15,20 +15,44 @@ def image_generator(name, sample, seed):
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def sample_random(names, samples, seed):
+    """The random numbers of these samples of every image, image by image.
+
+    An odd sample mirrors the even one before it: it draws the same numbers with the other sign
+    (antithetic variates, Hammersley & Morton 1956). Each of the two is as normal as the other, and
+    what a sampler makes of the noise cancels in their mean, as far as it is linear.
+
+    Args:
+        names: of the images.
+        samples: indices.
+
+    Returns:
+        `ImageRandom` of len(names)·len(samples) generators.
+    """
+    pairs = [(name, k) for name in names for k in samples]
+    generators = [image_generator(name, k - k % 2, seed) for name, k in pairs]
+    return ImageRandom(generators, mirrored=[k % 2 == 1 for _, k in pairs])
+
+
 class ImageRandom:
     """Random tensors for a batch; each image's rows come from its own generator.
 
     A tensor of more rows than there are generators holds that many rows an image: the contrasts
     of a composite that are restored side by side.
+
+    Args:
+        mirrored: for each generator whether its normal numbers change their sign; by default none.
     """
 
-    def __init__(self, generators):
+    def __init__(self, generators, mirrored=None):
         self.generators = generators
+        self.signs = [-1 if m else 1 for m in mirrored or [False] * len(generators)]
 
     def randn_like(self, x):
         """Standard normal noise of x's shape, dtype float32, on x's device."""
         shape = (len(x) // len(self.generators), *x.shape[1:])
-        rows = [torch.randn(shape, generator=g) for g in self.generators]
+        drawn = zip(self.generators, self.signs, strict=True)
+        rows = [sign * torch.randn(shape, generator=g) for g, sign in drawn]
         return torch.cat(rows).to(x.device, non_blocking=True)
 
     def poisson(self, rate):

@@ -30,7 +30,7 @@ from util.errors import UserError
 from util.files import replacing_text
 from util.flags import positive
 from util.metrics import high_frequency_ratio, image_metrics
-from util.random import ImageRandom, image_generator
+from util.random import ImageRandom, image_generator, sample_random
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs")
 # task → its file in configs/, and a σ that replaces the file's
@@ -172,7 +172,7 @@ def sample(name, params, schedule, task, batch, k, prior, seed):
     prior.model.to(memory_format=layout)
     operator = operator_of(task, tuple(batch[0].truth.shape[1:]), prior.device)
     y = torch.cat([image.y for image in batch]).to(prior.device)
-    random = ImageRandom([image_generator(image.name, k, seed) for image in batch])
+    random = sample_random([image.name for image in batch], [k], seed)
     x_T = random.randn_like(torch.cat([image.truth for image in batch]).to(prior.device))
     known = (operator, y, task.noise.sigma)
     diffusion, x_T, step = begin(name, params, schedule, known, x_T)
