@@ -14,12 +14,12 @@ class TrainingCrops(Dataset):
     """An endless, shuffled stream of augmented crops; item n is always the same for one seed.
 
     Items are (x_0, t, noise): (C, crop, crop) float32 in [-1, 1], the timestep to train it at,
-    and the noise to add. Because n alone decides them, training resumes exactly where it
-    stopped, and several processes draw together what one would.
+    drawn with the given `probabilities`, and the noise to add. Because n alone decides them,
+    training resumes exactly where it stopped, and several processes draw together what one would.
     """
 
-    def __init__(self, paths, channels, timesteps, crop_size, flip, augment, seed):
-        self.timesteps = timesteps
+    def __init__(self, paths, channels, probabilities, crop_size, flip, augment, seed):
+        self.probabilities = probabilities
         self.paths = paths
         self.channels = channels
         self.crop_size = crop_size
@@ -37,7 +37,7 @@ class TrainingCrops(Dataset):
             image = image[..., ::-1]
         if rng.random() < self.augment:
             image = change_contrast(image, rng)
-        t = rng.integers(self.timesteps)
+        t = rng.choice(len(self.probabilities), p=self.probabilities)
         noise = rng.standard_normal(image.shape, dtype=np.float32)
         return torch.from_numpy(np.ascontiguousarray(image)), t, torch.from_numpy(noise)
 

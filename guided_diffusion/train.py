@@ -26,7 +26,7 @@ from guided_diffusion.dist_util import (
     setup_dist,
 )
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.losses import loss_weights, training_loss
+from guided_diffusion.losses import loss_weights, timestep_probabilities, training_loss
 from guided_diffusion.unet import create_model
 from util.config import (
     REQUIRED,
@@ -56,6 +56,7 @@ TRAIN_SCHEMA = {
     "ema_decay": (float, 0.999),
     "loss_weighting": (str, "uniform"),
     "min_snr_gamma": (float, 5.0),
+    "timestep_sampling": (str, "uniform"),
     "compile": (bool, False),
     "seed": (int, 0),
     "log_steps": (int, 25),
@@ -143,7 +144,7 @@ class Trainer:
         self.crops = TrainingCrops(
             list_images(args.data_dir, "--data_dir"),
             channels,
-            self.diffusion.num_timesteps,
+            timestep_probabilities(config["timestep_sampling"], self.diffusion.alphas_cumprod),
             config["crop_size"],
             config["flip"],
             config["augment"],

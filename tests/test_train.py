@@ -10,6 +10,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from data.crops import TrainingCrops, change_contrast
 from guided_diffusion.dist_util import read_checkpoint
@@ -17,6 +18,7 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.losses import (
     discretized_gaussian_nll,
     loss_weights,
+    timestep_probabilities,
     training_loss,
     variational_term,
 )
@@ -157,6 +159,10 @@ def test_two_processes_train_what_one_would(folder, launcher):
         (["--set", "crop_size=15"], "multiples of 2"),
         (["--set", "crop_size=64"], "smaller than crop_size 64"),
         (["--set", "loss_weighting=none"], "loss_weighting"),
+        (
+            ["--set", "timestep_sampling=log"],
+            "timestep_sampling: expected one of uniform, lognormal",
+        ),
         (["--set", "max_steps=0"], "max_minutes"),
         (["--set", "steps=3"], "unknown key 'steps'"),
         (["--set", "augment"], "KEY=VALUE"),
@@ -178,7 +184,13 @@ def test_another_recipe_does_not_overwrite_a_run(folder, capsys):
 
 def test_crops_are_decided_by_their_index_and_cover_every_file(folder):
     crops = TrainingCrops(
-        [f"train/{i}.png" for i in range(7)], 1, 1000, 24, flip=False, augment=0.0, seed=3
+        [f"train/{i}.png" for i in range(7)],
+        channels=1,
+        probabilities=np.full(1000, 1e-3),
+        crop_size=24,
+        flip=False,
+        augment=0.0,
+        seed=3,
     )
     first, again = crops[5], crops[5]
     assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, again))
@@ -193,6 +205,28 @@ def test_crops_are_decided_by_their_index_and_cover_every_file(folder):
     epochs = [[which(crops[7 * e + i][0]) for i in range(7)] for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(7))
     assert epochs[0] != epochs[1]
+
+
+def test_timesteps_are_drawn_with_their_probabilities(folder):
+    def drawn(probabilities):
+        crops = TrainingCrops(["train/0.png"], 1, probabilities, 8, False, 0.0, seed=1)
+        return np.bincount([crops[n][1] for n in range(400)], minlength=3) / 400
+
+    assert drawn([0.2, 0.0, 0.8]) == pytest.approx([0.2, 0, 0.8], abs=0.06)
+
+
+def test_lognormal_timesteps():
+    """Nine in ten follow the normal distribution of ln √r, one the uniform one of t."""
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    found = timestep_probabilities("lognormal", alpha_bar)
+    level = np.log(np.sqrt(1 / alpha_bar - 1))
+    assert found.sum() == pytest.approx(1)
+    for below in (-2.4, -1.2, 0.0, 2.0):
+        seen = level < below
+        known = stats.norm.cdf([below, level[0]], -1.2, 1.2)
+        expected = 0.9 * (known[0] - known[1]) / (1 - known[1]) + 0.1 * seen.mean()
+        assert found[seen].sum() == pytest.approx(expected, abs=0.01)
+    assert timestep_probabilities("uniform", alpha_bar) == pytest.approx(1e-3)
 
 
 def test_contrast_changes_stay_in_range_and_keep_air_black():
