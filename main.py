@@ -210,6 +210,7 @@ class Run:
         for i, name in enumerate(names):
             line = self.results.add(
                 name,
+                restored.means[i],
                 restored.samples[i],
                 images[i].numpy() if has_truth else None,
                 restored.measurements[i],

@@ -18,6 +18,7 @@ class Restored(NamedTuple):
     """N images of K samples each, on the CPU, in [-1, 1]."""
 
     samples: np.ndarray  # (N, K, C, H, W)
+    means: np.ndarray  # (N, C, H, W), of the samples as they were before they were cut to [-1, 1]
     measurements: list  # (C, h, w) an image; None for samples of the prior
     figures: list  # a dict an image: what is known of it without its truth
 
@@ -133,12 +134,15 @@ class Restoration:
         x_hat = diffusion.p_sample_loop(
             model, x_T, step, random.randn_like, lambda t, x_t, _: after_step(t, x_t)
         )
-        samples = x_hat.clamp(-1, 1).float().cpu().reshape(len(names), count, -1, *shape[1:])
+        x_hat = x_hat.float().cpu().reshape(len(names), count, -1, *shape[1:])
+        # Cut before, the noise that samples have about black would brighten their mean.
+        means = x_hat.mean(dim=1).clamp(-1, 1)
+        found = x_hat.clamp(-1, 1).numpy(), means.numpy()
         if self.vanilla:
-            return Restored(samples.numpy(), [None] * len(names), [{} for _ in names])
-        figures = self._figures(operator, unbiased, sigma, samples)
+            return Restored(*found, [None] * len(names), [{} for _ in names])
+        figures = self._figures(operator, unbiased, sigma, means)
         measurements = y.cpu().reshape(len(names), -1, *y.shape[2:]).numpy()
-        return Restored(samples.numpy(), list(measurements), figures)
+        return Restored(*found, list(measurements), figures)
 
     def _measure(self, operator, names, images, sigma):
         """y (rows, *out_shape), as it is or A x + n, n drawn once an image; and its σ.
@@ -164,11 +168,11 @@ class Restoration:
 
         return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
 
-    def _figures(self, operator, y, sigma, samples):
+    def _figures(self, operator, y, sigma, means):
         """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
-        figures = [{} for _ in samples]
+        figures = [{} for _ in means]
         if torch.is_tensor(sigma) or sigma > 0:
-            x_hat = samples.mean(dim=1).reshape(-1, *operator.in_shape).to(self.device)
+            x_hat = means.reshape(-1, *operator.in_shape).to(self.device)
             residual = (y - operator.forward(x_hat)) / sigma
             for found, image in zip(figures, residual.chunk(len(figures)), strict=True):
                 found["residual"] = image.square().mean().sqrt().item()

@@ -191,11 +191,12 @@ class Results:
         os.makedirs(folder, exist_ok=True)
         return os.path.join(folder, name)
 
-    def add(self, name, samples, truth, y, figures, frames, seconds, gif, mp4):
+    def add(self, name, mean, samples, truth, y, figures, frames, seconds, gif, mp4):
         """Write an image's files, and last its row of metrics.csv, which says that it is done.
 
         Args:
-            samples: (K, C, H, W) in [-1, 1], the posterior samples; recon/ gets their mean.
+            mean: (C, H, W) in [-1, 1], for recon/.
+            samples: (K, C, H, W) in [-1, 1], the posterior samples, K of which it is the mean.
             truth, y: (C, H, W) and the measurement; truth is None for a measured image, and both
                 are for a sample of the prior.
             figures: what is known without a truth, "residual" and "sigma".
@@ -205,8 +206,7 @@ class Results:
         Returns:
             One line for the terminal.
         """
-        mean, row, png = samples.mean(axis=0), {}, f"{name}.png"
-        line = []
+        row, line, png = {}, [], f"{name}.png"
         write_png(self.path("recon", png), mean)
         if self._keeps_floats(name):
             folder, end = self.items[name].floats

@@ -166,7 +166,7 @@ def sample(name, params, schedule, task, batch, k, prior, seed):
     """Sample k of a batch by a method of main.py, as main.py draws it.
 
     Returns:
-        (x_hat (N, 1, H, W) in [-1, 1], network evaluations).
+        (x_hat (N, 1, H, W), not yet cut to [-1, 1], network evaluations).
     """
     layout = pick_memory_format(prior.device, name in DIFFERENTIATING)
     prior.model.to(memory_format=layout)
@@ -177,12 +177,12 @@ def sample(name, params, schedule, task, batch, k, prior, seed):
     known = (operator, y, task.noise.sigma)
     diffusion, x_T, step = begin(name, params, schedule, known, x_T)
     x_hat = diffusion.p_sample_loop(prior.model, x_T, step, random.randn_like)
-    return x_hat.clamp(-1, 1).float().cpu(), diffusion.num_timesteps
+    return x_hat.float().cpu(), diffusion.num_timesteps
 
 
 def row(task, method, parameters, image, x_hat, seconds):
-    """One image's line of quality_images.csv; x_hat is (1, 1, H, W)."""
-    x, truth = x_hat[0].numpy(), image.truth[0].numpy()
+    """One image's line of quality_images.csv; x_hat, (1, 1, H, W), is cut to [-1, 1]."""
+    x, truth = x_hat[0].clamp(-1, 1).numpy(), image.truth[0].numpy()
     return {
         "task": task.name,
         "method": method,

@@ -178,7 +178,8 @@ def restore_with_own(name, task, image, prior, steps, seed):
     params = {"scale": task.scale} if name == "dmps" else {}
     schedule = prior.schedules.get(name, prior.schedules["dmps"])
     respacing = f"logsnr{steps}" if name in comparison.OWN_SCHEDULES else steps
-    schedule = {**schedule, "timestep_respacing": respacing}
+    clip = prior.schedules["dmps"]["clip_denoised"]  # one for all methods
+    schedule = {**schedule, "timestep_respacing": respacing, "clip_denoised": clip}
     start = time.perf_counter()
     x_hat, taken = comparison.sample(name, params, schedule, task, [image], 0, prior, seed)
     return x_hat, time.perf_counter() - start, taken
