@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from tests.conftest import REPOSITORY, task, write_yaml
 
 SR = "out/tiny/super_resolution/x4/0.05"
@@ -185,6 +186,17 @@ def test_samples_their_mean_and_their_spread(tiny_run, capsys):
         row = list(csv.DictReader(file))[1]
     assert float(row["psnr"]) > float(row["sample_psnr"])  # the mean is closer than a sample
     assert "PSNR of one sample" in capsys.readouterr().out
+
+
+def test_the_mean_is_of_samples_that_are_not_yet_cut_to_the_range(tiny_run, monkeypatch):
+    def loop(self, model, x_T, *rest):
+        return torch.tensor([-1.4, -0.8]).reshape(2, 1, 1, 1).expand_as(x_T)
+
+    monkeypatch.setattr(GaussianDiffusion, "p_sample_loop", loop)
+    assert tiny_run("--save_dir", "out", "--limit", "1", "--num_samples", "2") == 0
+    assert (pixels(f"{SR}/samples/a1_0.png") == 0).all()
+    assert (pixels(f"{SR}/samples/a1_1.png") == 25).all()
+    assert (pixels(f"{SR}/recon/a1.png") == 0).all()  # -1.1, not -0.9
 
 
 @pytest.mark.parametrize("method", ["dps", "ddrm", "pigdm", "ddnm", "diffpir"])
