@@ -196,7 +196,7 @@ class Results:
 
         Args:
             mean: (C, H, W) in [-1, 1], for recon/.
-            samples: (K, C, H, W) in [-1, 1], the posterior samples, K of which it is the mean.
+            samples: (K, C, H, W) in [-1, 1], the posterior samples.
             truth, y: (C, H, W) and the measurement; truth is None for a measured image, and both
                 are for a sample of the prior.
             figures: what is known without a truth, "residual" and "sigma".
