@@ -11,9 +11,10 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import GaussianNoise, get_operator
-from tests.benchmarks import peers
-from tests.benchmarks.comparison import Prior, Slice, Task
+from tests.benchmarks import comparison, peers
+from tests.benchmarks.comparison import CONFIGS, OWN_SCHEDULES, Prior, Slice, Task
 from tests.conftest import LINEAR, rnd
+from util.config import read_diffusion_config
 
 TASKS = [
     {"name": "denoise"},
@@ -85,6 +86,24 @@ def test_the_denoiser_is_the_posterior_mean(deepinv, level):
     expected = (STD**2 * x + noise * MU) / (STD**2 + noise)
     restored = 2 * peers.denoiser_of(gaussian_prior())(u, sigma) - 1
     assert torch.allclose(restored, expected, atol=0.02)  # the t of nearest noise
+
+
+def test_all_own_methods_clip_alike(monkeypatch):
+    """The shipped files of few steps do not clip, the published schedule does."""
+    configs = {n: read_diffusion_config(f"{CONFIGS}/{f}") for n, f in OWN_SCHEDULES.items()}
+    assert not any(config["clip_denoised"] for config in configs.values())
+    prior = gaussian_prior()._replace(schedules={"dmps": {"clip_denoised": True}, **configs})
+    clipped = []
+
+    def sample(name, params, schedule, *rest):
+        clipped.append(schedule["clip_denoised"])
+        return None, 20
+
+    monkeypatch.setattr(comparison, "sample", sample)
+    task = Task("", {"name": "denoise"}, GaussianNoise(SIGMA), 1.0)
+    for name in peers.OWN:
+        peers.restore_with_own(name, task, None, prior, 20, 0)
+    assert clipped == [True] * len(peers.OWN)
 
 
 @pytest.mark.parametrize("name", peers.PEERS)

@@ -5,7 +5,8 @@ main.py, and deepinv's DDRM, DiffPIR and DPS through its own interfaces. --out r
 peers.csv and peers_images.csv: PSNR, SSIM, NMSE, the ratio of high-frequency energy to the
 truth's, seconds an image; frontier.md, the first, second and fourth of these with a column a task;
 and frontier.png, PSNR and SSIM against --steps. --join adds the rows of earlier runs that restored
-the same images, so that one table can be made of several runs. deepinv is not among the
+the same images, so that one table can be made of several runs. Whether x̂_0 is clipped is for all of
+main.py's methods what --diffusion_config says, the published way by default. deepinv is not among the
 requirements: ``pip install deepinv``.
 
 deepinv works on images u = (x+1)/2 in [0, 1], where the measurement is (y + A 1)/2 = A u + σ/2 n
@@ -178,7 +179,7 @@ def restore_with_own(name, task, image, prior, steps, seed):
     params = {"scale": task.scale} if name == "dmps" else {}
     schedule = prior.schedules.get(name, prior.schedules["dmps"])
     respacing = f"logsnr{steps}" if name in comparison.OWN_SCHEDULES else steps
-    clip = prior.schedules["dmps"]["clip_denoised"]  # one for all methods
+    clip = prior.schedules["dmps"]["clip_denoised"]
     schedule = {**schedule, "timestep_respacing": respacing, "clip_denoised": clip}
     start = time.perf_counter()
     x_hat, taken = comparison.sample(name, params, schedule, task, [image], 0, prior, seed)
