@@ -89,11 +89,11 @@ def test_the_denoiser_is_the_posterior_mean(deepinv, level):
 
 
 def test_all_own_methods_clip_alike(monkeypatch):
-    """The shipped files of few steps do not clip, the published schedule does."""
-    configs = {n: read_diffusion_config(f"{CONFIGS}/{f}") for n, f in OWN_SCHEDULES.items()}
+    """As published, or none of them, though the shipped files of few steps do not clip."""
+    files = {"dmps": "diffusion_config_100.yaml", **OWN_SCHEDULES}
+    configs = {name: read_diffusion_config(f"{CONFIGS}/{file}") for name, file in files.items()}
     assert not any(config["clip_denoised"] for config in configs.values())
-    prior = gaussian_prior()._replace(schedules={"dmps": {"clip_denoised": True}, **configs})
-    clipped = []
+    prior, clipped = gaussian_prior()._replace(schedules=configs), []
 
     def sample(name, params, schedule, *rest):
         clipped.append(schedule["clip_denoised"])
@@ -101,9 +101,10 @@ def test_all_own_methods_clip_alike(monkeypatch):
 
     monkeypatch.setattr(comparison, "sample", sample)
     task = Task("", {"name": "denoise"}, GaussianNoise(SIGMA), 1.0)
-    for name in peers.OWN:
-        peers.restore_with_own(name, task, None, prior, 20, 0)
-    assert clipped == [True] * len(peers.OWN)
+    for arguments in ((), (False,)):
+        for name in peers.OWN:
+            peers.restore_with_own(name, task, None, prior, 20, 0, *arguments)
+    assert clipped == [True] * len(peers.OWN) + [False] * len(peers.OWN)
 
 
 @pytest.mark.parametrize("name", peers.PEERS)
@@ -205,6 +206,23 @@ def test_joined_runs_of_one_image_each(tiny_run):
     means = [np.mean([float(r[key]) for r in rows]) for key in ("psnr", "ssim", "hf_ratio")]
     assert three == "| dmps | 3 | {:.2f} / {:.3f} / {:.2f} |".format(*means)
     assert four.startswith("| dmps | 4 | ")
+
+
+def test_unclipped_rows_stand_beside_the_clipped(tiny_run):
+    base = ("--limit", "1", "--tasks", "denoise", "--methods", "dmps", "ddrm")
+    assert run(*base, "--steps", "3", "--out", "clipped") == 0
+    assert run(*base, "--steps", "12", "3", "--no_clip", "--join", "clipped") == 0
+    with open("out/frontier.md", encoding="utf-8") as file:
+        cells = [
+            [c.strip() for c in line.split("|")[1:3]] for line in file.read().splitlines()[-6:]
+        ]
+    assert cells == [
+        ["dmps", "3"], ["dmps, no clipping", "3"], ["dmps, no clipping", "12"],
+        ["ddrm", "3"], ["ddrm, no clipping", "3"], ["ddrm, no clipping", "12"],
+    ]  # fmt: skip
+    with open("out/peers.csv", encoding="utf-8") as file:
+        psnr = [r["psnr"] for r in csv.DictReader(file) if r["parameters"].startswith("steps 3")]
+    assert len(set(psnr)) == 4  # the untrained network's x̂_0 leave the range
 
 
 def test_joined_runs_have_all_images(tiny_run, capsys):

@@ -5,9 +5,9 @@ main.py, and deepinv's DDRM, DiffPIR and DPS through its own interfaces. --out r
 peers.csv and peers_images.csv: PSNR, SSIM, NMSE, the ratio of high-frequency energy to the
 truth's, seconds an image; frontier.md, the first, second and fourth of these with a column a task;
 and frontier.png, PSNR and SSIM against --steps. --join adds the rows of earlier runs that restored
-the same images, so that one table can be made of several runs. Whether x̂_0 is clipped is for all of
-main.py's methods what --diffusion_config says, the published way by default. deepinv is not among the
-requirements: ``pip install deepinv``.
+the same images, so that one table can be made of several runs. main.py's methods clip x̂_0 at every
+step, as published, whatever the shipped files of their schedules say; with --no_clip none does. deepinv
+is not among the requirements: ``pip install deepinv``.
 
 deepinv works on images u = (x+1)/2 in [0, 1], where the measurement is (y + A 1)/2 = A u + σ/2 n
 (A 1 is no constant near the edge of a blur). Its methods keep their default parameters.
@@ -56,6 +56,11 @@ def parse_args(argv=None):
         help="none: only join",
     )
     add("--steps", nargs="+", type=positive, default=[20], help="network evaluations an image")
+    add(
+        "--no_clip",
+        action="store_true",
+        help="leave x̂_0 outside [-1, 1] as it is, in rows of their own",
+    )
     add(
         "--join",
         nargs="+",
@@ -159,6 +164,8 @@ PEERS = {
     "deepinv_dps": deepinv_dps,
 }
 NAMES = (*OWN, *PEERS)  # in the order of the tables
+NO_CLIPPING = ", no clipping"  # follows the name of a method in them
+LABELS = [f"{name}{end}" for name in NAMES for end in ("", NO_CLIPPING)]
 
 
 def restore_with_peer(name, task, image, prior, steps, seed):
@@ -174,19 +181,18 @@ def restore_with_peer(name, task, image, prior, steps, seed):
     return x_hat, time.perf_counter() - start
 
 
-def restore_with_own(name, task, image, prior, steps, seed):
-    """x̂ (1, 1, H, W) in [-1, 1], by a method of main.py, the seconds, and the evaluations."""
+def restore_with_own(name, task, image, prior, steps, seed, clip=True):
+    """x̂ (1, 1, H, W) by a method of main.py, the seconds, and the evaluations."""
     params = {"scale": task.scale} if name == "dmps" else {}
     schedule = prior.schedules.get(name, prior.schedules["dmps"])
     respacing = f"logsnr{steps}" if name in comparison.OWN_SCHEDULES else steps
-    clip = prior.schedules["dmps"]["clip_denoised"]
     schedule = {**schedule, "timestep_respacing": respacing, "clip_denoised": clip}
     start = time.perf_counter()
     x_hat, taken = comparison.sample(name, params, schedule, task, [image], 0, prior, seed)
     return x_hat, time.perf_counter() - start, taken
 
 
-def rows_of(task, name, slices, prior, steps, seed):
+def rows_of(task, name, slices, prior, steps, seed, clip):
     rows = []
     with comparison.progress(task, f"{name} {steps}", len(slices), "image") as bar:
         for image in slices:
@@ -194,8 +200,10 @@ def rows_of(task, name, slices, prior, steps, seed):
                 x_hat, seconds = restore_with_peer(name, task, image, prior, steps, seed)
                 taken = steps
             else:
-                x_hat, seconds, taken = restore_with_own(name, task, image, prior, steps, seed)
-            rows.append(comparison.row(task, name, {"steps": taken}, image, x_hat, seconds))
+                own = restore_with_own(name, task, image, prior, steps, seed, clip)
+                x_hat, seconds, taken = own
+            parameters = {"steps": taken} | ({} if clip or name in PEERS else {"clip": False})
+            rows.append(comparison.row(task, name, parameters, image, x_hat, seconds))
             bar.update()
     return rows
 
@@ -227,7 +235,7 @@ def in_order(rows, tasks):
     """Rows sorted as a single run would have written them."""
 
     def place(r):
-        return tasks.index(r["task"]), NAMES.index(r["method"]), evaluations(r)
+        return tasks.index(r["task"]), LABELS.index(label(r)), evaluations(r)
 
     return sorted(rows, key=place)
 
@@ -252,7 +260,7 @@ def compare(args):
             # A measurement may need fewer evaluations than asked for.
             known = {r["parameters"] for r in rows if (r["task"], r["method"]) == (task.name, name)}
             for steps in args.steps:
-                found = rows_of(task, name, slices, prior, steps, args.seed)
+                found = rows_of(task, name, slices, prior, steps, args.seed, not args.no_clip)
                 if found[0]["parameters"] not in known:
                     known.add(found[0]["parameters"])
                     rows += found
@@ -273,7 +281,12 @@ def write(folder, description, rows):
 
 def evaluations(line):
     """Network evaluations an image, of a row or a line of the summary."""
-    return int(line["parameters"].split()[1])
+    return int(line["parameters"].split()[1].rstrip(","))
+
+
+def label(line):
+    """The method of a row or line, and whether it was run without clipping."""
+    return line["method"] + (NO_CLIPPING if "clip" in line["parameters"] else "")
 
 
 def frontier_table(lines):
@@ -282,8 +295,8 @@ def frontier_table(lines):
     cells = {}
     for line in lines:
         figures = "{psnr:.2f} / {ssim:.3f} / {hf_ratio:.2f}".format(**line)
-        cells.setdefault((line["method"], evaluations(line)), {})[line["task"]] = figures
-    order = sorted(cells, key=lambda key: (NAMES.index(key[0]), key[1]))
+        cells.setdefault((label(line), evaluations(line)), {})[line["task"]] = figures
+    order = sorted(cells, key=lambda key: (LABELS.index(key[0]), key[1]))
     rows = [["method", "evaluations", *tasks], ["---"] * (2 + len(tasks))]
     rows += [[*map(str, key), *(cells[key].get(task, "") for task in tasks)] for key in order]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -299,8 +312,8 @@ def draw_frontier(path, lines):
             axis.set_prop_cycle(color=colormaps["tab20"].colors)  # more methods than usual colours
         column[0].set_title(task)
         column[1].set_xlabel("network evaluations")
-        for name in dict.fromkeys(line["method"] for line in lines):
-            part = [line for line in lines if (line["task"], line["method"]) == (task, name)]
+        for name in dict.fromkeys(label(line) for line in lines):
+            part = [line for line in lines if (line["task"], label(line)) == (task, name)]
             steps = [evaluations(line) for line in part]
             for axis, metric in zip(column, ("psnr", "ssim"), strict=True):
                 values = [line[metric] for line in part]
