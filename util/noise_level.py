@@ -10,6 +10,7 @@ from util.errors import UserError
 # Immerkær 1996: takes away what is locally linear, and leaves white noise its variance.
 HIGH_PASS = np.outer([1, -2, 1], [1, -2, 1])[None] / 6
 LOCAL_MEAN = (1, 5, 5)
+WIDER = (9, 15)  # sides of the means that are to show that a pixel is air
 GREY_LEVELS = 12  # groups of pixels of like brightness
 QUANTILE = 1 / 3  # of the groups' estimates: edges and texture make some of them too large
 LEAST_PIXELS = 10 * GREY_LEVELS
@@ -77,6 +78,22 @@ def estimate_sigma(y, rician=False):
     return sigma
 
 
+def signal_power(M, sigma):
+    """A² of a magnitude image (N, C, H, W) with black at 0, by E[M²] = A² + 2σ².
+
+    The mean is of 5×5 pixels. Where its A² is below two standard errors of that of air, 2σ²/5, a
+    wider mean counts if it is lower: from so few pixels chance alone would keep air bright, for
+    below 0 it is cut off.
+    """
+    noise = 2 * sigma**2
+    power = uniform_filter(M**2, (1, *LOCAL_MEAN)) - noise
+    faint = 2 * noise / LOCAL_MEAN[-1]
+    for side in WIDER:
+        wider = uniform_filter(M**2, (1, 1, side, side)) - noise
+        power = np.where(power < faint, np.minimum(power, wider), power)
+    return np.maximum(power, 0)
+
+
 def correct_rician_bias(y, sigma):
     """Take off what Rice distributed noise adds to a magnitude image on average.
 
@@ -94,7 +111,6 @@ def correct_rician_bias(y, sigma):
     """
     M = y.cpu().double().numpy() + 1
     sigma = np.maximum(torch.as_tensor(sigma).cpu().double().numpy(), 1e-6)
-    second_moment = uniform_filter(M**2, (1, *LOCAL_MEAN))
-    signal = np.sqrt(np.maximum(second_moment - 2 * sigma**2, 0)) / sigma
+    signal = np.sqrt(signal_power(M, sigma)) / sigma
     bias = sigma * (rician_moments(signal)[0] - signal)
     return torch.from_numpy(M - bias - 1).to(y)
