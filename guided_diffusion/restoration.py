@@ -10,7 +10,7 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.spectral import start_state, useful_levels
 from util.errors import UserError
-from util.noise_level import correct_rician_bias
+from util.noise_level import rician_to_gaussian
 from util.random import ImageRandom, image_generator, sample_random
 
 
@@ -124,7 +124,7 @@ class Restoration:
         if not self.vanilla:
             operator = self.operator(shape)
             y, sigma = self._measure(operator, names, images, sigma)
-            unbiased = correct_rician_bias(y, sigma) if self.rician else y
+            unbiased = rician_to_gaussian(y, sigma) if self.rician else y
             known = self._once_a_sample(operator, unbiased, sigma, len(names))
             rows = len(y)
         random = sample_random(names, range(count), self.seed)

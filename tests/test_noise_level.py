@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from scipy.stats import rice
+from scipy.stats import norm, rice, skew
 
 from util.errors import UserError
-from util.noise_level import clipped_moments, correct_rician_bias, estimate_sigma, rician_moments
+from util.noise_level import (
+    clipped_moments,
+    estimate_sigma,
+    rician_moments,
+    rician_to_gaussian,
+    rician_to_normal,
+)
 
 SIDE = 128
 
@@ -68,15 +74,36 @@ def test_moments_are_those_of_the_distributions():
         assert (mean, std) == pytest.approx((first, np.sqrt(second - first**2)), rel=1e-5)
 
 
-def test_a_magnitude_image_loses_its_bias():
-    sigma, rng = 0.2, np.random.default_rng(3)
-    for level in (-1.0, -0.7, 0.2):
-        signal = np.full((1, 1, SIDE, SIDE), level + 1)
-        real = signal + sigma * rng.standard_normal(signal.shape)
-        y = torch.from_numpy(np.hypot(real, sigma * rng.standard_normal(signal.shape)) - 1)
-        before, after = (v.mean().item() - level for v in (y, correct_rician_bias(y, sigma)))
-        assert abs(after) < 0.1 * abs(before) + 0.002
-    rows = torch.cat([y, y])
+def magnitudes(level, sigma, side=SIDE):
+    rng, signal = np.random.default_rng(3), np.full((1, 1, side, side), level + 1)
+    real, imaginary = sigma * rng.standard_normal((2, *signal.shape))
+    return torch.from_numpy(np.hypot(signal + real, imaginary) - 1)
+
+
+def test_quantiles_of_rice_become_those_of_the_normal_distribution():
+    z = np.array([-2.0, -0.5, 0.0, 1.0, 4.0])
+    for signal in (0.0, 0.5, 3.0, 7.0):
+        magnitude = rice.ppf(norm.cdf(z), signal)
+        assert rician_to_normal(magnitude, np.full(5, signal)) == pytest.approx(z, abs=1e-6)
+    magnitude = rice.ppf(norm.cdf(z), 12.0)
+    assert rician_to_normal(magnitude, np.full(5, 12.0)) == pytest.approx(z, abs=0.05)
+    assert np.isfinite(rician_to_normal(np.array([0.0, 40.0]), np.zeros(2))).all()
+
+
+@pytest.mark.parametrize("level", [-1.0, -0.7, 0.2])
+def test_a_magnitude_image_gets_gaussian_noise(level):
+    sigma, y = 0.2, magnitudes(level, 0.2)
+    before, after = (v.mean().item() - level for v in (y, rician_to_gaussian(y, sigma)))
+    assert abs(after) < 0.1 * abs(before) + 0.002
+    noise = rician_to_gaussian(y, sigma).numpy() - level
+    assert noise.std() == pytest.approx(sigma, rel=0.04)
+    assert abs(skew(noise, axis=None)) < 0.1
+
+
+def test_each_image_has_its_own_rician_noise():
+    y = magnitudes(-0.9, 0.2)
     each = torch.tensor([0.2, 0.1], dtype=torch.float64).reshape(2, 1, 1, 1)
-    torch.testing.assert_close(correct_rician_bias(rows, each)[1:], correct_rician_bias(y, 0.1))
-    assert torch.equal(correct_rician_bias(y, 0.0).round(decimals=5), y.round(decimals=5))
+    both = rician_to_gaussian(torch.cat([y, y]), each)
+    torch.testing.assert_close(both[:1], rician_to_gaussian(y, 0.2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[1:], rician_to_gaussian(y, 0.1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rician_to_gaussian(y, 0.0), y, atol=1e-5, rtol=0)

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 from scipy.ndimage import convolve, maximum_filter, minimum_filter, uniform_filter
-from scipy.special import i0e, i1e, ndtr
+from scipy.special import i0e, i1e, ndtr, ndtri
+from scipy.stats import ncx2
 
 from util.errors import UserError
 
@@ -15,6 +16,8 @@ GREY_LEVELS = 12  # groups of pixels of like brightness
 QUANTILE = 1 / 3  # of the groups' estimates: edges and texture make some of them too large
 LEAST_PIXELS = 10 * GREY_LEVELS
 LEAST_SIGMA = 1e-4  # below the rounding of 8 and 12 bits
+FAR = 8  # σ above black: Rice noise is normal from here on, to 0.02 σ
+LOWEST = -3.5  # σ from black: a pixel at exactly 0, of probability 0 unless it was rounded
 SIGNAL = np.linspace(-2, 8, 501)  # of the tables, in units of σ above black
 
 
@@ -78,39 +81,49 @@ def estimate_sigma(y, rician=False):
     return sigma
 
 
-def signal_power(M, sigma):
-    """A² of a magnitude image (N, C, H, W) with black at 0, by E[M²] = A² + 2σ².
+def local_signal(M, sigma):
+    """The signal A of a magnitude image (N, C, H, W) with black at 0, by E[M²] = A² + 2σ².
 
-    The mean is of 5×5 pixels. Where its A² is below two standard errors of that of air, 2σ²/5, a
-    wider mean counts if it is lower: from so few pixels chance alone would keep air bright, for
-    below 0 it is cut off.
+    The mean is of 5×5 pixels (Gudbjartsson & Patz 1995). Where its A² is below three standard
+    errors of that of air, 2σ²/5, a wider mean counts if it is lower: from so few pixels chance
+    alone would keep air bright, for below 0 it is cut off.
     """
     noise = 2 * sigma**2
     power = uniform_filter(M**2, (1, *LOCAL_MEAN)) - noise
-    faint = 2 * noise / LOCAL_MEAN[-1]
+    faint = 3 * noise / LOCAL_MEAN[-1]
     for side in WIDER:
         wider = uniform_filter(M**2, (1, 1, side, side)) - noise
         power = np.where(power < faint, np.minimum(power, wider), power)
-    return np.maximum(power, 0)
+    return np.sqrt(np.maximum(power, 0))
 
 
-def correct_rician_bias(y, sigma):
-    """Take off what Rice distributed noise adds to a magnitude image on average.
+def rician_to_normal(magnitude, signal):
+    """z ~ N(0, 1) for a magnitude that is Rice(signal, 1) distributed: the same quantile of it."""
+    far = signal > FAR
+    z = magnitude - signal - 1 / (2 * np.maximum(signal, FAR))  # the mean is off by this there
+    near = magnitude[~far] ** 2, 2, np.maximum(signal[~far], 1e-6) ** 2
+    below, above = ncx2.cdf(*near), np.maximum(ncx2.sf(*near), np.finfo(float).tiny)
+    z[~far] = np.where(below < above, ndtri(below), -ndtri(above))
+    return np.maximum(z, LOWEST - signal)
 
-    The signal A is found from the second moment around each pixel, E[M²] = A² + 2σ²
-    (Gudbjartsson & Patz 1995), and E[M | A, σ] - A is subtracted (the mean is Koay & Basser's,
-    2006). So the noise of a pixel stays additive and nearly symmetric, where a correction of each
-    pixel by itself, √(M² - 2σ²), would be cut off at black and leave air bright.
+
+def rician_to_gaussian(y, sigma):
+    """Turn a magnitude image's Rice distributed noise into Gaussian noise of standard deviation σ.
+
+    Rice noise is no zero-mean noise: it brightens what is dark, by 1.25 σ in air, and is weaker and
+    skewed there. Every pixel is given the value that has, under N(A, σ²), the quantile which its
+    own has under Rice(A, σ), with A the signal about it, `local_signal`: after it, a restoration
+    that takes the noise for Gaussian is right wherever A is. (A transformation of the whole image
+    to stable variance, Foi 2011, has the same aim, but bends the grey values that A acts on.)
 
     Args:
         y: (N, C, H, W) tensor, black at -1.
         sigma: a number, or (N, 1, 1, 1).
 
     Returns:
-        Like y.
+        Like y; below -1 where noise is.
     """
     M = y.cpu().double().numpy() + 1
     sigma = np.maximum(torch.as_tensor(sigma).cpu().double().numpy(), 1e-6)
-    signal = np.sqrt(signal_power(M, sigma)) / sigma
-    bias = sigma * (rician_moments(signal)[0] - signal)
-    return torch.from_numpy(M - bias - 1).to(y)
+    A = local_signal(M, sigma)
+    return torch.from_numpy(A + sigma * rician_to_normal(M / sigma, A / sigma) - 1).to(y)
