@@ -100,6 +100,14 @@ def test_a_magnitude_image_gets_gaussian_noise(level):
     assert abs(skew(noise, axis=None)) < 0.1
 
 
+def test_what_was_painted_black_stays_black():
+    y = magnitudes(-0.5, 0.1)
+    y[..., : SIDE // 2] = -1
+    gaussian = rician_to_gaussian(y, 0.1)
+    assert (gaussian[..., : SIDE // 2] == -1).all()
+    assert gaussian[..., SIDE // 2 + 3 :].mean().item() == pytest.approx(-0.5, abs=0.01)
+
+
 def test_each_image_has_its_own_rician_noise():
     y = magnitudes(-0.9, 0.2)
     each = torch.tensor([0.2, 0.1], dtype=torch.float64).reshape(2, 1, 1, 1)

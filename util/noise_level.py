@@ -16,8 +16,8 @@ GREY_LEVELS = 12  # groups of pixels of like brightness
 QUANTILE = 1 / 3  # of the groups' estimates: edges and texture make some of them too large
 LEAST_PIXELS = 10 * GREY_LEVELS
 LEAST_SIGMA = 1e-4  # below the rounding of 8 and 12 bits
+TINY = np.finfo(float).tiny
 FAR = 8  # σ above black: Rice noise is normal from here on, to 0.02 σ
-LOWEST = -3.5  # σ from black: a pixel at exactly 0, of probability 0 unless it was rounded
 SIGNAL = np.linspace(-2, 8, 501)  # of the tables, in units of σ above black
 
 
@@ -102,9 +102,9 @@ def rician_to_normal(magnitude, signal):
     far = signal > FAR
     z = magnitude - signal - 1 / (2 * np.maximum(signal, FAR))  # the mean is off by this there
     near = magnitude[~far] ** 2, 2, np.maximum(signal[~far], 1e-6) ** 2
-    below, above = ncx2.cdf(*near), np.maximum(ncx2.sf(*near), np.finfo(float).tiny)
+    below, above = (np.maximum(tail, TINY) for tail in (ncx2.cdf(*near), ncx2.sf(*near)))
     z[~far] = np.where(below < above, ndtri(below), -ndtri(above))
-    return np.maximum(z, LOWEST - signal)
+    return z
 
 
 def rician_to_gaussian(y, sigma):
@@ -114,16 +114,19 @@ def rician_to_gaussian(y, sigma):
     skewed there. Every pixel is given the value that has, under N(A, σ²), the quantile which its
     own has under Rice(A, σ), with A the signal about it, `local_signal`: after it, a restoration
     that takes the noise for Gaussian is right wherever A is. (A transformation of the whole image
-    to stable variance, Foi 2011, has the same aim, but bends the grey values that A acts on.)
+    to stable variance, Foi 2011, has the same aim, but bends the grey values, so that a blur would
+    no longer be linear in them.)
 
     Args:
         y: (N, C, H, W) tensor, black at -1.
         sigma: a number, or (N, 1, 1, 1).
 
     Returns:
-        Like y; below -1 where noise is.
+        Like y; noise about black is below -1, too. Pixels at exactly -1 remain there: no noise has
+        that value, but air that was painted black.
     """
     M = y.cpu().double().numpy() + 1
     sigma = np.maximum(torch.as_tensor(sigma).cpu().double().numpy(), 1e-6)
     A = local_signal(M, sigma)
-    return torch.from_numpy(A + sigma * rician_to_normal(M / sigma, A / sigma) - 1).to(y)
+    gaussian = A + sigma * rician_to_normal(M / sigma, A / sigma)
+    return torch.from_numpy(np.where(M > 0, gaussian, 0) - 1).to(y)
