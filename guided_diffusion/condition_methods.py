@@ -237,6 +237,8 @@ METHODS = {
     "vanilla": Vanilla,
 }
 DIFFERENTIATING = ("dps", "pigdm")  # need the gradient through the network
+# For `clip_denoised: auto`: the others diverge or are worse without clipping of x̂_0.
+UNCLIPPED = ("dmps", "ddrm", "ddnm", "spectral", "spectral_sample")
 SAMPLING = ("spectral_sample",)  # of the spectral ones: draw, where one evaluation is the mean
 # name → the parameters that conditioning.params may set, with their defaults
 PARAMETERS = {

@@ -335,6 +335,7 @@ def create_sampler(
         steps, noise_schedule: length and schedule of the process the network was trained on.
         timestep_respacing: see `space_timesteps`; or "logsnrN", see `log_snr_timesteps`.
         start: the timestep to start from; "" is the last one, pure noise; "auto" asks `levels`.
+        clip_denoised: whether x̂_0 is clipped to [-1, 1]; "auto" clips, where no method has decided.
         levels: (high, low) noise levels √r_t that suit the measurement, for "auto".
 
     Raises:
@@ -364,7 +365,7 @@ def create_sampler(
         model_mean_type=model_mean_type,
         model_var_type=model_var_type,
         dynamic_threshold=dynamic_threshold,
-        clip_denoised=clip_denoised,
+        clip_denoised=bool(clip_denoised),
         rescale_timesteps=rescale_timesteps,
         original_num_steps=steps,
         eta=eta,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from guided_diffusion.condition_methods import SAMPLING, get_conditioning_method
+from guided_diffusion.condition_methods import SAMPLING, UNCLIPPED, get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.spectral import start_state, useful_levels
@@ -38,6 +38,8 @@ def begin(method, params, schedule, known, x_T):
     Raises:
         UserError: an impossible schedule.
     """
+    if schedule["clip_denoised"] == "auto":
+        schedule = {**schedule, "clip_denoised": method not in UNCLIPPED}
     if known is None:
         return create_sampler(**schedule), x_T, get_conditioning_method(method).step
     operator, _, sigma = known

@@ -192,4 +192,4 @@ def test_every_shipped_config_is_valid():
             assert set(read_yaml(path)) == set(train.TRAIN_SCHEMA)
         else:
             read_task_config(path)
-    assert len(names) == 16
+    assert len(names) == 15

@@ -12,6 +12,7 @@ from guided_diffusion.condition_methods import (
 )
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator
+from guided_diffusion.restoration import begin
 from tests.conftest import LINEAR, rnd
 from util.random import ImageRandom, image_generator
 
@@ -52,6 +53,21 @@ def test_each_image_of_a_batch_may_have_its_own_noise(name):
     for i, sigma in enumerate(sigmas):
         alone = sample(name, 6, operator, y, sigma)
         torch.testing.assert_close(both[i], alone[i])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_auto_clips_where_a_method_needs_it(name):
+    """Without it ΠGDM diverges; with it the air around a head turns grey."""
+    x, operator = torch.zeros(1, 1, 16, 16), get_operator("denoise", (1, 16, 16))
+    known = (operator, x, SIGMA) if name != "vanilla" else None
+    schedule = {**LINEAR, "model_var_type": "fixed_small", "timestep_respacing": 5, "start": ""}
+    clips = {}
+    for clip in (True, False, "auto"):
+        diffusion, *_ = begin(name, {}, {**schedule, "clip_denoised": clip}, known, x)
+        out = diffusion.predict(lambda x, t: -100 * torch.ones_like(x), x, 4)  # x̂_0 far above 1
+        clips[clip] = bool(out["pred_xstart"].max() <= 1)
+    clipping = ("dps", "pigdm", "diffpir", "vanilla")
+    assert clips == {True: True, False: False, "auto": name in clipping}
 
 
 # Error of the mean, in posterior standard deviations (RMS over the directions that A sees; 0.06

@@ -166,7 +166,7 @@ DIFFUSION_SCHEMA = {
     "model_mean_type": (str, "epsilon"),
     "model_var_type": (str, "learned_range"),
     "dynamic_threshold": (bool, False),
-    "clip_denoised": (bool, True),
+    "clip_denoised": ((bool, "auto"), True),
     "rescale_timesteps": (bool, False),
     "timestep_respacing": ((int, str, list), ""),
     "start": ((int, str), ""),

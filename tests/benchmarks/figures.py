@@ -27,7 +27,6 @@ TASKS = (
 SHOWN = ("colin27_t1_z032", "colin27_t1_z092")
 TABLES = ("comparison.png", "metrics.csv", "summary.json")
 SPREAD = ("--diffusion_config", "configs/diffusion_config_samples.yaml")  # of the posterior
-PRIOR = ("--diffusion_config", "configs/diffusion_config_prior.yaml")
 COLUMNS = 4  # of the samples of the prior, two rows
 PICTURES = {"input": ".png", "recon": ".png", "truth": ".png", "gif": ".gif", "std": ".png"}
 
@@ -80,7 +79,7 @@ def main():
             restore(task, os.path.join(args.work_dir, name).rstrip(os.sep), *arguments, *passed_on)
     keep(args.work_dir, args.saved_dir)
     prior = os.path.join(args.work_dir, "prior")
-    restore("sample_config_mri", prior, *PRIOR, "--limit", str(2 * COLUMNS), *passed_on)
+    restore("sample_config_mri", prior, "--limit", str(2 * COLUMNS), *passed_on)
     (recon,) = (folder for folder, _, _ in os.walk(prior) if os.path.basename(folder) == "recon")
     lay_out(recon, os.path.join(args.models_dir, "samples.png"))
 
