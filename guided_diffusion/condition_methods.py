@@ -237,8 +237,9 @@ METHODS = {
     "vanilla": Vanilla,
 }
 DIFFERENTIATING = ("dps", "pigdm")  # need the gradient through the network
-# For `clip_denoised: auto`: the others diverge or are worse without clipping of x̂_0.
-UNCLIPPED = ("dmps", "ddrm", "ddnm", "spectral", "spectral_sample")
+# Steps from which a method does without clipping of x̂_0, for `clip_denoised: auto`. In longer ones, and
+# the others in any, it diverges or is worse.
+UNCLIPPED_FROM = {"dmps": 20, "ddrm": 20, "ddnm": 20, "spectral": 1, "spectral_sample": 1}
 SAMPLING = ("spectral_sample",)  # of the spectral ones: draw, where one evaluation is the mean
 # name → the parameters that conditioning.params may set, with their defaults
 PARAMETERS = {

@@ -1,11 +1,12 @@
 """What happens to a batch of images: it is measured, unless it is a measurement, and restored."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from guided_diffusion.condition_methods import SAMPLING, UNCLIPPED, get_conditioning_method
+from guided_diffusion.condition_methods import SAMPLING, UNCLIPPED_FROM, get_conditioning_method
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_noise, get_operator, restored_size
 from guided_diffusion.spectral import start_state, useful_levels
@@ -38,13 +39,13 @@ def begin(method, params, schedule, known, x_T):
     Raises:
         UserError: an impossible schedule.
     """
-    if schedule["clip_denoised"] == "auto":
-        schedule = {**schedule, "clip_denoised": method not in UNCLIPPED}
     if known is None:
         return create_sampler(**schedule), x_T, get_conditioning_method(method).step
     operator, _, sigma = known
     levels = useful_levels(operator, sigma, sample=method in SAMPLING)
     diffusion = create_sampler(**schedule, levels=levels)
+    if schedule["clip_denoised"] == "auto":
+        diffusion.clip_denoised = diffusion.num_timesteps < UNCLIPPED_FROM.get(method, math.inf)
     if schedule["start"] != "":
         x_T = start_state(*known, diffusion, x_T)
     return diffusion, x_T, get_conditioning_method(method, *known, **params).step
