@@ -74,8 +74,8 @@ def test_moments_are_those_of_the_distributions():
         assert (mean, std) == pytest.approx((first, np.sqrt(second - first**2)), rel=1e-5)
 
 
-def magnitudes(level, sigma, side=SIDE):
-    rng, signal = np.random.default_rng(3), np.full((1, 1, side, side), level + 1)
+def magnitudes(level, sigma):
+    rng, signal = np.random.default_rng(3), np.full((1, 1, SIDE, SIDE), level + 1)
     real, imaginary = sigma * rng.standard_normal((2, *signal.shape))
     return torch.from_numpy(np.hypot(signal + real, imaginary) - 1)
 
