@@ -327,6 +327,7 @@ def create_sampler(
     eta=0.0,
     start="",
     levels=None,
+    unclipped_from=math.inf,
 ):
     """Build the (respaced) diffusion that a diffusion YAML describes.
 
@@ -335,8 +336,9 @@ def create_sampler(
         steps, noise_schedule: length and schedule of the process the network was trained on.
         timestep_respacing: see `space_timesteps`; or "logsnrN", see `log_snr_timesteps`.
         start: the timestep to start from; "" is the last one, pure noise; "auto" asks `levels`.
-        clip_denoised: whether x̂_0 is clipped to [-1, 1]; "auto" clips, where no method has decided.
         levels: (high, low) noise levels √r_t that suit the measurement, for "auto".
+        clip_denoised: whether x̂_0 is clipped to [-1, 1]; "auto" asks `unclipped_from`.
+        unclipped_from: steps from which it is not, for "auto".
 
     Raises:
         UserError: an unknown name or an impossible number, naming the key.
@@ -357,6 +359,8 @@ def create_sampler(
     alphas_cumprod = np.cumprod(1.0 - noise_schedule_betas(noise_schedule, steps))
     timestep_map = _chosen_timesteps(alphas_cumprod, timestep_respacing, start, levels)
     alphas_cumprod = alphas_cumprod[timestep_map]
+    if clip_denoised == "auto":
+        clip_denoised = len(timestep_map) < unclipped_from
     betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     return GaussianDiffusion(
         betas,
@@ -365,7 +369,7 @@ def create_sampler(
         model_mean_type=model_mean_type,
         model_var_type=model_var_type,
         dynamic_threshold=dynamic_threshold,
-        clip_denoised=bool(clip_denoised),
+        clip_denoised=clip_denoised,
         rescale_timesteps=rescale_timesteps,
         original_num_steps=steps,
         eta=eta,

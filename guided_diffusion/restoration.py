@@ -43,9 +43,8 @@ def begin(method, params, schedule, known, x_T):
         return create_sampler(**schedule), x_T, get_conditioning_method(method).step
     operator, _, sigma = known
     levels = useful_levels(operator, sigma, sample=method in SAMPLING)
-    diffusion = create_sampler(**schedule, levels=levels)
-    if schedule["clip_denoised"] == "auto":
-        diffusion.clip_denoised = diffusion.num_timesteps < UNCLIPPED_FROM.get(method, math.inf)
+    unclipped_from = UNCLIPPED_FROM.get(method, math.inf)
+    diffusion = create_sampler(**schedule, levels=levels, unclipped_from=unclipped_from)
     if schedule["start"] != "":
         x_T = start_state(*known, diffusion, x_T)
     return diffusion, x_T, get_conditioning_method(method, *known, **params).step

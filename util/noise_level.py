@@ -16,7 +16,7 @@ GREY_LEVELS = 12  # groups of pixels of like brightness
 QUANTILE = 1 / 3  # of the groups' estimates: edges and texture make some of them too large
 LEAST_PIXELS = 10 * GREY_LEVELS
 LEAST_SIGMA = 1e-4  # below the rounding of 8 and 12 bits
-TINY = np.finfo(float).tiny
+TINY = np.finfo(float).tiny  # a probability whose quantile is finite
 FAR = 8  # σ above black: Rice noise is normal from here on, to 0.02 σ
 SIGNAL = np.linspace(-2, 8, 501)  # of the tables, in units of σ above black
 
