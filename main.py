@@ -15,13 +15,8 @@ from tqdm import tqdm
 from data.dataloader import list_items
 from data.volumes import Slice, write_volumes
 from guided_diffusion.condition_methods import DIFFERENTIATING, METHODS, check_conditioning
-from guided_diffusion.dist_util import (
-    checkpoint_digest,
-    compile_network,
-    pick_device,
-    pick_dtype,
-    pick_memory_format,
-)
+from guided_diffusion.checkpoints import checkpoint_digest
+from guided_diffusion.devices import compile_network, pick_device, pick_dtype, pick_memory_format
 from guided_diffusion.ranks import share_out
 from guided_diffusion.restoration import Restoration
 from guided_diffusion.unet import create_model

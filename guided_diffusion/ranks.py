@@ -18,9 +18,10 @@ import time
 import torch.distributed as dist
 from tqdm import tqdm
 
-from guided_diffusion.dist_util import (
+from guided_diffusion.launch import (
     TORCHRUN_VARIABLES,
     launched,
+    note_if_alone,
     processes_started,
     share_threads,
 )
@@ -113,6 +114,7 @@ def share_out(work):
     """
     size = processes_started()
     if size == 1:
+        note_if_alone()
         return work(Ranks())
     if sys.platform != "linux":
         raise UserError(f"{size} processes can share the images on Linux only, start one here")

@@ -17,15 +17,10 @@ from tqdm import tqdm
 
 from data.crops import TrainingCrops, to_channels
 from data.dataloader import list_images, read_image
-from guided_diffusion.dist_util import (
-    load_checkpoint,
-    load_weights_only,
-    native_bf16,
-    pick_memory_format,
-    save_checkpoint,
-    setup_dist,
-)
+from guided_diffusion.checkpoints import load_checkpoint, load_weights_only, save_checkpoint
+from guided_diffusion.devices import native_bf16, pick_memory_format
 from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.launch import setup_dist
 from guided_diffusion.losses import loss_weights, timestep_probabilities, training_loss
 from guided_diffusion.unet import create_model
 from util.config import (

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from guided_diffusion.dist_util import load_checkpoint
+from guided_diffusion.checkpoints import load_checkpoint
 from util.config import parse_numbers
 from util.errors import UserError
 

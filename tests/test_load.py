@@ -10,7 +10,7 @@ import torch
 
 import main
 import util.results
-from guided_diffusion.dist_util import save_checkpoint
+from guided_diffusion.checkpoints import save_checkpoint
 from guided_diffusion.unet import create_model
 from tests.conftest import LINEAR, TINY, write_yaml
 from util.journal import Journal, read_rows, write_rows

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from guided_diffusion.dist_util import compile_network, pick_device
+from guided_diffusion.devices import compile_network, pick_device
 from guided_diffusion.unet import create_model
 from tests.benchmarks.speed import DTYPES, REPOSITORY, machine, milliseconds, sampler_time
 from util.config import read_model_config

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.dataloader import Picture, check_names, list_images
 from guided_diffusion.condition_methods import DIFFERENTIATING, check_conditioning
-from guided_diffusion.dist_util import pick_device, pick_dtype, pick_memory_format
+from guided_diffusion.devices import pick_device, pick_dtype, pick_memory_format
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.measurements import GaussianNoise, get_noise, get_operator
 from guided_diffusion.restoration import begin

@@ -21,7 +21,7 @@ import yaml
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from guided_diffusion.condition_methods import get_conditioning_method
-from guided_diffusion.dist_util import pick_device
+from guided_diffusion.devices import pick_device
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_operator
 from guided_diffusion.unet import create_model
