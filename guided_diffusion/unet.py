@@ -367,14 +367,14 @@ def create_model(
             )
         channel_mult = DEFAULT_CHANNEL_MULT[image_size]
     else:
-        channel_mult = parse_numbers(channel_mult, "channel_mult")
+        channel_mult = parse_numbers(channel_mult, "model config: channel_mult")
     for mult in channel_mult:
         if int(mult * num_channels) % 32 or int(mult * num_channels) == 0:
             raise UserError(
                 f"model config: num_channels {num_channels} times channel_mult {mult:g} must be "
                 "a multiple of 32, the number of normalisation groups"
             )
-    resolutions = parse_numbers(attention_resolutions, "attention_resolutions")
+    resolutions = parse_numbers(attention_resolutions, "model config: attention_resolutions")
     model = UNetModel(
         in_channels=in_channels,
         model_channels=num_channels,
