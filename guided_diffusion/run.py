@@ -176,6 +176,7 @@ def run(options: Options, ranks: Ranks) -> int:
     try:
         part = Run(job, prior, results, ranks)
         part.restore_all()
+        ranks.close()
         records = ranks.leave(found=part.found, failed=part.failed)
         closing = records is not None
         return 0 if records is None else part.close(records)
