@@ -67,7 +67,7 @@ class Run:
                 "--num_samples: vanilla restores nothing that could be sampled more than once; "
                 "--limit says how many samples of the prior to draw"
             )
-        self.items = [] if self.vanilla else list_items(self.task["data"])[: args.limit]
+        self.items = [] if self.vanilla else self._list_items()[: args.limit]
         self.device = pick_device(args.gpu)
         self.restoration = Restoration(
             self.task,
@@ -110,7 +110,11 @@ class Run:
         )
         if ranks.rank == 0:
             ranks.open(len(self.names))
-        self.failed, self.errors = [], set()
+        self.failed, self.errors, self.notes = [], set(), set()
+
+    def _list_items(self):
+        rician = self.task["measurement"]["noise"]["name"] == "rician"
+        return list_items(self.task["data"], magnitude=rician)
 
     def fail(self, name, error):
         """Report an image that cannot be restored; the others still are."""
@@ -154,9 +158,14 @@ class Run:
     def _read(self, item):
         image = torch.from_numpy(item.read())
         try:
-            return self._fit(item, image)
+            fitted = self._fit(item, image)
         except UserError as error:
             raise UserError(f"{item.label}: {error}") from None
+        item.check_writable(self.restoration.restored_size(image)[0] // image.shape[-2])
+        if item.note and item.note not in self.notes:
+            self.ranks.say(f"note: {item.note}", error=True)
+            self.notes.add(item.note)
+        return fitted
 
     def _fit(self, item, image):
         """The image with the channels that the prior, or if measured the operator, takes."""
@@ -234,8 +243,13 @@ class Run:
         title = self.results.title.replace(os.sep, "/")
         description = f"{self.task['conditioning']['method']} {title}"
         identity = json.dumps(self.results.settings, sort_keys=True)
-        for line in write_volumes(self.items, done, self.results.folder, description, identity):
-            self.ranks.say(line)
+        failed = False
+        for line, bad in write_volumes(
+            self.items, done, self.results.folder, description, identity
+        ):
+            self.ranks.say(f"error: {line}" if bad else line, error=bad)
+            failed = failed or bad
+        return failed
 
     def restore_all(self):
         """Restore every image that falls to this process; returns the exit status."""
@@ -264,7 +278,7 @@ class Run:
         failed = [name for name in self.names if name in failed]
         self.results.merge()
         missing = [n for n in self.names if n not in self.results.rows and n not in failed]
-        self._write_volumes(set(self.results.rows) - set(failed))
+        unwritten = self._write_volumes(set(self.results.rows) - set(failed))
         if found:
             self.ranks.say(f"{found} of {total} images had been restored by an earlier run")
         self.results.write_comparison()
@@ -279,7 +293,7 @@ class Run:
                 self.ranks.say(
                     f"error: {len(names)} of {total} images {what}: {listed}", error=True
                 )
-        return 2 if failed else int(bool(missing))
+        return 2 if failed or unwritten else int(bool(missing))
 
 
 def main(argv=None):
