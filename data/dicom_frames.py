@@ -126,11 +126,13 @@ def _guess_syntax(dataset):
 def values(dataset: Any, keyword: str) -> list:
     """The values of an element, be it one, several, none, or not there at all."""
     from pydicom.multival import MultiValue
+    from pydicom.sequence import Sequence
 
     found = dataset.get(keyword)
     if found is None or found == "":
         return []
-    return list(found) if isinstance(found, (MultiValue, list, tuple)) else [found]
+    several = isinstance(found, (MultiValue, Sequence, list, tuple))
+    return list(found) if several else [found]
 
 
 def first_text(dataset: Any, keyword: str, default: str = "") -> str:

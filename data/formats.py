@@ -4,7 +4,8 @@ from data import dicom, nifti, pictures
 from data.items import Format
 from util.remote import base_name
 
-FORMATS: dict[str, Format] = {f.name: f for f in (pictures.FORMAT, nifti.FORMAT, dicom.FORMAT)}
+# In the order in which they are asked: the preamble of a DICOM file may be that of a TIFF, too.
+FORMATS: dict[str, Format] = {f.name: f for f in (dicom.FORMAT, nifti.FORMAT, pictures.FORMAT)}
 
 
 def extensions() -> tuple[str, ...]:

@@ -198,7 +198,7 @@ class NiftiVolume(Volume):
 
 def recognises(head: bytes, path: str) -> bool:
     """Whether a file is a header of NIfTI-1 or 2, or of Analyze, or has such a one beside it."""
-    if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0"):
+    if _is_header(head):
         return True
     name = path.lower()
     if name.endswith(VOXELS) and not is_remote(path):
@@ -208,9 +208,16 @@ def recognises(head: bytes, path: str) -> bool:
     return analyze and name.endswith(HEADERS)
 
 
+def _is_header(head):
+    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
+
+
 def _groups(paths: Sequence[str]) -> list[list[str]]:
     """The headers alone, each of which leads to its voxels."""
-    headers = [header_file(p) if p.lower().endswith(VOXELS) else p for p in paths]
+    headers = []
+    for path in paths:
+        alone = not path.lower().endswith(VOXELS) or is_remote(path) or _is_header(read_head(path))
+        headers.append(path if alone else header_file(path))
     return [[path] for path in dict.fromkeys(headers)]
 
 

@@ -155,6 +155,7 @@ def _scaled(pixels: Pixels, name, overshoot, magnitude):
         padding = np.asarray(found.any(axis=0))
         note = padding_note(padding, f"{what}, taken for padding")
         values = image[:, ~padding].ravel()
+        image = np.where(padding, np.float32(0), image)
     scale: tuple[float, float] | None = None
     if raw.dtype.kind == "f" and not pixels.inverted:
         scale = _scale_as_it_is(values, overshoot)

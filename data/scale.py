@@ -82,7 +82,7 @@ def find_padding(values: NDArray) -> tuple[NDArray[np.bool_] | None, str]:
     if unknown.any():
         if unknown.all() or unknown.mean() < LEAST_PADDING or not _reaches_edge(unknown):
             return None, ""
-        return unknown, "values that are not finite"
+        return unknown, "NaN" if np.isnan(values[unknown]).all() else "not finite"
     for extreme in (np.min, np.max):
         value = extreme(values)
         where = values == value

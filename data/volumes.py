@@ -147,9 +147,12 @@ class Volume:
     def _shown(self, index):
         black, white, _ = self.scale
         loaded = _loaded(self)
-        shown = to_unit(loaded.voxels[index], black, white)
-        if loaded.padding is not None:
-            shown[loaded.padding[index]] = -1
+        voxels = loaded.voxels[index]
+        if loaded.padding is None:
+            return to_unit(voxels, black, white)
+        hidden = loaded.padding[index]
+        shown = to_unit(np.where(hidden, np.float32(black), voxels), black, white)
+        shown[hidden] = -1  # exactly, for that is what black is to the Rice model
         return shown
 
     def to_units(self, x: NDArray) -> NDArray[np.float32]:
