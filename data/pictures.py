@@ -144,9 +144,9 @@ def _scaled(pixels: Pixels, name, overshoot, magnitude):
     if raw.dtype.kind == "b":
         return Read(2 * raw.astype(np.float32) - 1, None, None, raw, "")
     if top is not None and raw.dtype.itemsize <= 2:
-        image = 2 * (raw / np.float32(top)).astype(np.float32) - 1
+        shown = top - raw if pixels.inverted else raw
+        image = 2 * (shown / np.float32(top)).astype(np.float32) - 1
         ends = (float(top), 0.0) if pixels.inverted else (0.0, float(top))
-        image = -image if pixels.inverted else image
         return Read(image, None if top <= 255 else ends, None, raw, "")
     image = raw.astype(np.float32)
     found, what = find_padding(image)
