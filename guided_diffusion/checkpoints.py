@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from util.errors import UserError
-from util.files import replacing
+from util.files import is_lfs_pointer, read_head, replacing
 from util.remote import base_name, kept_file
 
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 WHERE_TO_GET = {
     "256x256_diffusion_uncond.pt": "download it from github.com/openai/guided-diffusion",
     "ffhq_10m.pt": "download it from the links of github.com/DPS2022/diffusion-posterior-sampling",
@@ -25,8 +26,15 @@ def load_weights_only(path: str, key: str) -> Any:
     """torch.load onto the CPU without running code from the file.
 
     Raises:
-        UserError: the file, named by `key`, is truncated, damaged or holds code.
+        UserError: the file, named by `key`, is truncated, damaged, holds code or is none at all.
     """
+    head = read_head(kept_file(path)).lstrip()
+    if is_lfs_pointer(head):
+        raise UserError(
+            f"{key}: {path} is a Git LFS pointer, not the weights (git lfs pull fetches them)"
+        )
+    if head[:15].lower().startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{key}: {path} is a web page, not the weights; download the file itself")
     try:
         with open(kept_file(path), "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
@@ -52,7 +60,8 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
         path: a local or remote path.
 
     Returns:
-        dict of parameter name → CPU tensor; a wrapper's ``module.`` prefix is removed.
+        dict of parameter name → CPU tensor, without the prefixes of wrappers; a checkpoint that
+        keeps its weights under ``state_dict`` gives these.
 
     Raises:
         UserError: the file is missing, out of reach, truncated, holds code, or is no state dict.
@@ -69,12 +78,23 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
     state = load_weights_only(path, "model_path")
     if not isinstance(state, dict):
         raise UserError(f"model_path: {path} holds a {type(state).__name__}, expected a state dict")
+    if isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    state = dict(state)
     state.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel counts its updates here
-    while state and all(k.startswith("module.") for k in state):
-        state = {k.removeprefix("module."): v for k, v in state.items()}
-    if not all(torch.is_tensor(v) for v in state.values()):
-        raise UserError(f"model_path: {path} holds more than weights, expected a bare state dict")
-    return state
+    others = [str(k) for k, v in state.items() if not (isinstance(k, str) and torch.is_tensor(v))]
+    if others:
+        raise UserError(
+            f"model_path: {path} holds more than weights ({', '.join(others[:3])}), expected a "
+            "bare state dict"
+        )
+    return {_bare(k): v for k, v in state.items()}
+
+
+def _bare(name: str) -> str:
+    """A parameter's name without the prefixes of wrappers, wherever in it they stand."""
+    parts = [f"{part}." for part in name.split(".")]
+    return "".join(part for part in parts if part not in WRAPPERS)[:-1]
 
 
 def load_checkpoint(model: nn.Module, path: str) -> None:

@@ -206,6 +206,11 @@ def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[
     return restored_size(size, measurement.operator.name, **measurement.operator.params)
 
 
+def enlargement(measurement: Measurement | None) -> int:
+    """How many times more rows the restored images have than those given."""
+    return restored_hw(torch.empty(64, 64), measurement)[0] // 64
+
+
 def begin(method, params, schedule, known, x_T):
     """What a restoration starts with.
 

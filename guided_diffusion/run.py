@@ -31,6 +31,7 @@ from guided_diffusion.ranks import Ranks
 from guided_diffusion.restoration import (
     Restored,
     check_restoration,
+    enlargement,
     estimate_noise,
     fit,
     own_schedules,
@@ -57,6 +58,7 @@ class PriorSample:
     name: str
     shape: tuple[int, int, int]
     floats = None
+    note = None
 
     @property
     def label(self) -> str:
@@ -64,6 +66,12 @@ class PriorSample:
 
     def read(self) -> NDArray[np.float32]:
         return np.zeros(self.shape, np.float32)
+
+    def padding(self) -> None:
+        return None
+
+    def check_writable(self, factor: int = 1) -> None:
+        """A sample is an 8-bit picture alone."""
 
     def to_floats(self, x: NDArray) -> NDArray:
         return x
@@ -117,7 +125,7 @@ def read_job(options: Options) -> Job:
         samples = [PriorSample(f"sample_{i:03d}", shape) for i in range(count)]
         return Job(options, model, schedule, task, params, samples, lambda item, truth: None)
     data = as_dict(task.data)
-    items = list_items(data)
+    items = list_items(data, magnitude=measurement.noise.name == "rician")
     mask = open_masks(task.data.mask, data, items)
     items = items[: options.limit]
     check_output(options.output, items)
@@ -195,7 +203,7 @@ class Run:
     ranks: Ranks
     found: int = 0  # images that an earlier run had restored
     failed: list[str] = field(default_factory=list)
-    errors: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
     sigmas: dict[str, torch.Tensor] = field(default_factory=dict)  # estimated, by name
     volume_sigmas: dict[Any, torch.Tensor] = field(default_factory=dict)
 
@@ -203,6 +211,7 @@ class Run:
         """Restore every image that falls to this process."""
         options = self.job.options
         self._tell_notes()
+        self._check_writing()
         if options.num_samples > 1 and self.job.method == "spectral":
             self.ranks.say(UNSURE, error=True)
         for items, images in self.batches():
@@ -214,12 +223,29 @@ class Run:
                 self.results.begin(item.name)
             self.restore(items, images)
 
+    def _check_writing(self) -> None:
+        """Before the first network evaluation, name the volumes that could not be written."""
+        measurement = self.job.task.measurement
+        for item in self.job.items:
+            try:
+                item.check_writable(enlargement(measurement))
+            except UserError as error:
+                self._say_once(error)
+
+    def _tell(self, note: str | None) -> None:
+        if note and note not in self.told:
+            self.ranks.say(f"note: {note}", error=True)
+            self.told.add(note)
+
+    def _say_once(self, error: Exception | str) -> None:
+        if str(error) not in self.told:  # a damaged volume has one error for all its slices
+            self.ranks.say(f"error: {error}", error=True)
+        self.told.add(str(error))
+
     def fail(self, item: Any, error: Exception | str) -> None:
         """Report an image that cannot be restored; the others still are."""
         self.failed.append(item.name)
-        if str(error) not in self.errors:  # a damaged volume has one error for all its slices
-            self.ranks.say(f"error: {error}", error=True)
-        self.errors.add(str(error))
+        self._say_once(error)
 
     def batches(self) -> Iterator[tuple[list[Any], torch.Tensor]]:
         """Yield (items, images), images (N, C, H, W) in [-1, 1] of one shape: this rank's share.
@@ -260,6 +286,8 @@ class Run:
                 self.sigmas[item.name] = self._estimate_sigma(item, image, measurement)
         except UserError as error:
             raise UserError(f"{item.label}: {error}") from None
+        item.check_writable(enlargement(measurement))
+        self._tell(item.note)
         return image
 
     def _estimate_sigma(
@@ -330,7 +358,7 @@ class Run:
         options, measurement = self.job.options, self.job.task.measurement
         truth = image if measurement is not None and measurement.simulated else None
         try:
-            mask = None if truth is None else self.job.mask(item, truth)
+            mask = None if truth is None else self._mask(item, truth)
         except UserError as error:
             self.fail(item, error)
             return
@@ -349,6 +377,13 @@ class Run:
         )
         self.ranks.say(line)
 
+    def _mask(self, item: Any, truth: NDArray) -> Mask | None:
+        """The pixels of which metrics are taken: the mask's, but those that are no data."""
+        mask, padding = self.job.mask(item, truth), item.padding()
+        if padding is None:
+            return mask
+        return ~padding if mask is None else mask & ~padding
+
     def _is_done(self, item: Any, image: torch.Tensor) -> bool:
         measurement = self.job.task.measurement
         gif, mp4 = self.job.options.record, self.job.options.video
@@ -359,16 +394,19 @@ class Run:
 
     def _tell_notes(self) -> None:
         for note in self.results.notes:
-            self.ranks.say(note, error=True)
-        self.results.notes.clear()
+            self._tell(note)
 
-    def _write_volumes(self, done: set[str]) -> None:
+    def _write_volumes(self, done: set[str]) -> bool:
+        """Put the volumes together; returns whether that failed for one."""
         title = self.results.title.replace(os.sep, "/")
         description = f"{self.job.method} {title}"
         identity = json.dumps(self.results.settings, sort_keys=True)
         folder = self.results.folder
-        for line in write_volumes(self.job.items, done, folder, description, identity):
-            self.ranks.say(line)
+        failed = False
+        for line, bad in write_volumes(self.job.items, done, folder, description, identity):
+            self.ranks.say(f"error: {line}" if bad else line, error=bad)
+            failed = failed or bad
+        return failed
 
     def close(self, records: list[dict[str, Any]]) -> int:
         """Merge what the processes did, say it and return the exit status."""
@@ -379,14 +417,14 @@ class Run:
         self.results.merge()
         self._tell_notes()
         missing = [n for n in names if n not in self.results.rows and n not in anywhere]
-        self._write_volumes(set(self.results.rows) - anywhere)
+        unwritten = self._write_volumes(set(self.results.rows) - anywhere)
         if found:
             self.ranks.say(f"{found} of {total} images had been restored by an earlier run")
         self.results.write_comparison()
         self.results.write_summary(finished=not missing, failed=failed)
         self.ranks.say(self.results.table())
         output = self.job.options.output
-        if output and not failed and not missing:
+        if output and not (failed or missing or unwritten):
             self.ranks.say(write_output(output, self.job.items, self.results.folder))
         for left, what in (
             (failed, "could not be restored"),
@@ -395,4 +433,4 @@ class Run:
             if left:
                 listed = ", ".join(left)
                 self.ranks.say(f"error: {len(left)} of {total} images {what}: {listed}", error=True)
-        return 2 if failed else int(bool(missing))
+        return 2 if failed or unwritten else int(bool(missing))

@@ -156,7 +156,7 @@ class Results:
             table = read_table(path)
             if table.unread:
                 self.notes.append(
-                    f"note: {path} holds lines that are no rows of it, kept in {set_aside(path)}"
+                    f"{path} holds lines that are no rows of it, kept in {set_aside(path)}"
                 )
             rows |= table.rows
             known = columns()
