@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from guided_diffusion.methods import VANILLA
+from guided_diffusion.noise import NOISES
 from util.config import as_dict, build, internal, locate, portable, read_yaml, replaced, rest
 from util.errors import UserError
 
@@ -175,7 +177,7 @@ def read_task_config(
     if method and isinstance(conditioning, dict) and conditioning.get("method") != method:
         conditioning = {"method": method}
         config["conditioning"] = conditioning
-    if isinstance(conditioning, dict) and conditioning.get("method") == "vanilla":
+    if isinstance(conditioning, dict) and conditioning.get("method") == VANILLA:
         for given, flag in ((measured, "measured"), (root, "input"), (sigma, "sigma")):
             if given:
                 raise UserError(f"{path}: method vanilla takes no images, and so no --{flag}")
@@ -219,8 +221,9 @@ def _checked_noise(noise: NoiseConfig, measured: bool, path: str) -> NoiseConfig
                 f"{where}: sigma: auto estimates the noise of measured images (data.measured: true "
                 "or --measured); noise that is simulated needs a number"
             )
-        if noise.name not in ("gaussian", "rician"):
+        can = [name for name, model in NOISES.items() if model.can_be_estimated]
+        if noise.name not in can:
             raise UserError(
-                f"{where}: sigma: auto estimates gaussian or rician noise, found {noise.name}"
+                f"{where}: sigma: auto estimates {' or '.join(can)} noise, found {noise.name}"
             )
     return noise

@@ -3,9 +3,10 @@
 import argparse
 from dataclasses import dataclass
 
-from data.dataloader import EXTENSIONS
-from guided_diffusion.condition_methods import METHODS
-from guided_diffusion.measurements import NOISES, OPERATORS
+from data.formats import FORMATS
+from guided_diffusion.methods import method_names
+from guided_diffusion.noise import NOISES
+from guided_diffusion.operators import OPERATORS
 from guided_diffusion.prior import SHIPPED
 from util.errors import ArgumentParser
 from util.flags import noise_level, positive
@@ -40,11 +41,11 @@ class Options:
 def _known() -> str:
     """What can be named, for --help."""
     lists = (
-        ("methods", METHODS),
+        ("methods", method_names()),
         ("operators", OPERATORS),
         ("noise", NOISES),
         ("metrics", METRICS),
-        ("files", (*EXTENSIONS, ".nii", ".nii.gz", "DICOM")),
+        ("files", FORMATS),
     )
     return "\n".join(f"{what}: {', '.join(names)}" for what, names in lists)
 
@@ -88,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
     )
     add(
         "--method",
-        choices=tuple(METHODS),
+        choices=method_names(),
         default=None,
         help="replace the task's conditioning.method, and the schedule's, with that method's "
         "own parameters",

@@ -7,6 +7,7 @@ import torch
 from guided_diffusion.checkpoints import checkpoint_digest
 from guided_diffusion.config import ModelConfig, read_model_config
 from guided_diffusion.devices import compile_network, pick_device, pick_dtype, pick_memory_format
+from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics, load_statistics
 from guided_diffusion.unet import UNetModel, create_model
 from util.errors import UserError
 
@@ -20,6 +21,8 @@ class Prior:
     Attributes:
         digest: SHA-256 of the checkpoint file; "" for an untrained network.
         dtype: of the network's torso; what goes in and comes out is float32.
+        statistics: of the images that it was trained on; `NATURAL_IMAGES` where none lie beside
+            the weights.
     """
 
     network: UNetModel
@@ -27,6 +30,7 @@ class Prior:
     digest: str
     device: torch.device
     dtype: torch.dtype
+    statistics: PriorStatistics
 
     @property
     def channels(self) -> int:
@@ -72,4 +76,6 @@ def load_prior(
     network.requires_grad_(False)
     if compile:
         compile_network(network, device)
-    return Prior(network, model_config, checkpoint_digest(model_config.model_path), device, dtype)
+    path = model_config.model_path
+    statistics = load_statistics(path) or NATURAL_IMAGES
+    return Prior(network, model_config, checkpoint_digest(path), device, dtype, statistics)

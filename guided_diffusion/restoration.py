@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from guided_diffusion.condition_methods import (
-    DIFFERENTIATING,
-    SAMPLING,
-    UNCLIPPED_FROM,
+from guided_diffusion.config import Measurement, ModelConfig, Schedule, read_schedule
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
+from guided_diffusion.methods import (
+    METHODS,
+    VANILLA,
     check_conditioning,
     get_conditioning_method,
 )
-from guided_diffusion.config import Measurement, ModelConfig, Schedule, read_schedule
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
-from guided_diffusion.measurements import get_noise, get_operator, restored_size
+from guided_diffusion.methods.start import start_state, useful_levels
+from guided_diffusion.noise import Noise, get_noise
+from guided_diffusion.operators import get_operator, restored_size
+from guided_diffusion.operators.base import Operator, Sigma
 from guided_diffusion.prior import Prior
-from guided_diffusion.spectral import start_state, useful_levels
+from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from util.errors import UserError
-from util.noise_level import estimate_sigma, rician_to_gaussian
 from util.random import ImageRandom, image_generator, sample_random
 
 FAST = "configs/diffusion_config_fast.yaml"
@@ -106,7 +106,7 @@ def restore(
     schedule = read_schedule(schedule) if isinstance(schedule, str) else schedule
     method = method_of(measurement, method, schedule)
     params = check_restoration(prior.config, measurement, method, params or {}, schedule)
-    prior.lay_out(differentiated=method in DIFFERENTIATING)
+    prior.lay_out(measurement is not None and METHODS[method].needs_gradient)
     if measurement is not None:
         batch = fit(batch, measurement, prior)
         if measurement.noise.sigma == "auto" and sigma is None:
@@ -128,7 +128,7 @@ def restore(
 
 def method_of(measurement: Measurement | None, method: str | None, schedule: Schedule) -> str:
     """The name of the method that restores."""
-    return "vanilla" if measurement is None else method or schedule.method or "dmps"
+    return VANILLA if measurement is None else method or schedule.method or "dmps"
 
 
 def own_schedules(measurement: Measurement | None, schedule: Schedule) -> bool:
@@ -155,13 +155,13 @@ def check_restoration(
                 f"diffusion config: start: {schedule.start} needs a measurement to start from"
             )
         create_sampler(**schedule.sampler_arguments())
-        return check_conditioning("vanilla", params)
+        return check_conditioning(VANILLA, params)
     size = config.image_size
     _operator(measurement, (config.in_channels, size, size), torch.device("cpu"))
-    get_noise(measurement.noise.name, _sigma(measurement))
+    noise_of(measurement)
     # A task's own noise level matters to "auto" alone.
     create_sampler(**schedule.sampler_arguments(), levels=(1, 1))
-    return check_conditioning(method, params)
+    return check_conditioning(method, params, measurement.operator.name)
 
 
 def fit(images: torch.Tensor, measurement: Measurement, prior: Prior) -> torch.Tensor:
@@ -191,11 +191,10 @@ def estimate_noise(
     """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
 
     Raises:
-        UserError: see `estimate_sigma`.
+        UserError: see `guided_diffusion.noise.estimate_sigma`.
     """
     rows = images.reshape(-1, *_operator_for(images, measurement, prior).out_shape)
-    rician = measurement.noise.name == "rician"
-    return torch.tensor([estimate_sigma(row, rician) for row in rows.numpy()])
+    return torch.tensor([noise_of(measurement).estimate(row) for row in rows.numpy()])
 
 
 def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[int, int]:
@@ -211,14 +210,27 @@ def enlargement(measurement: Measurement | None) -> int:
     return restored_hw(torch.empty(64, 64), measurement)[0] // 64
 
 
-def begin(method, params, schedule, known, x_T):
+def noise_of(measurement: Measurement) -> Noise:
+    """The measurement's noise model; raises UserError for an unknown name."""
+    sigma = measurement.noise.sigma
+    return get_noise(measurement.noise.name, 0.0 if sigma is None else sigma)
+
+
+def begin(
+    method: str,
+    params: Mapping[str, Any],
+    schedule: Schedule,
+    known: tuple[Operator, torch.Tensor, Sigma] | None,
+    x_T: torch.Tensor,
+    statistics: PriorStatistics = NATURAL_IMAGES,
+) -> tuple[GaussianDiffusion, torch.Tensor, Callable]:
     """What a restoration starts with.
 
     Args:
-        method, params: a name of `METHODS` and its parameters.
-        schedule: a `Schedule`.
+        method, params: a name of `METHODS` and its parameters; unused without a measurement.
         known: (operator, y, σ), see `pseudo_likelihood_score`; None for samples of the prior.
         x_T: (N, C, H, W) standard normal.
+        statistics: of the prior's images.
 
     Returns:
         (diffusion, first state (N, C, H, W), step), see `GaussianDiffusion.p_sample_loop`.
@@ -228,14 +240,14 @@ def begin(method, params, schedule, known, x_T):
     """
     arguments = schedule.sampler_arguments()
     if known is None:
-        return create_sampler(**arguments), x_T, get_conditioning_method(method).step
+        return create_sampler(**arguments), x_T, GaussianDiffusion.p_sample
     operator, _, sigma = known
-    levels = useful_levels(operator, sigma, sample=method in SAMPLING)
-    unclipped_from = UNCLIPPED_FROM.get(method, math.inf)
+    levels = useful_levels(operator, sigma, sample=METHODS[method].draws_samples)
+    unclipped_from = METHODS[method].unclipped_from
     diffusion = create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from)
     if schedule.start != "":
-        x_T = start_state(*known, diffusion, x_T)
-    return diffusion, x_T, get_conditioning_method(method, *known, **params).step
+        x_T = start_state(*known, diffusion, x_T, statistics.mean_intensity)
+    return diffusion, x_T, get_conditioning_method(method, *known, statistics, **params).step
 
 
 def _as_batch(images: ArrayLike | torch.Tensor) -> torch.Tensor:
@@ -247,11 +259,6 @@ def _as_batch(images: ArrayLike | torch.Tensor) -> torch.Tensor:
         raise UserError(f"images: expected (H, W), (N, H, W) or (N, C, H, W), found shape {shape}")
     batch = batch.detach().float().cpu()
     return batch.reshape(1 if len(shape) == 2 else shape[0], -1, *shape[-2:])
-
-
-def _sigma(measurement: Measurement) -> float | str:
-    sigma = measurement.noise.sigma
-    return 0.0 if sigma is None else sigma
 
 
 def _operator(measurement: Measurement, in_shape: tuple[int, ...], device: torch.device):
@@ -305,13 +312,12 @@ def _restore(
     if measurement is not None:
         operator = _operator(measurement, shape, prior.device)
         y, sigma = _measured(measurement, operator, images, names, seed, sigma)
-        rician = measurement.noise.name == "rician"
-        unbiased = rician_to_gaussian(y, sigma) if rician else y
+        unbiased = noise_of(measurement).to_gaussian(y, sigma)
         known = _for_each_sample(operator, unbiased, sigma, len(images), num_samples)
         rows = len(y)
     random = sample_random(names, range(num_samples), seed)
     x_T = random.randn_like(torch.empty(rows * num_samples, *shape, device=prior.device))
-    diffusion, x_T, step = begin(method, params, schedule, known, x_T)
+    diffusion, x_T, step = begin(method, params, schedule, known, x_T, prior.statistics)
     network = _Watched(prior.network, len(x_T), prior.device)
     x_hat = _sample(diffusion, network, x_T, step, random, watch)
     finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
@@ -349,11 +355,11 @@ def _measured(measurement, operator, images, names, seed, sigma):
     if measurement.simulated:
         x = images.reshape(-1, *operator.in_shape).to(device)
         random = ImageRandom([image_generator(n, "measurement", seed) for n in names])
-        noise = get_noise(measurement.noise.name, _sigma(measurement))
+        noise = noise_of(measurement)
         return noise(operator.forward(x), random), noise.sigma
     y = images.reshape(-1, *operator.out_shape).to(device)
     if sigma is None:
-        return y, get_noise(measurement.noise.name, _sigma(measurement)).sigma
+        return y, noise_of(measurement).sigma
     return y, sigma.to(device).reshape(-1, 1, 1, 1)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from guided_diffusion.config import (
     read_task_config,
 )
 from guided_diffusion.devices import pick_device
+from guided_diffusion.methods import METHODS
+from guided_diffusion.operators import variant
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior
 from guided_diffusion.ranks import Ranks
@@ -34,20 +36,25 @@ from guided_diffusion.restoration import (
     enlargement,
     estimate_noise,
     fit,
+    noise_of,
     own_schedules,
     restore,
 )
+from guided_diffusion.statistics import NATURAL_IMAGES
 from util.config import as_dict
 from util.errors import UserError
 from util.image_files import Recorder
-from util.noise_level import estimate_sigma
 from util.remote import base_name
 from util.results import Results, open_results
 
 VANILLA_SAMPLES = 10
 UNSURE = (
-    "note: samples of spectral lie closer together than those of the posterior; for an honest "
+    "samples of spectral lie closer together than those of the posterior; for an honest "
     "spread take configs/diffusion_config_samples.yaml"
+)
+NO_STATISTICS = (
+    "no statistics of the prior's images beside its weights, those of natural images are taken; "
+    "python -m guided_diffusion.statistics measures them"
 )
 
 
@@ -92,6 +99,12 @@ class Job:
     @property
     def method(self) -> str:
         return self.task.conditioning.method
+
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether the result depends on the prior's statistics."""
+        measured = self.task.measurement is not None
+        return measured and (METHODS[self.method].uses_statistics or self.schedule.start != "")
 
 
 def read_job(options: Options) -> Job:
@@ -139,20 +152,16 @@ def results_folder(job: Job) -> str:
     if measurement is None:
         return os.path.join(job.options.save_dir, model, "vanilla")
     operator, noise = measurement.operator, measurement.noise
-    variant = noise.name
-    if operator.name == "deblur":
-        variant = operator.params.get("type", "gaussian")
-    elif operator.name == "super_resolution":
-        variant = f"x{operator.params.get('scale_factor', 4)}"
+    kind = variant(as_dict(operator)) or noise.name
     sigma = noise.sigma if isinstance(noise.sigma, str) else f"{noise.sigma:g}"
-    return os.path.join(job.options.save_dir, model, operator.name, variant, sigma)
+    return os.path.join(job.options.save_dir, model, operator.name, kind, sigma)
 
 
 def settings_of(job: Job, prior: Prior) -> dict[str, Any]:
     """All that decides the contents of a run's files."""
     task = job.task.settings()
     task["conditioning"] = {"method": job.method, "params": job.params}
-    return {
+    found = {
         "model_config": job.model.settings(),
         "checkpoint_sha256": prior.digest,
         "diffusion_config": as_dict(job.schedule),
@@ -161,6 +170,7 @@ def settings_of(job: Job, prior: Prior) -> dict[str, Any]:
         "num_samples": job.options.num_samples,
         "precision": str(prior.dtype).removeprefix("torch."),
     }
+    return found | ({"statistics": asdict(prior.statistics)} if job.uses_statistics else {})
 
 
 def run(options: Options, ranks: Ranks) -> int:
@@ -212,8 +222,12 @@ class Run:
         options = self.job.options
         self._tell_notes()
         self._check_writing()
-        if options.num_samples > 1 and self.job.method == "spectral":
-            self.ranks.say(UNSURE, error=True)
+        if self.job.task.measurement is not None:
+            method = METHODS[self.job.method]
+            if options.num_samples > 1 and not method.honest_spread:
+                self._tell(UNSURE)
+            if self.prior.statistics is NATURAL_IMAGES and self.job.uses_statistics:
+                self._tell(NO_STATISTICS)
         for items, images in self.batches():
             if all(self._is_done(i, x) for i, x in zip(items, images, strict=True)):
                 self.found += len(items)
@@ -297,8 +311,7 @@ class Run:
         if not isinstance(item, Slice):
             return estimate_noise(image, measurement, self.prior)
         if item.volume not in self.volume_sigmas:
-            rician = measurement.noise.name == "rician"
-            sigma = estimate_sigma(item.volume.sample(), rician)
+            sigma = noise_of(measurement).estimate(item.volume.sample())
             self.volume_sigmas[item.volume] = torch.tensor([sigma])
         return self.volume_sigmas[item.volume]
 
