@@ -9,6 +9,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from data.dataloader import list_items
+from data.volumes import Slice
 from util.errors import UserError
 
 Mask = NDArray[np.bool_]
@@ -79,10 +80,10 @@ def open_masks(
 
     def of(item: Any, truth: NDArray) -> Mask:
         found = both[item.name]
-        volume = getattr(found, "volume", None)
-        if volume is None:
+        if not isinstance(found, Slice):
             seen = read(found)
         else:
+            volume = found.volume
             if volume not in volumes:
                 volumes.clear()
                 volumes[volume] = [read(piece) for piece in volume.slices]

@@ -72,7 +72,7 @@ class Ranks:
             sys.exit(2)
 
     def share(self, count: int) -> Iterator[int]:
-        """Yield from 0 … count - 1 those that fall to this process: the next whenever it is free."""
+        """Yield of 0 … count - 1 those that fall to this process: the next whenever it is free."""
         if self.store is None:
             yield from range(count)
             return
@@ -240,6 +240,7 @@ class _Watcher:
 
     def _all_ended(self):
         if self.status is None and self._wait(os.WNOHANG):
+            assert self.status is not None  # as `_wait` found it
             if not self.store.check([f"left/{self.rank}"]):
                 self.store.set(f"left/{self.rank}", "null")
             if self.rank == 0 and not self.store.check(["opened"]):

@@ -62,7 +62,7 @@ class Restored:
     @property
     def finite(self) -> NDArray[np.bool_]:
         """(N,), whether there is an image at all."""
-        return np.isfinite(self.mean).all(axis=(1, 2, 3))
+        return np.array([np.isfinite(image).all() for image in self.mean])
 
 
 def restore(

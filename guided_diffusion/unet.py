@@ -69,10 +69,9 @@ class Downsample(nn.Module):
 
     def __init__(self, channels, use_conv):
         super().__init__()
+        self.op: nn.Module = nn.AvgPool2d(2)
         if use_conv:
             self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        else:
-            self.op = nn.AvgPool2d(2)
 
     def forward(self, x):
         return self.op(x)
@@ -97,12 +96,11 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
+        self.resample: nn.Module = nn.Identity()
         if resample == "up":
             self.resample = Upsample(channels, use_conv=False)
         elif resample == "down":
             self.resample = Downsample(channels, use_conv=False)
-        else:
-            self.resample = nn.Identity()
         emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
         self.out_layers = nn.Sequential(
@@ -178,7 +176,7 @@ class AttentionBlock(nn.Module):
 class Stage(nn.Sequential):
     """Layers in sequence; the timestep embedding goes to those that take it."""
 
-    def forward(self, x, emb):
+    def forward(self, x, emb):  # type: ignore[override]
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x

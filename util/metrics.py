@@ -29,14 +29,14 @@ class Column:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric(Column):
     """A measure: ``function(x, truth, mask)`` of two images (C, H, W) in [0, 1], data range 1.
 
     line: whether it stands in the line that is printed for each image.
     """
 
-    function: Callable[[NDArray, NDArray, Mask], float] = lambda x, truth, mask: 0.0
+    function: Callable[[NDArray, NDArray, Mask], float]
     line: bool = False
 
 
@@ -78,10 +78,10 @@ def haarpsi(x: NDArray, truth: NDArray, mask: Mask = None) -> float:
 
 
 METRICS: dict[str, Metric] = {
-    "psnr": Metric("PSNR", ".2f", "dB", psnr, line=True),
-    "ssim": Metric("SSIM", ".4f", "", ssim, line=True),
-    "nmse": Metric("NMSE", ".4f", "", nmse),
-    "haarpsi": Metric("HaarPSI", ".4f", "", haarpsi),
+    "psnr": Metric(label="PSNR", format=".2f", unit="dB", function=psnr, line=True),
+    "ssim": Metric(label="SSIM", function=ssim, line=True),
+    "nmse": Metric(label="NMSE", function=nmse),
+    "haarpsi": Metric(label="HaarPSI", function=haarpsi),
 }
 
 
@@ -98,7 +98,7 @@ def image_metrics(x: ArrayLike, truth: ArrayLike, mask: Mask = None) -> dict[str
         mask: (H, W), the pixels that count; None for all.
     """
     both = [np.clip((np.asarray(v, np.float64) + 1) / 2, 0, 1) for v in (x, truth)]
-    return {name: metric.function(*both, mask) for name, metric in METRICS.items()}
+    return {name: metric.function(both[0], both[1], mask) for name, metric in METRICS.items()}
 
 
 def high_frequency_ratio(x: ArrayLike, truth: ArrayLike) -> float:

@@ -31,8 +31,10 @@ from util.lock import NAME as LOCK
 from util.lock import Lock, Locked
 from util.metrics import METRICS, Column, image_metrics
 
-FOLDERS = ("input", "recon", "truth", "samples", "std", "slices", "volumes")
-FOLDERS += ("progress", "gif", "video")
+FOLDERS = (
+    *("input", "recon", "truth", "samples", "std", "slices", "volumes"),
+    *("progress", "gif", "video"),
+)
 FILES = ("metrics.csv", "summary.json", "comparison.png")
 COMPARED = 4  # images in comparison.png
 FIGURES = {  # what is known of an image without its truth
@@ -261,7 +263,8 @@ class Results:
         Returns:
             One line for the terminal.
         """
-        name, png, row = item.name, f"{item.name}.png", {}
+        name, png = item.name, f"{item.name}.png"
+        row: dict[str, float] = {}
         write_png(self.path("recon", png), mean)
         if item.floats is not None:
             folder, end = item.floats
@@ -284,7 +287,7 @@ class Results:
             write_mp4(self.path("video", f"{name}.mp4"), frames)
         # Rounded here already, so that means do not depend on having been read back.
         row = {k: float(f"{v:.6g}") for k, v in (row | dict(figures)).items()}
-        self.rows[name] = row
+        self.rows[name] = dict(row)
         self.journal.add(name, row)
         return f"{name}: {', '.join(self._shown(row))}"
 
