@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.dataloader import list_images, natural_key, read_image
-from util.config import build, read_yaml
+from util.config import build, locate, portable, read_yaml
 from util.errors import UserError
 from util.files import replacing
 from util.image_files import Recorder, to_uint8, write_comparison, write_gif, write_mp4, write_png
@@ -278,6 +278,42 @@ class Keys:
     b: float = 0.0
     c: tuple | list | None = None
     d: int = 7
+
+
+def test_a_yaml_key_that_is_there_twice_is_refused_with_both_lines(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n")
+    with pytest.raises(UserError, match=r"at line 5 \(the key 'c' is there twice, first at line 3"):
+        read_yaml(str(path))
+    path.write_text("x: &x {a: 1, b: 2}\ny:\n  <<: *x\n  b: 3\n")  # a merge may be overruled
+    assert read_yaml(str(path))["y"] == {"a": 1, "b": 3}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom"])
+def test_yaml_of_every_unicode_encoding_is_read(tmp_path, encoding):
+    text = "name: σ\n"
+    data = b"\xff\xfe" + text.encode("utf-16-le") if "bom" in encoding else text.encode(encoding)
+    (tmp_path / "x.yaml").write_bytes(data)
+    assert read_yaml(str(tmp_path / "x.yaml")) == {"name": "σ"}
+
+
+def test_paths_lead_from_here_from_the_file_or_from_the_program(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "task").mkdir()
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    near = str(tmp_path / "task" / "t.yaml")
+    (tmp_path / "task" / "images").touch()
+    (tmp_path / "home" / "images").touch()
+    assert locate("images", near) == str(tmp_path / "task" / "images")
+    (tmp_path / "work" / "images").touch()
+    assert locate("images", near) == "images"
+    assert locate("~/images") == str(tmp_path / "home" / "images")
+    shipped = locate("models/mri.pt", near)
+    assert os.path.isfile(shipped) and portable(shipped) == os.path.join("models", "mri.pt")
+    assert locate("nowhere", near) == "nowhere"
+    assert locate("gs://bucket/x", near) == "gs://bucket/x"
 
 
 def test_yaml_types(tmp_path):

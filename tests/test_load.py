@@ -80,6 +80,49 @@ def test_the_last_word_on_an_image_counts(tmp_path):
     assert read_table(path).rows["b"] == {"psnr": 2.0}
 
 
+def test_columns_of_others_and_an_image_called_image_are_kept(tmp_path):
+    path = str(tmp_path / "table.csv")
+    journal = Journal(path)
+    journal.add("image", {"psnr": 1.0, "theirs": 2.0})
+    journal.add("b", {"psnr": 3.0, "remark": "odd, but good"})
+    found = read_table(path)
+    assert found.rows == {
+        "image": {"psnr": 1.0, "theirs": 2.0},
+        "b": {"psnr": 3.0, "remark": "odd, but good"},
+    }
+    assert found.columns == ["psnr", "theirs", "remark"] and not found.unread
+    write_rows(path, found.columns, found.rows)
+    assert read_table(path) == found
+
+
+def test_a_resumed_run_keeps_columns_it_does_not_know(tiny_run):
+    assert tiny_run("--save_dir", "out", "--limit", "2") == 0
+    table = "out/tiny/super_resolution/x4/0.05/metrics.csv"
+    with open(table, encoding="utf-8") as file:
+        heading, *lines = file.read().splitlines()
+    grades = ["4", "blurred"]
+    with open(table, "w", encoding="utf-8") as file:
+        file.write(f"{heading},grade\n")
+        file.writelines(f"{line},{g}\n" for line, g in zip(lines, grades, strict=True))
+    assert tiny_run("--save_dir", "out") == 0
+    found = read_table(table)
+    assert [row.get("grade") for row in found.rows.values()] == [4.0, "blurred", None]
+    assert len(found.rows) == 3 and found.columns[-1] == "grade"
+
+
+@pytest.mark.parametrize("what", [b"\xff\xfe\x00 no text", b"image,psnr\na1,2,3,4,5\nnot ours\n"])
+def test_what_cannot_be_read_of_a_table_is_kept_aside(tiny_run, capsys, what):
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    table = "out/tiny/super_resolution/x4/0.05/metrics.csv"
+    with open(table, "wb") as file:
+        file.write(what)
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert "metrics.csv.unread1" in capsys.readouterr().err
+    with open(f"{table}.unread1", "rb") as file:
+        assert file.read() == what
+    assert list(read_table(table).rows)[0] == "a1"
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_folder_that_was_stopped_amid_a_row_is_gone_on_with(tiny_run, capsys, rows):
     assert tiny_run("--save_dir", "out") == 0

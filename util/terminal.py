@@ -54,6 +54,7 @@ class Bar:
     def __init__(self, total: int):
         self.total = total
         self.done = 0
+        self._bar = tqdm(disable=True)
         with _open_or_not(sys.stderr):
             self._bar = tqdm(
                 total=total,
