@@ -48,7 +48,8 @@ def begin(method, params, schedule, known, x_T, statistics=NATURAL_IMAGES):
     diffusion = create_sampler(**schedule, levels=levels, unclipped_from=unclipped_from)
     if schedule["start"] != "":
         x_T = start_state(*known, diffusion, x_T, statistics.mean_intensity)
-    return diffusion, x_T, get_conditioning_method(method, *known, statistics, **params).step
+    built = get_conditioning_method(method, *known, statistics=statistics, **params)
+    return diffusion, x_T, built.step
 
 
 class Restoration:
