@@ -247,7 +247,8 @@ def begin(
     diffusion = create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from)
     if schedule.start != "":
         x_T = start_state(*known, diffusion, x_T, statistics.mean_intensity)
-    return diffusion, x_T, get_conditioning_method(method, *known, statistics, **params).step
+    built = get_conditioning_method(method, *known, statistics=statistics, **params)
+    return diffusion, x_T, built.step
 
 
 def _as_batch(images: ArrayLike | torch.Tensor) -> torch.Tensor:
