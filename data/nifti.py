@@ -149,6 +149,8 @@ class NiftiVolume(Volume):
                 proxy = ArrayProxy(file, header)
                 voxels = proxy if self.index is None else proxy[..., self.index]
                 voxels = np.asarray(voxels, dtype=np.float32)
+                while file.read(1 << 20):  # up to the checksum at the end of a gzip file
+                    pass
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - decompressors have errors of their own
