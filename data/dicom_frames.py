@@ -34,6 +34,7 @@ GROUPS = {
     "TemporalPositionIndex": "FrameContentSequence",
     "FrameAcquisitionNumber": "FrameContentSequence",
 }
+RESCALE = ("RescaleSlope", "RescaleIntercept")
 ENHANCED_ORDER = ("EffectiveEchoTime", "TemporalPositionIndex", "FrameAcquisitionNumber")
 
 ELEMENTS = {2, 8}  # groups that a file without preamble begins with
@@ -71,6 +72,17 @@ class Frame:
     def photometric(self) -> str:
         return first_text(self.header, "PhotometricInterpretation")
 
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """(slope, intercept) from stored numbers to values; None where the file says nothing."""
+        if self.number is not None and not self.tiles:
+            found = [group_values(self.header, self.number, keyword)[:1] for keyword in RESCALE]
+        else:
+            found = [values(self.header, keyword)[:1] for keyword in RESCALE]
+        if not found[0]:
+            return None
+        return float(found[0][0]), float(found[1][0]) if found[1] else 0.0
+
 
 def begins_as_dicom(head: bytes) -> bool:
     """Whether a file is DICOM by its first kilobyte, with or without the preamble it should have."""
@@ -107,7 +119,8 @@ def read_dataset(path: str, stop_before_pixels: bool = False) -> Any:
     import pydicom
 
     try:
-        force = begins_as_dicom(read_head(path))
+        if not (force := begins_as_dicom(read_head(path))):
+            raise ValueError("it does not begin as DICOM does")
         with pydicom.config.disable_value_validation(), open_plain(path) as file:
             dataset = pydicom.dcmread(file, force=force, stop_before_pixels=stop_before_pixels)
         if "TransferSyntaxUID" not in dataset.file_meta:
@@ -334,10 +347,7 @@ def _modality(frame, dataset, stored):
 
     if frame.number is None or frame.tiles:
         return apply_modality_lut(stored, dataset).astype(np.float32)
-    slope, intercept = (
-        float((group_values(frame.header, frame.number, keyword) or [default])[0])
-        for keyword, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
-    )
+    slope, intercept = frame.scale or (1, 0)
     return (stored * slope + intercept).astype(np.float32)
 
 

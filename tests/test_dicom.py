@@ -348,6 +348,59 @@ def test_a_private_scale_of_the_source_is_not_left(tmp_path):
     assert dataset[0x20051410].value in (7, b"\x07\0\0\0")
 
 
+def test_slices_of_which_some_say_no_scale(tmp_path):
+    """As in archives that dropped it from some files: a step in brightness from slice to slice."""
+    write_series(tmp_path, head())
+    for name, slope in (("8.dcm", 10), ("9.dcm", 10)):
+        dataset = pydicom.dcmread(tmp_path / name)
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, 0
+        dataset.save_as(tmp_path / name)
+    with pytest.raises(UserError, match=r"1 of 3 slices, 7\.dcm for one, have no RescaleSlope"):
+        items_of({"root": str(tmp_path)})
+
+
+def test_each_slice_has_its_own_scale(tmp_path):
+    write_series(tmp_path / "s", head())
+    for k, slope in ((7, 4), (8, 2), (9, 1)):
+        dataset = pydicom.dcmread(tmp_path / f"s/{k}.dcm")
+        dataset.PixelData = (dataset.pixel_array // slope).astype("<u2").tobytes()
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, 0
+        dataset.save_as(tmp_path / f"s/{k}.dcm")
+    write_back(items_of({"root": str(tmp_path / "s")}), tmp_path)
+    found = np.moveaxis(series_values(tmp_path / "volumes/s"), 0, 2)
+    assert np.abs(found - CLIPPED).max() < 4.1
+
+
+def test_a_copy_of_a_slice_is_no_second_volume(tmp_path):
+    write_series(tmp_path, head())
+    shutil.copy(tmp_path / "8.dcm", tmp_path / "8 (copy).dcm")
+    assert len([i.read() for i in items_of({"root": str(tmp_path)})]) == 3
+
+
+def test_a_damaged_slice_is_not_passed_over(tmp_path):
+    """A volume must not silently have one slice less."""
+    write_series(tmp_path, head())
+    dataset = pydicom.dcmread(tmp_path / "8.dcm")
+    del dataset.Rows
+    dataset.save_as(tmp_path / "8.dcm")
+    items = {i.name: i for i in items_of({"root": str(tmp_path)})}
+    with pytest.raises(UserError, match=r"8\.dcm: damaged, holds a header of MR Image Storage"):
+        items["8"].read()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_bits_that_are_not_of_the_pixels_do_not_count(tmp_path, signed):
+    """12 bits of 16, the rest holding an old overlay, or not carrying the sign on."""
+    values = head() // 2 - (200 if signed else 0)
+    extra = 0 if signed else (head() % 3 == 0) * 0x1000 + 0x8000
+    write_series(tmp_path, (values & 0x0FFF) | extra, BitsStored=12, HighBit=11,
+                 PixelRepresentation=int(signed))  # fmt: skip
+    items = items_of({"root": str(tmp_path)})
+    low, high = np.percentile(values, (0.1, 99.9))
+    expected = (low if signed else 0, high)
+    assert items[0].volume.scale[:2] == pytest.approx(expected)
+
+
 def test_a_volume_that_cannot_be_written_keeps_its_slices_and_says_where(tmp_path, monkeypatch):
     write_series(tmp_path / "a", head())
     items = items_of({"root": str(tmp_path / "a")})

@@ -209,3 +209,37 @@ def test_a_damaged_archive_fails_when_it_is_read(tmp_path):
     assert items[-1].read().shape == (1, 32, 32)
     with pytest.raises(UserError, match=r"b\.nii\.gz: (truncated or damaged|cannot be read)"):
         items[0].read()
+
+
+def test_voxels_are_not_read_from_the_header(tmp_path):
+    """vox_offset 0, as some programs leave it, is that of the standard."""
+    write_nifti(tmp_path / "a.nii", head(), AFFINE)
+    write_nifti(tmp_path / "b.nii", head(), AFFINE)
+    patch(tmp_path / "b.nii", (108, "f", 0.0))
+    first, second = ([i.read() for i in items_of({"root": str(tmp_path / n)})]
+                     for n in ("a.nii", "b.nii"))  # fmt: skip
+    np.testing.assert_array_equal(first, second)
+
+
+def test_unknown_codes_still_have_their_geometry(tmp_path):
+    write_nifti(tmp_path / "a.nii", head(), AFFINE)
+    patch(tmp_path / "a.nii", (*CODES, 77, 99))
+    write_back(items_of({"root": str(tmp_path / "a.nii")}), tmp_path)
+    np.testing.assert_allclose(nib.load(tmp_path / "volumes/a.nii.gz").affine, AFFINE, atol=1e-5)
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 300, b"junk", gzip.compress(b"more", mtime=0)])
+def test_what_follows_a_gzip_file_does_not_matter(tmp_path, rest):
+    write_nifti(tmp_path / "a.nii.gz", head(), AFFINE)
+    with open(tmp_path / "a.nii.gz", "ab") as file:
+        file.write(rest)
+    assert len([i.read() for i in items_of({"root": str(tmp_path)})]) == 3
+
+
+def test_what_a_header_says_wrong_is_said_by_the_items(tmp_path, capfd):
+    write_nifti(tmp_path / "a.nii", head(), AFFINE)
+    patch(tmp_path / "a.nii", (80, "3f", -1, 2, 4))
+    items = items_of({"root": str(tmp_path)})
+    [written] = write_back(items, tmp_path)
+    assert "pixdim" in items[0].note and not written.failed
+    assert "pixdim" not in capfd.readouterr().err
