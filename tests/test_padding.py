@@ -121,6 +121,7 @@ NO_PADDING = {
     "skull-stripped far from 0": np.where(circle(), 0, head() + 2000),
     "signed, without a gap": np.clip(head() - 400.0, -200, None),
     "a saturated spot": np.where(np.arange(32 * 32 * 3).reshape(32, 32, 3) % 97 == 50, 32767, head()),
+    "normalised, with what was 0": (np.where(circle(), 0, head() + 500) - 600) / 300.7,
     "a mask": circle().astype(float),
     "a few outliers": np.where(np.arange(32 * 32 * 3).reshape(32, 32, 3) == 1500, -9999.0, head()),
     "few NaN": np.where(np.arange(32 * 32 * 3).reshape(32, 32, 3) == 0, np.nan, head()),
