@@ -105,8 +105,10 @@ def list_items(data: Mapping[str, Any], magnitude: bool = False) -> list[Item]:
             found.append((position, _items(FORMATS[name], group, options)))
     items = [item for _, some in sorted(found, key=lambda f: f[0]) for item in some]
     if not items:
-        looked_for = f"{', '.join(FORMATS)}: {' '.join(extensions())}"
-        raise UserError(f"data.root: no image in {root} (looked for {looked_for})")
+        known = [f for f in FORMATS.values() if f.remote or not is_remote(root)]
+        endings = " ".join(e for f in known for e in f.extensions)
+        names = ", ".join(f.name for f in known)
+        raise UserError(f"data.root: no image in {root} (looked for {names}: {endings})")
     if len(items) == 1 and isinstance(items[0], Broken):
         items[0].read()
     check_names(items)

@@ -40,7 +40,7 @@ def _groups(paths: Sequence[str]) -> list[list[str]]:
 def _items(paths: Sequence[str], options: Mapping[str, Any]) -> list:
     """The slices of a folder's series, sorted by position.
 
-    Files without an image (DICOMDIR, reports) are passed over.
+    Files without an image (DICOMDIR, reports) are passed over, but not images that lack theirs.
 
     Args:
         options: the task's data: `series` is the SeriesNumber or SeriesInstanceUID of the series
@@ -57,17 +57,30 @@ def _items(paths: Sequence[str], options: Mapping[str, Any]) -> list:
     for path in paths:
         try:
             header = read_dataset(path, stop_before_pixels=True)
+            if _has_image(header, path):
+                headers[path] = header
         except UserError as error:
             broken.append(Broken(safe_name(_stem(path)), printable(base_name(path)), error))
-            continue
-        if "Rows" in header and "Columns" in header:
-            headers[path] = header
     if not headers:
         return broken
     try:
         return [*_series(headers, name, label, options), *broken]
     except UserError as error:
         return [Broken(name, label, error), *broken]
+
+
+def _has_image(header, path):
+    """Whether a file holds an image; UserError where it should and does not."""
+    from pydicom.uid import UID
+
+    if "Rows" in header and "Columns" in header:
+        return True
+    kind = UID(first_text(header, "SOPClassUID"))
+    if "Image Storage" in kind.name:  # or a volume would silently have a slice less
+        raise UserError(
+            f"{printable(base_name(path))}: damaged, holds a header of {kind.name} and no Rows"
+        )
+    return False
 
 
 def _stem(path):
@@ -142,6 +155,13 @@ class DicomSeries(Volume):
             raise UserError(
                 f"{label}: its slices lie in several directions (a localizer?), expected one"
             )
+        scales = {f: f.scale for f in frames}
+        lacking = [f for f, scale in scales.items() if scale is None]
+        if lacking and set(scales.values()) - {None, (1, 0)}:
+            raise UserError(
+                f"{label}: {len(lacking)} of {len(frames)} slices, {lacking[0].label} for one, have "
+                "no RescaleSlope, and the others have, so their values cannot be compared"
+            )
         if len({f.photometric for f in frames}) > 1:
             raise UserError(f"{label}: some slices are MONOCHROME1 and some MONOCHROME2")
         normal = np.cross(directions[0][:3], directions[0][3:])
@@ -191,7 +211,7 @@ def _one_a_place(frames, normal, volume, label):
             places[-1].append(frame)
         else:
             places.append([frame])
-    places = [sorted(place, key=lambda f: f.order) for place in places]
+    places = [_without_copies(sorted(place, key=lambda f: f.order)) for place in places]
     most = max(map(len, places))
     if most == 1:
         return [place[0] for place in places]
@@ -207,6 +227,15 @@ def _one_a_place(frames, normal, volume, label):
     if not 0 <= volume < most:
         raise UserError(f"{label}: data.volume: no volume {volume}; {choice}")
     return [place[volume] for place in places]
+
+
+def _without_copies(place):
+    """The frames of one place, of which one may have been exported twice."""
+    kept: dict[tuple, Frame] = {}
+    for i, frame in enumerate(place):
+        identity = first_text(frame.header, "SOPInstanceUID") or str(i)
+        kept.setdefault((identity, frame.number, frame.order), frame)
+    return list(kept.values())
 
 
 FORMAT = Format("DICOM", EXTENSIONS, _recognises, _items, _groups, remote=False)

@@ -1,6 +1,7 @@
 """DICOM files taken apart: each slice with its place, whatever way the file holds it."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,10 @@ from util.files import open_plain, printable, read_head
 from util.remote import base_name
 
 NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+# What pydicom's decoders take for one value, though a file may have several.
+SINGLE = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "NumberOfFrames",
+          "SamplesPerPixel", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept",
+          "RescaleType")  # fmt: skip
 # What tells apart the slices of one place: echoes, time points, repetitions, in this order.
 ORDER = ("EchoTime", "TemporalPositionIdentifier", "AcquisitionNumber", "InstanceNumber")
 # The functional group of enhanced DICOM that holds an attribute, beside the root.
@@ -29,6 +34,7 @@ GROUPS = {
     "TemporalPositionIndex": "FrameContentSequence",
     "FrameAcquisitionNumber": "FrameContentSequence",
 }
+RESCALE = ("RescaleSlope", "RescaleIntercept")
 ENHANCED_ORDER = ("EffectiveEchoTime", "TemporalPositionIndex", "FrameAcquisitionNumber")
 
 ELEMENTS = {2, 8}  # groups that a file without preamble begins with
@@ -66,6 +72,17 @@ class Frame:
     def photometric(self) -> str:
         return first_text(self.header, "PhotometricInterpretation")
 
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """(slope, intercept) from stored numbers to values; None where the file says nothing."""
+        if self.number is not None and not self.tiles:
+            found = [group_values(self.header, self.number, keyword)[:1] for keyword in RESCALE]
+        else:
+            found = [values(self.header, keyword)[:1] for keyword in RESCALE]
+        if not found[0]:
+            return None
+        return float(found[0][0]), float(found[1][0]) if found[1] else 0.0
+
 
 def begins_as_dicom(head: bytes) -> bool:
     """Whether a file is DICOM by its first kilobyte, with or without the preamble it should have."""
@@ -102,7 +119,8 @@ def read_dataset(path: str, stop_before_pixels: bool = False) -> Any:
     import pydicom
 
     try:
-        force = begins_as_dicom(read_head(path))
+        if not (force := begins_as_dicom(read_head(path))):
+            raise ValueError("it does not begin as DICOM does")
         with pydicom.config.disable_value_validation(), open_plain(path) as file:
             dataset = pydicom.dcmread(file, force=force, stop_before_pixels=stop_before_pixels)
         if "TransferSyntaxUID" not in dataset.file_meta:
@@ -125,10 +143,12 @@ def _guess_syntax(dataset):
 
 def values(dataset: Any, keyword: str) -> list:
     """The values of an element, be it one, several, none, or not there at all."""
+    from pydicom import config
     from pydicom.multival import MultiValue
     from pydicom.sequence import Sequence
 
-    found = dataset.get(keyword)
+    with config.disable_value_validation():  # which happens when a value is first asked for
+        found = dataset.get(keyword)
     if found is None or found == "":
         return []
     several = isinstance(found, (MultiValue, Sequence, list, tuple))
@@ -164,6 +184,8 @@ def frames_of(path: str, header: Any, where: str) -> list[Frame]:
     photometric = first_text(header, "PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise UserError(f"{where}: expected MONOCHROME1 or MONOCHROME2, found {photometric}")
+    if first_number(header, "BitsAllocated", 16) == 1:
+        raise UserError(f"{where}: holds one bit a pixel, so it is a mask and no image")
     _check_decoder(header.file_meta.get("TransferSyntaxUID"), where)
     if "PerFrameFunctionalGroupsSequence" in header:
         return _enhanced(path, header, where)
@@ -240,7 +262,9 @@ def group_values(header: Any, number: int, keyword: str) -> list:
 
 def _mosaic(path, header, where):
     """Siemens' slices side by side in one frame, taken apart by the vendor's own header."""
-    from nibabel.nicom import csareader
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel's, that its readers are experimental
+        from nibabel.nicom import csareader
 
     try:
         csa = csareader.get_csa_header(header, "image")
@@ -297,6 +321,9 @@ def read_pixels(frames: Iterable[Frame]) -> Iterable[tuple[NDArray[np.float32], 
 @lru_cache(maxsize=1)  # the slices of one file are read one after the other
 def _decoded(path):
     dataset = read_dataset(path)
+    for keyword in SINGLE:
+        if len(found := values(dataset, keyword)) > 1:
+            dataset[keyword].value = found[0]
     return dataset, dataset.pixel_array
 
 
@@ -320,10 +347,7 @@ def _modality(frame, dataset, stored):
 
     if frame.number is None or frame.tiles:
         return apply_modality_lut(stored, dataset).astype(np.float32)
-    slope, intercept = (
-        float((group_values(frame.header, frame.number, keyword) or [default])[0])
-        for keyword, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
-    )
+    slope, intercept = frame.scale or (1, 0)
     return (stored * slope + intercept).astype(np.float32)
 
 

@@ -1,5 +1,6 @@
 """NIfTI volumes, in one file or as .hdr and .img; Analyze 7.5 too, written back as NIfTI."""
 
+import gzip
 import io
 import math
 import os
@@ -148,7 +149,9 @@ class NiftiVolume(Volume):
             with open_plain(voxel_file(self.path)) as file:
                 proxy = ArrayProxy(file, header)
                 voxels = proxy if self.index is None else proxy[..., self.index]
-                voxels = np.asarray(voxels, dtype=np.float32)
+                with np.errstate(over="ignore", invalid="ignore"):  # what is infinite is refused
+                    voxels = np.asarray(voxels, dtype=np.float32)
+                _check_rest(file)
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - decompressors have errors of their own
@@ -194,6 +197,16 @@ class NiftiVolume(Volume):
         finer[list(self.order[1:])] = factor
         header, *_ = self._written_header(finer)
         header.write_to(io.BytesIO())
+
+
+def _check_rest(file):
+    """Read on to the checksum at the end of a gzip file; what follows that does not matter."""
+    try:
+        while file.read(1 << 20):
+            pass
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" not in str(error):
+            raise
 
 
 def recognises(head: bytes, path: str) -> bool:

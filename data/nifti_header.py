@@ -1,5 +1,7 @@
 """Headers of NIfTI and Analyze files: read with what other tools forgive, and refined."""
 
+import logging
+import logging.handlers
 import os
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from util.files import open_plain, printable, read_head
 HEADERS, VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")  # of a volume in two files
 CIFTI = range(3000, 3100)  # intent codes
 CIFTI_EXTENSION = 32
+LAST_CODE, ALIGNED = 5, 2  # of sform and qform: the last that is defined; "aligned"
 LONG_QUATERNION = 1.01  # a rotation whose quaternion is longer is no rounding error
 SINGULAR = 1e-6  # the least volume of a voxel, of that of a box with its sides
 
@@ -37,17 +40,38 @@ def read_header(path: str, label: str) -> Found:
         with open_plain(path) as file:
             head = file.read(1024)
             file.seek(0)
-            header = _header_class(head).from_fileobj(file)
+            header = _header_class(head).from_fileobj(file, check=False)
+        remarks = _check(header)
     except Exception as error:  # noqa: BLE001 - damaged headers fail in many ways
         raise UserError(f"{name}: cannot be read as NIfTI ({reason(error)})") from None
     if _is_cifti(header):
         raise UserError(f"{name}: is CIFTI, which holds surfaces and no volume")
     try:
-        return _with_geometry(header, path, name)
+        found = _with_geometry(header, path, name)
+        return found._replace(remarks=[*remarks, *found.remarks])
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - nibabel's checks of single fields
         raise UserError(f"{name}: its geometry cannot be read ({reason(error)})") from None
+
+
+def _check(header):
+    """Let nibabel mend what it can; returns what it says of it, which it would print."""
+    for form in ("sform_code", "qform_code") if _is_nifti(header) else ():
+        if int(header[form]) > LAST_CODE:  # which nibabel would take for no geometry
+            header[form] = ALIGNED
+    said, handler = logging.getLogger(__name__), logging.handlers.BufferingHandler(100)
+    said.propagate = False
+    said.addHandler(handler)
+    try:
+        header.check_fix(said)
+    finally:
+        said.removeHandler(handler)
+    remarks = [r.getMessage() for r in handler.buffer if r.levelno >= logging.WARNING]
+    least = getattr(header, "single_vox_offset", 0) if getattr(header, "is_single", False) else 0
+    if int(header["vox_offset"]) < least:  # the header itself would be read as voxels
+        header["vox_offset"] = least
+    return remarks
 
 
 def _header_class(head):

@@ -67,8 +67,8 @@ def find_scale(
 def find_padding(values: NDArray) -> tuple[NDArray[np.bool_] | None, str]:
     """Recognise the constant that a file holds where there is no data, though it does not say so.
 
-    That is NaN, or a negative value far below all others (-32768, -1024, -3.4e38), or one far
-    above all others, if more than LEAST_PADDING of the values have it. NaN must also reach the
+    That is NaN, or a negative whole number far below all others (-32768, -1024, -3.4e38), or one
+    far above all others, if more than LEAST_PADDING of the values have it. NaN must also reach the
     edge of the image, and a high value fill most of its corners: elsewhere they are damage, or
     saturation.
 
@@ -85,8 +85,11 @@ def find_padding(values: NDArray) -> tuple[NDArray[np.bool_] | None, str]:
         return unknown, "NaN" if np.isnan(values[unknown]).all() else "not finite"
     for extreme in (np.min, np.max):
         value = extreme(values)
+        whole = float(value).is_integer()  # others may be what 0 became in a normalisation
+        if not whole or (extreme is np.min and value >= 0):
+            continue
         where = values == value
-        if extreme is np.min and value >= 0 or where.mean() < LEAST_PADDING or where.all():
+        if where.mean() < LEAST_PADDING or where.all():
             continue
         rest = values[~where].astype(np.float64)
         gap = abs(float(extreme(rest)) - float(value))

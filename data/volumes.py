@@ -295,11 +295,10 @@ def _write_volume(volume, folder, description, identity):
         std = std.astype(np.float32)
         std_folder = os.path.join(folder, "std")
         volume.write(std_folder, std, None, f"{description} std", identity, std=True)
-    line = (
+    return (
         f"{os.path.relpath(path, folder)}: {len(volume.slices)} slices; {black:g} to {white:g} "
         f"were -1 to 1, the {clipped:.2%} of voxels outside were clipped"
     )
-    return f"{line}; {volume.note}" if volume.note else line
 
 
 def _stack(volume, folder):

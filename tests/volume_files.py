@@ -58,7 +58,7 @@ def write_dicom(path, pixels, place, series="1.2.3", **tags):
     dataset.file_meta.TransferSyntaxUID = tags.pop("syntax", ExplicitVRLittleEndian)
     for keyword, value in tags.items():
         if value is None:
-            delattr(dataset, keyword)
+            dataset.pop(keyword, None)
         elif isinstance(value, DataElement):
             dataset.add(value)
         else:
@@ -93,7 +93,9 @@ def write_enhanced(path, voxels, places, **tags):
     frames = []
     for number, place in enumerate(places):
         frame, content, plane, echo = item(), item(), item(), item()
-        content.FrameAcquisitionNumber, content.DimensionIndexValues = 1, [1, number + 1]
+        in_stack = sorted(set(places)).index(place) + 1
+        content.FrameAcquisitionNumber, content.DimensionIndexValues = 1, [1, in_stack]
+        content.StackID, content.InStackPositionNumber = "1", in_stack
         plane.ImagePositionPatient = [10 - 0.6 * place, 20 + 0.8 * place, 30]
         echo.EffectiveEchoTime = float(10 + 20 * (places[:number].count(place)))
         frame.FrameContentSequence, frame.PlanePositionSequence = [content], [plane]
@@ -105,8 +107,12 @@ def write_enhanced(path, voxels, places, **tags):
     scale.RescaleSlope, scale.RescaleIntercept, scale.RescaleType = "2.5", "-100", "US"
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [direction]
     shared.PixelValueTransformationSequence = [scale]
+    stack, in_stack = item(), item()
+    stack.DimensionIndexPointer, stack.FunctionalGroupPointer = 0x00209056, 0x00209111
+    in_stack.DimensionIndexPointer, in_stack.FunctionalGroupPointer = 0x00209057, 0x00209111
     dataset = {
         "SOPClassUID": EnhancedMRImageStorage,
+        "DimensionIndexSequence": [stack, in_stack],
         "NumberOfFrames": len(places),
         "PerFrameFunctionalGroupsSequence": frames,
         "SharedFunctionalGroupsSequence": [shared],
