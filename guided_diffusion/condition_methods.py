@@ -98,10 +98,17 @@ def _through_the_network(diffusion, model, x, t, objective):
 
 
 class PiGDM:
-    """Song et al. 2023, "Pseudoinverse-guided diffusion models", Algorithm 1, noisy form.
+    """Song et al. 2023, "Pseudoinverse-guided diffusion models", noisy form, as its programs run it.
 
-    p(x_0 | x_t) is taken as N(x̂_0, r_t² I) with r_t² = 1-ᾱ_t, exact for x_0 ~ N(0, I); its
-    likelihood score goes through the network's Jacobian. Steps are DDIM's with `eta`.
+    p(x_0 | x_t) is taken as N(x̂_0, r_t² I) with r_t² = 1-ᾱ_t, exact for x_0 ~ N(0, I), so that
+    ∇ log p(y | x_t) = g/r_t² with g = r_t² (∂x̂_0/∂x_t)ᵀ Aᵀ (r_t² A Aᵀ + σ² I)⁻¹ (y - A x̂_0).
+
+    Tweedie's formula moves x̂_0 by (1-ᾱ_t)/√ᾱ_t ∇ log p(y | x_t), and DDIM's step (with `eta`, its
+    ε as predicted) takes √ᾱ_s of that into the next state x_s. Under a flat prior, where
+    r_t² = (1-ᾱ_t)/ᾱ_t, the move is √ᾱ_t g and the weight of g in x_s is √(ᾱ_s ᾱ_t). Both public
+    programs take it so, and so does this. (With r_t² = 1-ᾱ_t to the letter it is larger, √(ᾱ_s/ᾱ_t).)
+    Algorithm 1 of the paper prints √ᾱ_t, without DDIM's √ᾱ_s; networks that are not linear can
+    diverge under it.
     """
 
     def __init__(self, operator, y, sigma, eta=1.0):
@@ -123,14 +130,18 @@ class PiGDM:
         out, guidance = _through_the_network(diffusion, model, x, t, inner)
         c_1 = self.eta * math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
         sample = diffusion.ddim_step(x, out["pred_xstart"], t, c_1, randn_like)
-        return sample + math.sqrt(a) * guidance, out["pred_xstart"]
+        return sample + math.sqrt(a * a_prev) * guidance, out["pred_xstart"]
 
 
 class DiffPIR:
     """Zhu et al. 2023, "Denoising diffusion models for plug-and-play image restoration", Alg. 1.
 
-    x̂_0 is replaced by the minimiser of ‖y - A x‖²/σ² + (λ/r_t) ‖x - x̂_0‖², the mean of a
-    Gaussian posterior with prior variance r_t/λ; the noise is renewed by the share ζ.
+    x̂_0 is replaced by the minimiser of ‖y - A x‖² + ρ_t ‖x - x̂_0‖², the mean of a Gaussian
+    posterior with prior variance σ²/ρ_t; the noise is renewed by the share ζ. λ is in the published
+    units, where the noise σ is that of the [0, 1] image: ρ_t = λ (σ/2)²/r_t, r_t = (1-ᾱ_t)/ᾱ_t.
+
+    The published program leaves out both at its last network evaluation; here they are done. It
+    takes σ = 0 for 0.002; here a noiseless measurement is met exactly.
     """
 
     def __init__(self, operator, y, sigma, lambda_=7.0, zeta=0.3):
@@ -143,7 +154,7 @@ class DiffPIR:
     def step(self, diffusion, model, x, t, randn_like):
         a, a_prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
         x_0 = diffusion.predict(model, x, t)["pred_xstart"]
-        variance = (1 - a) / a / self.lambda_
+        variance = 4 / self.lambda_ * (1 - a) / a  # σ²/ρ_t
         x_0 = gaussian_posterior_mean(self.operator, x_0, self.Uty, self.sigma, variance)
         fresh = math.sqrt(self.zeta * (1 - a_prev))
         return diffusion.ddim_step(x, x_0, t, fresh, randn_like), x_0
@@ -155,6 +166,9 @@ class DDRM:
     In each singular direction of A, with ȳ = Uᵀy/s of noise σ/s, and σ_t = √r_t for x_t/√ᾱ_t:
     where ȳ is less noisy than the next state, the state is drawn around η_b ȳ + (1-η_b) x̂_0;
     elsewhere around x̂_0, its old noise replaced by the share η.
+
+    A noiseless ȳ is enforced at the last step, too. (The published program has no case for σ = 0
+    there and returns x̂_0.)
     """
 
     def __init__(self, operator, y, sigma, eta=0.85, eta_b=1.0):
@@ -188,10 +202,12 @@ class DDRM:
 
 
 class DDNM:
-    """Wang et al. 2023, "Denoising diffusion null-space model", its noisy form DDNM+.
+    """Wang et al. 2023, "Denoising diffusion null-space model": DDNM+ if σ > 0, DDNM if σ = 0.
 
     In the range of A, x̂_0 is replaced by the measurement, as far (λ_t ≤ 1) as the next state's
-    noise σ_t = √(1-ᾱ_{t-1}) can hide the measurement's; the noise added there makes up the rest.
+    noise σ_t = √(1-ᾱ_{t-1}) can hide the measurement's, and fresh noise makes up the rest (eq. 17-19).
+    With σ > 0 that is, step for step, DDRM with η_b = 1. Without noise there is nothing to hide: σ_t
+    is split between predicted and fresh noise by η in all directions, and y is met exactly.
     """
 
     def __init__(self, operator, y, sigma, eta=0.85):
@@ -213,11 +229,11 @@ class DDNM:
         seen = s > 0
         safe_s = torch.where(seen, s, 1.0)
         y_std = signal * self.sigma / safe_s  # of the measurement's noise, in the next state
-        hidden = sigma_t >= y_std
+        clean, hidden = y_std == 0, sigma_t >= y_std
         lambda_t = torch.where(hidden, 1.0, sigma_t * kept / y_std.clamp(min=1e-12))
         left = (sigma_t**2 - y_std**2).clamp(min=0).sqrt()
-        from_eps = torch.where(hidden, left * kept, 0.0)
-        from_noise = torch.where(hidden, left * self.eta, sigma_t * self.eta)
+        from_eps = torch.where(clean, sigma_t * kept, 0.0)
+        from_noise = torch.where(hidden & ~clean, left, sigma_t * self.eta)
         x_0_bar = Vt(x_0)
         x_0_bar = x_0_bar + lambda_t * (self.Uty / safe_s - x_0_bar)
         target = signal * x_0_bar + from_eps * Vt(eps) + from_noise * Vt(noise)

@@ -61,7 +61,7 @@ def test_sections_are_respaced_one_by_one():
     assert space_timesteps(7, "") == list(range(7))
 
 
-@pytest.mark.parametrize("respacing", [1001, "600,600", "ddim999", "ddim", "a,b", 0, -3, 1.5, True])
+@pytest.mark.parametrize("respacing", [1001, "600,600", "ddim999", "ddim", "quad1001", "quad", "a,b", 0, -3, 1.5, True])
 def test_impossible_respacing_is_refused(respacing):
     with pytest.raises(UserError, match="timestep_respacing"):
         space_timesteps(1000, respacing)

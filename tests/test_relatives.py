@@ -220,7 +220,7 @@ def test_dps_steps_down_the_gradient_of_the_residual_norm():
     torch.testing.assert_close(guided, plain - 0.7 * gradient, rtol=1e-3, atol=1e-4)
 
 
-def test_pigdm_guidance_is_the_vector_jacobian_product_of_the_paper():
+def test_pigdm_guidance_is_a_vector_jacobian_product():
     operator = get_operator("super_resolution", (1, 4, 4), scale_factor=2)
     x, y, t, sigma = rnd((1, 1, 4, 4), 1), rnd((1, 1, 2, 2), 2), 20, 0.3
 
@@ -240,11 +240,22 @@ def test_pigdm_guidance_is_the_vector_jacobian_product_of_the_paper():
     g = r2 * (v @ jacobian).reshape(x.shape)
     c_1 = math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
     expected = math.sqrt(a_prev) * x_0_hat(x) + math.sqrt(1 - a_prev - c_1**2) * torch.sin(x)
-    torch.testing.assert_close(guided, expected + math.sqrt(a) * g, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(guided, expected + math.sqrt(a * a_prev) * g, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [1, 20, 45])
+def test_pigdm_under_a_flat_prior_takes_ddim_s_step_from_the_measurement(t):
+    """There x̂_0 = x_t/√ᾱ_t knows nothing that a noiseless y does not know better: E[x_0|y] = y."""
+    operator = get_operator("denoise", (1, 4, 4))
+    x, y, eps = rnd((1, 1, 4, 4), 1), rnd((1, 1, 4, 4), 2), rnd((1, 1, 4, 4), 3)
+    diffusion, guided = one_step("pigdm", x, t, operator, y, 0.0, lambda x, t: eps, eta=0.0)
+    a_prev = diffusion.alphas_cumprod_prev[t]
+    expected = math.sqrt(a_prev) * y + math.sqrt(1 - a_prev) * eps
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("t", [1, 10, 40])
-def test_ddrm_and_ddnm_as_their_papers_write_them_for_denoising(t):
+def test_ddrm_as_its_paper_writes_it_for_denoising(t):
     """A = I, where every singular value is 1 and the equations are scalar."""
     operator = get_operator("denoise", (1, 4, 4))
     x, y, sigma, eta = rnd((1, 1, 4, 4), 1), rnd((1, 1, 4, 4), 2), 0.4, 0.85
@@ -253,7 +264,6 @@ def test_ddrm_and_ddnm_as_their_papers_write_them_for_denoising(t):
         return torch.sin(x)
 
     diffusion, ddrm = one_step("ddrm", x, t, operator, y, sigma, network)
-    _, ddnm = one_step("ddnm", x, t, operator, y, sigma, network)
     a, a_prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
     x_0 = (x - math.sqrt(1 - a) * torch.sin(x)) / math.sqrt(a)
     std = math.sqrt((1 - a_prev) / a_prev)
@@ -263,10 +273,56 @@ def test_ddrm_and_ddnm_as_their_papers_write_them_for_denoising(t):
         expected = y
     torch.testing.assert_close(ddrm, math.sqrt(a_prev) * expected, rtol=1e-4, atol=1e-5)
 
-    left = 1 - a_prev - a_prev * sigma**2  # Wang et al. 2023, eq. 17-18, with η
-    if left > 0:
-        expected = math.sqrt(a_prev) * y + math.sqrt(left * (1 - eta**2)) * torch.sin(x)
-    else:
-        share = math.sqrt((1 - a_prev) * (1 - eta**2)) / (math.sqrt(a_prev) * sigma)
-        expected = math.sqrt(a_prev) * (x_0 + share * (y - x_0))
-    torch.testing.assert_close(ddnm, expected, rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize("task", ["denoise", "super_resolution"])
+@pytest.mark.parametrize("t", [0, 1, 10, 25, 49])
+def test_noisy_ddnm_is_ddrm_that_trusts_the_measurement(task, t):
+    operator = get_operator(task, (1, 8, 8))
+    x, noise, y = rnd((1, 1, 8, 8), 1), rnd((1, 1, 8, 8), 3), rnd((1, *operator.out_shape), 2)
+    diffusion, steps = diffusion_of(50), {}
+    for name, params in (("ddnm", {}), ("ddrm", {"eta_b": 1.0})):
+        method = get_conditioning_method(name, operator, y, 0.3, **params)
+        steps[name], _ = method.step(diffusion, lambda x, t: torch.sin(x), x, t, lambda _: noise)
+    torch.testing.assert_close(steps["ddnm"], steps["ddrm"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("t", [1, 10, 40])
+def test_noiseless_ddnm_is_ddim_from_the_rectified_x_0(t):
+    """Wang et al. 2023, Algorithm 1: x̂_0 + A⁺(y - A x̂_0), with DDIM's two parts of noise."""
+    operator = get_operator("super_resolution", (1, 8, 8))
+    x, noise, y = rnd((1, 1, 8, 8), 1), rnd((1, 1, 8, 8), 3), rnd((1, 1, 2, 2), 2)
+    diffusion, eta = diffusion_of(50), 0.85
+    method = get_conditioning_method("ddnm", operator, y, 0.0, eta=eta)
+    found, _ = method.step(diffusion, lambda x, t: torch.sin(x), x, t, lambda _: noise)
+    a, a_prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
+    x_0 = (x - math.sqrt(1 - a) * torch.sin(x)) / math.sqrt(a)
+    pinv = torch.linalg.pinv(dense(operator))
+    x_0 = x_0 + ((y - operator.forward(x_0)).flatten() @ pinv.T).reshape(x.shape)
+    std = math.sqrt(1 - a_prev)
+    expected = math.sqrt(a_prev) * x_0 + std * (
+        math.sqrt(1 - eta**2) * torch.sin(x) + eta * noise
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [0, 10, 40])
+def test_diffpir_s_data_step_minimises_the_published_objective(t):
+    """‖y - A x‖² + ρ‖x - x̂_0‖² on [0, 1] images, where the noise is σ/2; by gradient."""
+    operator = get_operator("deblur", (1, 8, 8), type="uniform", kernel_size=3)
+    x, y, sigma, lambda_ = rnd((1, 1, 8, 8), 1), rnd((1, 1, 8, 8), 2), 0.2, 7.0
+    diffusion = diffusion_of(50)
+    method = get_conditioning_method("diffpir", operator, y, sigma, lambda_=lambda_)
+    _, found = method.step(diffusion, lambda x, t: torch.sin(x), x, t, torch.zeros_like)
+    a = diffusion.alphas_cumprod[t]
+    x_0 = (x - math.sqrt(1 - a) * torch.sin(x)) / math.sqrt(a)
+    rho = lambda_ * (sigma / 2) ** 2 / ((1 - a) / a)
+    u = found.clone().requires_grad_()
+    offset = operator.forward(torch.ones_like(u))  # images on [0, 1] have A (x+1)/2 for data
+
+    def objective(u):
+        data = (y + offset) / 2 - operator.forward((u + 1) / 2)
+        return data.square().sum() + rho * ((u - x_0) / 2).square().sum()
+
+    (gradient,) = torch.autograd.grad(objective(u), u)
+    (start,) = torch.autograd.grad(objective(v := x_0.clone().requires_grad_()), v)
+    assert gradient.norm() < 1e-3 * start.norm()
