@@ -11,7 +11,7 @@ import yaml
 import main
 from guided_diffusion import train
 from guided_diffusion.condition_methods import METHODS, PARAMETERS
-from tests.benchmarks import accelerator, peers, quality
+from tests.benchmarks import accelerator, run_all
 from tests.conftest import REPOSITORY
 from util.config import (
     DIFFUSION_SCHEMA,
@@ -114,7 +114,7 @@ def flags_of_train():
 def test_every_flag_that_is_named_exists(name):
     named = set(re.findall(r"[`\"]--([a-z]\w*)", read(name)))
     known = {*vars(main.parse_args([])), *flags_of_train(), *OF_OTHER_PROGRAMS}
-    for benchmark in (accelerator, peers, quality):
+    for benchmark in (accelerator, run_all):
         known |= {*vars(benchmark.parse_args([]))}
     assert named <= known
 

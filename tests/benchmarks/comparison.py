@@ -30,7 +30,7 @@ from util.errors import UserError
 from util.metrics import calibration, haarpsi, high_frequency_ratio, image_metrics
 from util.random import ImageRandom, image_generator, sample_random
 
-CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs")
+CONFIGS = os.path.join(settings.REPOSITORY, "configs")
 # task → its file in configs/, and a σ that replaces the file's
 TASK_FILES: dict[str, tuple[str, float | None]] = {
     "sr4": ("SR_config_mri.yaml", None),

@@ -107,17 +107,17 @@ DEEPINV = {
 }
 
 
-def restore(name, operator, image, sigma, prior, steps, seed):
+def restore(name, operator, y, sigma, image, prior, steps, seed):
     """x̂ (1, 1, H, W) in [-1, 1], by one of `DEEPINV`.
 
     Args:
-        image: `comparison.Slice`; sigma: of its noise, in units of the [-1, 1] image.
+        y, sigma: the measurement and its noise, in units of the [-1, 1] image.
+        image: `comparison.Slice`.
         prior: `comparison.Prior`.
         steps: evaluations of the network.
     """
     physics = physics_of(operator, sigma)
     reconstruct = DEEPINV[name](denoiser_of(prior), physics, steps)
-    y = image.y.to(prior.device)
     y = (y + operator.forward(torch.ones_like(image.truth, device=prior.device))) / 2
     torch.manual_seed(image_generator(image.name, 0, seed).initial_seed())
     return (2 * reconstruct(y, physics) - 1).clamp(-1, 1).float().cpu()

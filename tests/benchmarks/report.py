@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from tests.benchmarks import settings, tables
+from tests.benchmarks.settings import REPOSITORY
 from tests.benchmarks.tuned import sweep
 from util.errors import ArgumentParser, UserError
 from util.files import replacing, replacing_text
 
-REPOSITORY = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 PAGES = ("tests/benchmarks/README.md", "models/README.md")
 MARKED = re.compile(r"(<!-- table (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 Lines = dict[str, list[tuple[float, float]]]  # name of a line → its points

@@ -6,13 +6,11 @@ import io
 import os
 from collections.abc import Iterable
 
-from tests.benchmarks.settings import ALL_TASKS, NAMES, PARTS, SETS, Job, label
+from tests.benchmarks.settings import ALL_TASKS, NAMES, PARTS, REPOSITORY, SETS, Job, label
 from util.errors import UserError
 from util.files import replacing_text
 
-FOLDER = os.path.join(
-    os.path.dirname(os.path.abspath(__file__)), "..", "..", "saved_results", "benchmarks"
-)
+FOLDER = os.path.join(REPOSITORY, "saved_results", "benchmarks")
 KEY = ("set", "task", "method", "setting", "steps", "image")
 METRICS = ("psnr", "ssim", "haarpsi", "nmse", "hf_ratio")
 CALIBRATION = ("in_50", "in_90", "rescale")  # of means of samples

@@ -27,7 +27,6 @@ from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.tuned import tuned
 from util.errors import ArgumentParser, UserError
 
-REPOSITORY = sys.path[0]
 CLASSICAL_SECONDS = 3.0  # an image, on average over methods and grids
 
 
@@ -211,7 +210,6 @@ def plan(part: str, work: list[Unit], speed: Speed) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    os.chdir(REPOSITORY)
     try:
         images = Images(args)
         prior = comparison.load_prior(args.model_config, args.gpu, args.precision)

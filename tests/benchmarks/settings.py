@@ -1,10 +1,11 @@
 """What is compared: sets of images, methods with their settings, and the parts of the measuring.
 
-A setting is a dict: a method's own parameters and, of the names in `SCHEDULE_KEYS` and
-`LEVEL_KEYS`, what is changed in its schedule. Its label, "scale 1.75, clip False", stands in the
+A setting is a dict: a method's own parameters and, under the names of `NO_PARAMETERS`, what is
+changed in its schedule. Its label, "scale 1.75, clip False", stands in the
 tables, so a row says what it was measured with.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,19 +13,17 @@ from guided_diffusion.condition_methods import DIFFERENTIATING, METHODS, PARAMET
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.deepinv_methods import DEEPINV
 
+REPOSITORY = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 Setting = dict[str, Any]
 
-# key of a setting → key of a diffusion YAML; `spacing` with the number of steps makes up its value
-SCHEDULE_KEYS = {
-    "spacing": "timestep_respacing",
-    "clip": "clip_denoised",
-    "variance": "model_var_type",
-}
+# key of a setting → key of a diffusion YAML
+SCHEDULE_KEYS = {"clip": "clip_denoised", "variance": "model_var_type"}
+# `spacing` of a setting → what stands before the number of steps in timestep_respacing
 SPACINGS = {"even": "", "ddim": "ddim", "quad": "quad", "logsnr": "logsnr"}
 # key of a setting → where guided_diffusion.spectral keeps it
 LEVEL_KEYS = {"widest": "WIDEST_STD", "finish": "FINISH", "sample_finish": "SAMPLE_FINISH"}
 SAMPLES = "samples"  # key of a setting: the mean of so many samples is taken
-NO_PARAMETERS = {*SCHEDULE_KEYS, *LEVEL_KEYS, SAMPLES}  # all other keys are the method's own
+NO_PARAMETERS = {"spacing", *SCHEDULE_KEYS, *LEVEL_KEYS, SAMPLES}  # all other keys are the method's own
 
 
 def label(setting: Setting) -> str:
@@ -46,7 +45,9 @@ class ImageSet(NamedTuple):
 SETS = {
     "val": ImageSet("", "--val", 0, 26, "every 26th slice of validation, from the first"),
     "tuning": ImageSet("", "--val", 13, 26, "every 26th slice of validation, from the 14th"),
-    "shipped": ImageSet("data/mri_256_orig", "", 0, 1, "the ten shipped slices"),
+    "shipped": ImageSet(
+        os.path.join(REPOSITORY, "data", "mri_256_orig"), "", 0, 1, "the ten shipped slices"
+    ),
     "ood": ImageSet("", "--ood", 0, 3, "every third slice of other scanners and contrasts"),
 }
 TASKS = ("sr4", "denoise", "gauss", "uniform")

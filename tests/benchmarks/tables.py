@@ -23,11 +23,15 @@ TITLES = {
 }
 OURS = ("spectral", "spectral_sample")
 KINDS = ("published", "tuned")
+MISSING = "Not measured yet.\n"
 Means = dict[str, float]
 
 
 def markdown(head: list[str], lines: Iterable[list[str]]) -> str:
+    """A table; a sentence where it would have no line."""
     body = [head, ["---"] * len(head), *lines]
+    if len(body) == 2:
+        return MISSING
     return "".join(f"| {' | '.join(line)} |\n" for line in body)
 
 
@@ -217,6 +221,8 @@ def tuning(method: str, steps: str) -> str:
         )
 
     lines = [[name or "(none)", *(cell(task, name) for task in tasks)] for name in labels]
+    if not any(means.values()):
+        return MISSING
     return markdown(["setting", *map(TITLES.get, tasks)], lines)
 
 
@@ -328,7 +334,7 @@ def measured(part: str) -> str:
     """What a part was measured on: slices, prior, machine."""
     found = rows.read(rows.path_of(part))
     if not found:
-        return "Not measured yet.\n"
+        return MISSING
     priors = sorted({row["prior"] for row in found} - {""})
     machines = sorted({row["machine"] for row in found})
     return f"Prior {', '.join(priors) or 'none'}; {', '.join(machines)}.\n"
