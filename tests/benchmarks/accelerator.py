@@ -88,7 +88,8 @@ def measure(args):
         model = create_model(**config).requires_grad_(False)
         if args.size % model.size_multiple:
             raise UserError(
-                f"--size: expected a multiple of {model.size_multiple} for {path}, found {args.size}"
+                f"--size: expected a multiple of {model.size_multiple} for {path}, "
+                f"found {args.size}"
             )
         model.to(device, memory_format=torch.channels_last)
         flops = count_flops(model, args.size, device)

@@ -22,7 +22,7 @@ from guided_diffusion.dist_util import (
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.measurements import GaussianNoise, SeparableOperator, get_noise, get_operator
 from guided_diffusion.restoration import begin
-from guided_diffusion.unet import create_model
+from guided_diffusion.unet import UNetModel, create_model
 from tests.benchmarks import deepinv_methods, settings
 from tests.benchmarks.classical import CLASSICAL
 from util.config import read_diffusion_config, read_model_config, read_task_config
@@ -103,7 +103,7 @@ def measure(task: Task, name: str, truth: torch.Tensor) -> Slice:
 
 
 class Prior(NamedTuple):
-    model: torch.nn.Module
+    model: UNetModel
     every_t: GaussianDiffusion  # the schedule the network was trained on
     device: torch.device
     digest: str  # the first characters of the checkpoint's SHA-256

@@ -70,7 +70,9 @@ def _places() -> dict[tuple[str, ...], str]:
     return {tuple(row[k] for k in KEY): path for path in paths() for row in read(path)}
 
 
-def place(row: Row) -> tuple:
+def place(row: Row) -> tuple[tuple[int, str], ...]:
+    """Where a row stands in its file."""
+
     def rank(names: Iterable[str], name: str) -> tuple[int, str]:
         known = list(names)
         return (known.index(name) if name in known else len(known), name)
@@ -79,9 +81,8 @@ def place(row: Row) -> tuple:
         rank(SETS, row["set"]),
         rank(ALL_TASKS, row["task"]),
         rank(NAMES, row["method"]),
-        row["setting"],
-        int(row["steps"]),
-        row["image"],
+        (0, row["setting"]),
+        (int(row["steps"]), row["image"]),
     )
 
 

@@ -189,12 +189,12 @@ def one_row(
     start = time.perf_counter()
     estimate = comparison.restore(job, image, prior)
     seconds = time.perf_counter() - start
-    figures = comparison.figures_of(image, estimate.x_hat) | estimate.figures
-    classical = job.method in CLASSICAL
-    return figures | {
+    return {
+        **comparison.figures_of(image, estimate.x_hat),
+        **estimate.figures,
         "evaluations": estimate.evaluations,
         "seconds": seconds,
-        "prior": "" if classical else prior.digest,
+        "prior": "" if job.method in CLASSICAL else prior.digest,
         "machine": prior.machine,
     }
 

@@ -23,7 +23,12 @@ SPACINGS = {"even": "", "ddim": "ddim", "quad": "quad", "logsnr": "logsnr"}
 # key of a setting → where guided_diffusion.spectral keeps it
 LEVEL_KEYS = {"widest": "WIDEST_STD", "finish": "FINISH", "sample_finish": "SAMPLE_FINISH"}
 SAMPLES = "samples"  # key of a setting: the mean of so many samples is taken
-NO_PARAMETERS = {"spacing", *SCHEDULE_KEYS, *LEVEL_KEYS, SAMPLES}  # all other keys are the method's own
+NO_PARAMETERS = {
+    "spacing",
+    *SCHEDULE_KEYS,
+    *LEVEL_KEYS,
+    SAMPLES,
+}  # all other keys are the method's own
 
 
 def label(setting: Setting) -> str:

@@ -27,6 +27,10 @@ MISSING = "Not measured yet.\n"
 Means = dict[str, float]
 
 
+def titles(names: Iterable[str]) -> list[str]:
+    return [TITLES[name] for name in names]
+
+
 def markdown(head: list[str], lines: Iterable[list[str]]) -> str:
     """A table; a sentence where it would have no line."""
     body = [head, ["---"] * len(head), *lines]
@@ -127,10 +131,10 @@ def thousand() -> str:
                 found = [on_frontier(task, method, kind, steps, images) for task in settings.TASKS]
                 if images and any(found):
                     lines.append([named(method, kind), str(steps), *map(figures, found)])
-    return markdown(["method", "evaluations", *map(TITLES.get, settings.TASKS)], lines)
+    return markdown(["method", "evaluations", *titles(settings.TASKS)], lines)
 
 
-def best_of_peers(task: str, metric: str, images: frozenset[str]) -> tuple[float, str] | None:
+def best_of_peers(task: str, metric: str, images: frozenset[str]) -> tuple[float, str]:
     """The best value of a method that is not ours, at any number of evaluations up to 100."""
     found = []
     for method in settings.RESTORING:
@@ -139,27 +143,24 @@ def best_of_peers(task: str, metric: str, images: frozenset[str]) -> tuple[float
                 means = on_frontier(task, method, kind, steps, images)
                 if means is not None:
                     found.append((means[metric], f"{named(method, kind)}, {steps}"))
-    return max(found, default=None)
+    return max(found, default=(0.0, ""))
 
 
 def ahead() -> str:
     """`spectral` as shipped at 10 and 20 evaluations beside the best of the others up to 100."""
     lines = []
     for task in settings.TASKS:
-        few = [on_frontier(task, "spectral", "published", steps) for steps in (10, 20)]
         images = shared_images(task)
-        for metric in HEADLINE:
-            best = best_of_peers(task, metric, images) if images else None
-            if best is None or not all(few):
-                continue
-            ours = [on_frontier(task, "spectral", "published", n, images) for n in (10, 20)]
-            cells = [f"{means[metric]:.{DIGITS[metric]}f}" for means in ours if means]
-            won = [f"**{c}**" if float(m[metric]) > best[0] else c
-                   for c, m in zip(cells, ours, strict=True)]  # fmt: skip
-            other = f"{best[0]:.{DIGITS[metric]}f}"
-            if all(m[metric] <= best[0] for m in ours):
-                other = f"**{other}**"
-            lines.append([TITLES[task], TITLES[metric], *won, other, best[1]])
+        few = [on_frontier(task, "spectral", "published", steps, images) for steps in (10, 20)]
+        ours = [means for means in few if means]
+        for metric in HEADLINE if len(ours) == 2 else ():
+            best, which = best_of_peers(task, metric, images)
+            values = [*(means[metric] for means in ours), best]
+            won = [value > best for value in values[:2]]
+            shown = [f"{value:.{DIGITS[metric]}f}" for value in values]
+            bold = [*won, not any(won)]
+            cells = [f"**{v}**" if b else v for v, b in zip(shown, bold, strict=True)]
+            lines.append([TITLES[task], TITLES[metric], *cells, which])
     head = ["task", "measure", "spectral, 10", "spectral, 20", "best of the others", "which"]
     return markdown(head, lines)
 
@@ -188,7 +189,7 @@ def settings_table() -> str:
             if any(found):
                 cells = [settings.label(s) if s else "" for s in found]
                 lines.append([named(method, "tuned"), str(steps), *cells])
-    return markdown(["method", "at", *map(TITLES.get, settings.TASKS)], lines)
+    return markdown(["method", "at", *titles(settings.TASKS)], lines)
 
 
 def merged(cells: list[str]) -> list[str]:
@@ -223,7 +224,7 @@ def tuning(method: str, steps: str) -> str:
     lines = [[name or "(none)", *(cell(task, name) for task in tasks)] for name in labels]
     if not any(means.values()):
         return MISSING
-    return markdown(["setting", *map(TITLES.get, tasks)], lines)
+    return markdown(["setting", *titles(tasks)], lines)
 
 
 def quality(chosen: str) -> str:
@@ -252,7 +253,7 @@ def quality(chosen: str) -> str:
         ]
         if any(cells):
             lines.append([title, *map(figures, cells)])
-    return markdown(["method", *map(TITLES.get, tasks)], lines)
+    return markdown(["method", *titles(tasks)], lines)
 
 
 def shipped_setting(method: str, task: str) -> settings.Setting:
@@ -282,7 +283,7 @@ def calibration() -> str:
 
 def clipping() -> str:
     """x̂_0 clipped to [-1, 1] in each step, and not."""
-    lines = []
+    images, lines = images_of("clipping"), []
     for method in settings.RESTORING:
         for steps in (20, 100):
             for clip in (True, False):
@@ -296,12 +297,12 @@ def clipping() -> str:
                     )
                     for task in settings.TASKS
                 ]
-                found = [mean(job) for job in jobs]
+                found = [mean(job, images) for job in jobs]
                 if any(found):
                     answer = "yes" if clip else "no"
                     lines.append([method, str(steps), answer, *map(figures, found)])
     head = ["method", "evaluations", "clipped"]
-    return markdown([*head, *map(TITLES.get, settings.TASKS)], lines)
+    return markdown([*head, *titles(settings.TASKS)], lines)
 
 
 def variance() -> str:
@@ -312,7 +313,7 @@ def variance() -> str:
         setting = {"scale": 1, "variance": kind}
         found = [mean(settings.Job("tuning", task, "dmps", setting, 100)) for task in tasks]
         lines.append([f"`{kind}`", *(figures(m, [*HEADLINE, "hf_ratio"]) for m in found)])
-    return markdown(["`model_var_type`", *map(TITLES.get, tasks)], lines)
+    return markdown(["`model_var_type`", *titles(tasks)], lines)
 
 
 def deepinv() -> str:
@@ -327,7 +328,7 @@ def deepinv() -> str:
             found = [on_frontier(task, own, kind, 20, images) for task in settings.TASKS]
             if images and any(found):
                 lines.append([named(own, kind), *map(figures, found)])
-    return markdown(["method", *map(TITLES.get, settings.TASKS)], lines)
+    return markdown(["method", *titles(settings.TASKS)], lines)
 
 
 def measured(part: str) -> str:
