@@ -276,3 +276,27 @@ def test_the_prior_must_be_grey(small, capsys):
     assert run("--model_config", "rgb.yaml") == 2
     assert "takes priors of one channel" in capsys.readouterr().err
     assert LINEAR["steps"] == 1000
+
+
+def test_a_limit_takes_images_that_are_spread_over_the_set():
+    class Images:
+        def of(self, name):
+            return [(str(i), None) for i in range(7)]
+
+    jobs = [Job("val", "sr4", "dmps", SMALL, 4), Job("val", "sr4", "dmps", SMALL, 5, every=3)]
+
+    def found(limit):
+        return [(job.steps, name) for job, name, _ in run_all.units(jobs, Images(), limit)]
+
+    assert found(2) == [(4, "0"), (4, "2"), (5, "0"), (5, "6")]
+    assert found(5) == [
+        (4, "0"),
+        (4, "2"),
+        (4, "4"),
+        (4, "6"),
+        (5, "0"),
+        (5, "6"),
+        (4, "1"),
+        (5, "3"),
+    ]
+    assert sorted(found(None)) == sorted([(4, str(i)) for i in range(7)] + [(5, x) for x in "036"])

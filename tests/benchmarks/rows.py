@@ -52,10 +52,11 @@ class Rows:
 
     def save(self) -> None:
         """Write the file anew, each row once and in the order of the tables."""
+        ordered = sorted(self.rows.values(), key=place)
         with replacing_text(self.path) as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(sorted(self.rows.values(), key=place))
+            writer.writerows(ordered)
 
 
 def forget(keys: set[tuple[str, ...]]) -> None:

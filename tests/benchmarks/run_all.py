@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tasks", nargs="+", choices=settings.ALL_TASKS, default=list(settings.ALL_TASKS))
     add("--methods", nargs="+", choices=settings.NAMES, default=list(settings.NAMES))
     add("--steps", nargs="+", type=int, default=None, help="only these numbers of evaluations")
-    add("--limit", type=int, default=None, help="only the first LIMIT images of every set")
+    add("--limit", type=int, default=None, help="only so many images of every set, spread over it")
     add("--again", action="store_true", help="measure the chosen rows anew: the program changed")
     add("--plan", action="store_true", help="only say how long it would take")
     add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
@@ -65,7 +65,6 @@ class Images:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.folders = {"--val": args.val, "--ood": args.ood, "": ""}
-        self.limit = args.limit
         self.read: dict[str, list[tuple[str, torch.Tensor]]] = {}
 
     def of(self, name: str) -> list[tuple[str, torch.Tensor]]:
@@ -79,7 +78,7 @@ class Images:
         if not root:
             return []
         flag = chosen.flag or "--root"
-        return comparison.read_images(root, flag, chosen.first, chosen.every)[: self.limit]
+        return comparison.read_images(root, flag, chosen.first, chosen.every)
 
 
 def jobs_of(part: str, args: argparse.Namespace) -> list[settings.Job]:
@@ -92,11 +91,14 @@ def jobs_of(part: str, args: argparse.Namespace) -> list[settings.Job]:
     ]
 
 
-def units(jobs: list[settings.Job], images: Images) -> Iterator[Unit]:
-    """Every job with its images; of every second image first, for a table that is soon complete."""
+def units(jobs: list[settings.Job], images: Images, limit: int | None) -> Iterator[Unit]:
+    """Every job with its images, every second image first: a table is soon there, if of fewer."""
     for start in (0, 1):
         for job in jobs:
-            for name, truth in images.of(job.set)[:: job.every][start::2]:
+            chosen = images.of(job.set)[:: job.every]
+            first = len(chosen[::2]) if start else 0
+            left = None if limit is None else max(limit - first, 0)
+            for name, truth in chosen[start::2][:left]:
                 yield job, name, truth
 
 
@@ -153,7 +155,7 @@ def left(
     part: str, args: argparse.Namespace, images: Images, prior: comparison.Prior
 ) -> list[Unit]:
     """What is to be measured: what no part has measured with this prior, or all of it."""
-    found = list(units(jobs_of(part, args), images))
+    found = list(units(jobs_of(part, args), images, args.limit))
     known = {} if args.again else rows.everything()
 
     def measured(job: settings.Job, name: str) -> bool:
