@@ -134,47 +134,52 @@ def thousand() -> str:
     return markdown(["method", "evaluations", *titles(settings.TASKS)], lines)
 
 
-def best_of_peers(task: str, metric: str, images: frozenset[str]) -> tuple[float, str]:
-    """The best value of a method that is not ours, at any number of evaluations up to 100."""
-    found = []
-    for method in settings.RESTORING:
-        for kind in kinds_of(method) if method not in OURS else ():
-            for steps in settings.STEPS:
-                means = on_frontier(task, method, kind, steps, images)
-                if means is not None:
-                    found.append((means[metric], f"{named(method, kind)}, {steps}"))
-    return max(found, default=(0.0, ""))
-
-
-def ahead() -> str:
+def ahead(chosen: str) -> str:
     """`spectral` as shipped at 10 and 20 evaluations beside the best of the others up to 100."""
     lines = []
     for task in settings.TASKS:
-        images = shared_images(task)
-        few = [on_frontier(task, "spectral", "published", steps, images) for steps in (10, 20)]
-        ours = [means for means in few if means]
-        for metric in HEADLINE if len(ours) == 2 else ():
-            best, which = best_of_peers(task, metric, images)
-            values = [*(means[metric] for means in ours), best]
+        found, images = samples_of(chosen, task), shared_images(chosen, task)
+        ours = [
+            mean(
+                settings.Job(chosen, task, "spectral", shipped_setting("spectral", task), n), images
+            )
+            for n in (10, 20)
+        ]
+        others = [group for group in found if group[2] not in OURS]
+        for metric in HEADLINE if all(ours) and others else ():
+            best, which = max((average(found[g], metric, images), g) for g in others)
+            values = [*(means[metric] for means in ours if means), best]
             won = [value > best for value in values[:2]]
             shown = [f"{value:.{DIGITS[metric]}f}" for value in values]
             bold = [*won, not any(won)]
             cells = [f"**{v}**" if b else v for v, b in zip(shown, bold, strict=True)]
-            lines.append([TITLES[task], TITLES[metric], *cells, which])
+            name = f"{which[2]}, {which[3]}, {which[4]} evaluations"
+            lines.append([TITLES[task], TITLES[metric], *cells, name])
     head = ["task", "measure", "spectral, 10", "spectral, 20", "best of the others", "which"]
     return markdown(head, lines)
 
 
-def shared_images(task: str) -> frozenset[str]:
-    """The images that every method has restored in a task, of those that were begun."""
-    found = [
-        frozenset(group)
-        for key, group in rows.everything().items()
-        if key[:2] == ("val", task) and key[2] in settings.RESTORING and int(key[-1]) <= 100
-    ]
-    most = max(map(len, found), default=0)
-    complete = [names for names in found if 2 * len(names) >= most]
-    return frozenset.intersection(*complete) if complete else frozenset()
+def samples_of(chosen: str, task: str) -> dict[rows.Group, dict[str, rows.Row]]:
+    """What restored a set by one sample of up to 100 evaluations; not what has only begun."""
+    found = {
+        group: images
+        for group, images in rows.everything().items()
+        if group[:2] == (chosen, task)
+        and group[2] in settings.RESTORING
+        and settings.SAMPLES not in group[3]
+        and int(group[4]) <= 100
+    }
+    most = max(map(len, found.values()), default=0)
+    return {group: images for group, images in found.items() if 3 * len(images) >= most}
+
+
+def shared_images(chosen: str, task: str) -> frozenset[str]:
+    found = [frozenset(images) for images in samples_of(chosen, task).values()]
+    return frozenset.intersection(*found) if found else frozenset()
+
+
+def average(images: dict[str, rows.Row], metric: str, names: frozenset[str]) -> float:
+    return statistics.fmean(float(images[name][metric]) for name in names)
 
 
 def settings_table() -> str:
