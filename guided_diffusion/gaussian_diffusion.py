@@ -307,8 +307,8 @@ class GaussianDiffusion:
         Args:
             model: the network, see `p_mean_variance`.
             x_T: (N, C, H, W) standard normal noise.
-            step: a conditioning method's ``step(diffusion, model, x, t, randn_like)``,
-                which returns (x_{t-1}, x̂_0).
+            step: a method's ``step(diffusion, model, x, t, randn_like)``, which returns
+                (x_{t-1}, x̂_0); `GaussianDiffusion.p_sample` draws from the prior alone.
             randn_like: see `p_sample`.
             callback: called as ``callback(t, x_{t-1}, x̂_0)`` after each step.
 

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from guided_diffusion import spectral
+from guided_diffusion.methods import METHODS, start
+from guided_diffusion.methods.dmps import DMPS
 from tests.benchmarks import comparison, report, rows, run_all, settings, tables
 from tests.benchmarks.settings import Job, label
 from tests.benchmarks.tuned import sweep, tuned
@@ -186,16 +187,16 @@ def test_published_settings_are_those_of_the_programs(method, steps, params, sch
 
 
 def test_levels_are_changed_for_one_restoration_only(small):
-    before = spectral.FINISH, spectral.WIDEST_STD
+    before = start.FINISH, start.WIDEST_STD
     with comparison.levels({"kappa": 1, "finish": 0.4, "widest": 6}):
-        assert (spectral.FINISH, spectral.WIDEST_STD) == (0.4, 6)
-    assert (spectral.FINISH, spectral.WIDEST_STD) == before
+        assert (start.FINISH, start.WIDEST_STD) == (0.4, 6)
+    assert (start.FINISH, start.WIDEST_STD) == before
 
 
 def test_the_shipped_levels_are_those_of_the_program():
-    shipped = {k: v for name in settings.OWN_SPACING for k, v in published(name).items()}
+    shipped = {k: v for name in ("spectral", "spectral_sample") for k, v in published(name).items()}
     for key, name in settings.LEVEL_KEYS.items():
-        assert shipped[key] == getattr(spectral, name)
+        assert shipped[key] == getattr(start, name)
 
 
 def published(name):
@@ -220,11 +221,10 @@ def test_a_cell_is_a_mean_over_its_slices_and_says_of_how_many(small):
 
 
 def test_a_new_method_is_in_the_frontier_with_its_defaults(monkeypatch):
-    monkeypatch.setattr(settings, "RESTORING", (*settings.RESTORING, "toy"))
-    monkeypatch.setitem(settings.PARAMETERS, "toy", {"weight": 2.0})
+    monkeypatch.setitem(METHODS, "toy", type("Toy", (DMPS,), {"name": "toy"}))
     jobs = [job for job in settings.frontier(lambda *_: None) if job.method == "toy"]
     assert {job.steps for job in jobs} == set(settings.STEPS)
-    assert {label(job.setting) for job in jobs} == {"weight 2"}
+    assert {label(job.setting) for job in jobs} == {"scale 1.75"}
 
 
 @pytest.mark.parametrize("name", report.PAGES)

@@ -7,6 +7,7 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_operator
+from guided_diffusion.statistics import NATURAL_IMAGES
 from tests.benchmarks import deepinv_methods
 from tests.benchmarks.comparison import Prior, Slice
 from tests.conftest import LINEAR, rnd
@@ -70,7 +71,7 @@ def gaussian_prior():
         a = alpha_bar.to(x)[timesteps].reshape(-1, 1, 1, 1)
         return (1 - a).sqrt() * (x - a.sqrt() * MU) / (a * STD**2 + 1 - a)
 
-    return Prior(model, diffusion, torch.device("cpu"), "", "")
+    return Prior(model, NATURAL_IMAGES, diffusion, torch.device("cpu"), "", "")
 
 
 @pytest.mark.parametrize("level", [0.02, 0.3, 4.0, [0.1, 1.0]])

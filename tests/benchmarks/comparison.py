@@ -11,8 +11,6 @@ import numpy as np
 import torch
 
 from data.dataloader import Picture, check_names, list_images
-from guided_diffusion import spectral
-from guided_diffusion.condition_methods import DIFFERENTIATING
 from guided_diffusion.dist_util import (
     checkpoint_digest,
     pick_device,
@@ -20,8 +18,12 @@ from guided_diffusion.dist_util import (
     pick_memory_format,
 )
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
-from guided_diffusion.measurements import GaussianNoise, SeparableOperator, get_noise, get_operator
+from guided_diffusion.methods import METHODS, start
+from guided_diffusion.noise import Noise, get_noise
+from guided_diffusion.operators import get_operator
+from guided_diffusion.operators.base import Operator
 from guided_diffusion.restoration import begin
+from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics, load_statistics
 from guided_diffusion.unet import UNetModel, create_model
 from tests.benchmarks import deepinv_methods, settings
 from tests.benchmarks.classical import CLASSICAL
@@ -39,11 +41,6 @@ TASK_FILES: dict[str, tuple[str, float | None]] = {
     "gauss": ("mri_deblur_gauss_config.yaml", None),
     "uniform": ("mri_deblur_uniform_config.yaml", None),
 }
-# method → the schedule of configs/ that is its own
-SCHEDULES = {
-    "spectral": "diffusion_config_fast.yaml",
-    "spectral_sample": "diffusion_config_samples.yaml",
-}
 SEED = 0
 
 
@@ -52,7 +49,7 @@ class Task(NamedTuple):
 
     name: str
     operator: dict[str, Any]
-    noise: GaussianNoise
+    noise: Noise
     params: dict[str, float]
 
 
@@ -70,7 +67,7 @@ def read_task(name: str) -> Task:
 @functools.cache
 def operator_of(
     task: str, in_shape: tuple[int, ...], device: str | torch.device = "cpu"
-) -> SeparableOperator:
+) -> Operator:
     return get_operator(in_shape=in_shape, device=device, **read_task(task).operator)
 
 
@@ -104,6 +101,7 @@ def measure(task: Task, name: str, truth: torch.Tensor) -> Slice:
 
 class Prior(NamedTuple):
     model: UNetModel
+    statistics: PriorStatistics  # of its images
     every_t: GaussianDiffusion  # the schedule the network was trained on
     device: torch.device
     digest: str  # the first characters of the checkpoint's SHA-256
@@ -123,7 +121,9 @@ def load_prior(model_config: str, gpu: int, precision: str) -> Prior:
     model.requires_grad_(False)
     schedule = {**schedule_of("dmps"), "timestep_respacing": "", "start": ""}
     digest = checkpoint_digest(config["model_path"])[:8] or "untrained"
-    return Prior(model, create_sampler(**schedule), device, digest, machine(device, dtype))
+    statistics = load_statistics(config["model_path"]) or NATURAL_IMAGES
+    every_t = create_sampler(**schedule)
+    return Prior(model, statistics, every_t, device, digest, machine(device, dtype))
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> str:
@@ -145,14 +145,14 @@ def processor() -> str:
 
 def schedule_of(method: str) -> dict[str, Any]:
     """The shipped schedule of a method, without `method`."""
-    path = os.path.join(CONFIGS, SCHEDULES.get(method, "diffusion_config_100.yaml"))
+    path = os.path.join(CONFIGS, METHODS[method].schedule or "diffusion_config_100.yaml")
     return {k: v for k, v in read_diffusion_config(path).items() if k != "method"}
 
 
 def resolve(job: settings.Job) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the method's own parameters, the schedule) of a job."""
     setting, schedule = job.setting, schedule_of(job.method)
-    spacing = setting.get("spacing", "logsnr" if job.method in SCHEDULES else "even")
+    spacing = setting.get("spacing", "logsnr" if METHODS[job.method].schedule else "even")
     schedule["timestep_respacing"] = f"{settings.SPACINGS[spacing]}{job.steps}"
     for key, name in settings.SCHEDULE_KEYS.items():
         if key in setting:
@@ -165,14 +165,14 @@ def resolve(job: settings.Job) -> tuple[dict[str, Any], dict[str, Any]]:
 def levels(setting: settings.Setting) -> Iterator[None]:
     """Few-step sampling between the setting's noise levels; no flag of main.py sets them."""
     changed = {settings.LEVEL_KEYS[k]: v for k, v in setting.items() if k in settings.LEVEL_KEYS}
-    before = {name: getattr(spectral, name) for name in changed}
+    before = {name: getattr(start, name) for name in changed}
     try:
         for name, value in changed.items():
-            setattr(spectral, name, value)
+            setattr(start, name, value)
         yield
     finally:
         for name, value in before.items():
-            setattr(spectral, name, value)
+            setattr(start, name, value)
 
 
 class Estimate(NamedTuple):
@@ -209,11 +209,11 @@ def sample(
 ) -> tuple[torch.Tensor, int]:
     """Sample k as main.py draws it, (1, 1, H, W), and the network evaluations."""
     params, schedule = resolve(job)
-    layout = pick_memory_format(prior.device, job.method in DIFFERENTIATING)
+    layout = pick_memory_format(prior.device, METHODS[job.method].needs_gradient)
     prior.model.to(memory_format=layout)
     random = sample_random([image.name], [k], SEED)
     x_T = random.randn_like(image.truth.to(prior.device))
-    diffusion, x_T, step = begin(job.method, params, schedule, known, x_T)
+    diffusion, x_T, step = begin(job.method, params, schedule, known, x_T, prior.statistics)
     x_hat = diffusion.p_sample_loop(prior.model, x_T, step, random.randn_like)
     return x_hat.float().cpu(), diffusion.num_timesteps
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
+from guided_diffusion.methods import METHODS
 from tests.benchmarks import settings, tables
 from tests.benchmarks.settings import REPOSITORY
 from tests.benchmarks.tuned import sweep
@@ -52,7 +53,7 @@ def frontier_lines() -> dict[tuple[str, str], Lines]:
     for metric in tables.HEADLINE:
         for task in settings.TASKS:
             lines: Lines = {}
-            for method in settings.RESTORING:
+            for method in METHODS:
                 for kind in tables.kinds_of(method):
                     points: dict[float, float] = {}
                     for steps in settings.STEPS:

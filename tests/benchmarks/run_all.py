@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from guided_diffusion.condition_methods import DIFFERENTIATING
+from guided_diffusion.methods import METHODS
 from tests.benchmarks import comparison, rows, settings
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.tuned import tuned
@@ -143,7 +143,9 @@ class Speed:
         """Seconds of an image."""
         if job.method in CLASSICAL:
             return CLASSICAL_SECONDS
-        return evaluations(job) * self.seconds(job.method in DIFFERENTIATING)
+        return evaluations(job) * self.seconds(
+            job.method in METHODS and METHODS[job.method].needs_gradient
+        )
 
 
 def duration(seconds: float) -> str:

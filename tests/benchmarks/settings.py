@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from guided_diffusion.condition_methods import DIFFERENTIATING, METHODS, PARAMETERS
+from guided_diffusion.methods import METHODS
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.deepinv_methods import DEEPINV
 
@@ -20,7 +20,7 @@ Setting = dict[str, Any]
 SCHEDULE_KEYS = {"clip": "clip_denoised", "variance": "model_var_type"}
 # `spacing` of a setting → what stands before the number of steps in timestep_respacing
 SPACINGS = {"even": "", "ddim": "ddim", "quad": "quad", "logsnr": "logsnr"}
-# key of a setting → where guided_diffusion.spectral keeps it
+# key of a setting → where guided_diffusion.methods.start keeps it
 LEVEL_KEYS = {"widest": "WIDEST_STD", "finish": "FINISH", "sample_finish": "SAMPLE_FINISH"}
 SAMPLES = "samples"  # key of a setting: the mean of so many samples is taken
 NO_PARAMETERS = {
@@ -109,7 +109,7 @@ COMPARED = {
         _diffpir,
         _grid(
             "lambda_ zeta",
-            (7, 0.3), (28, 0.3), (112, 0.3), (450, 0.3), (28, 1), (112, 1), (450, 1),
+            (7, 0.3), (28, 0.3), (112, 0.3), (2, 1), (7, 1), (28, 1), (112, 1),
             spacing="quad", clip=True,
         ),
         (20, 100),
@@ -138,16 +138,14 @@ COMPARED = {
         ),
     ),
 }  # fmt: skip
-OWN_SPACING = ("spectral", "spectral_sample")  # methods with a schedule file of their own
 
 
 def compared(method: str) -> Compared:
     """A method that has no row above is compared with its defaults."""
-    return COMPARED.get(method) or Compared(lambda task: dict(PARAMETERS[method]))
+    return COMPARED.get(method) or Compared(lambda task: METHODS[method].check({}))
 
 
-RESTORING = tuple(name for name in METHODS if name != "vanilla")
-NAMES = (*RESTORING, *DEEPINV, *CLASSICAL)  # in the order of the tables
+NAMES = (*METHODS, *DEEPINV, *CLASSICAL)  # in the order of the tables
 
 
 class Job(NamedTuple):
@@ -171,7 +169,7 @@ def tuning(tuned: Tuned) -> list[Job]:
         Job("tuning", task, name, setting, steps, 2 if steps > 20 else 1)
         for steps in (20, 10, 100)
         for task in TASKS
-        for name in RESTORING
+        for name in METHODS
         if compared(name).grid and steps in compared(name).tuned_at
         for setting in dict_of(compared(name).grid + (compared(name).published(task),))
     ]
@@ -193,7 +191,7 @@ def frontier(tuned: Tuned) -> list[Job]:
         Job("val", task, name, setting, steps)
         for steps in STEPS
         for task in TASKS
-        for name in RESTORING
+        for name in METHODS
         for setting in both(task, name, steps, tuned)
     ]
 
@@ -201,9 +199,9 @@ def frontier(tuned: Tuned) -> list[Job]:
 def thousand(tuned: Tuned) -> list[Job]:
     return [
         Job("val", task, name, setting, 1000, 4)
-        for name in RESTORING
+        for name in METHODS
         for task in TASKS
-        for setting in both(task, name, 1000, tuned)[: 1 if name in DIFFERENTIATING else None]
+        for setting in both(task, name, 1000, tuned)[: 1 if METHODS[name].needs_gradient else None]
     ]
 
 
@@ -233,7 +231,7 @@ def classical(tuned: Tuned) -> list[Job]:
 
 def shipped_settings(images: str, tasks: tuple[str, ...]) -> list[Job]:
     """What the shipped files give: a few steps, samples and their mean."""
-    few, sample = (compared(name).published for name in OWN_SPACING)
+    few, sample = (compared(name).published for name in ("spectral", "spectral_sample"))
     return [
         Job(images, task, *run)
         for task in tasks
@@ -273,7 +271,7 @@ def clipping(tuned: Tuned) -> list[Job]:
     """x̂_0 clipped or not, otherwise as published, on two of the tuning slices."""
     return [
         Job("tuning", task, name, compared(name).published(task) | {"clip": clip}, steps, 5)
-        for name in RESTORING
+        for name in METHODS
         for task in TASKS
         for steps in ((20, 100) if name == "dmps" else (20,))
         for clip in (True, False)

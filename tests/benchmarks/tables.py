@@ -5,6 +5,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterable
 
+from guided_diffusion.methods import METHODS
 from tests.benchmarks import rows, settings
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.tuned import grid_of, sweep, tuned
@@ -98,7 +99,7 @@ def images_of(part: str) -> frozenset[str]:
 def frontier(task: str) -> str:
     """A row for each method and kind of setting, a column for each number of evaluations."""
     most, lines = len(images_of("frontier")), []
-    for method in settings.RESTORING:
+    for method in METHODS:
         for kind in kinds_of(method):
             found = [on_frontier(task, method, kind, steps) for steps in settings.STEPS]
             if any(found):
@@ -109,7 +110,7 @@ def frontier(task: str) -> str:
 def sharpness() -> str:
     """The ratio of high-frequency energy to the truth's, at 20 and 100 evaluations."""
     lines = []
-    for method in settings.RESTORING:
+    for method in METHODS:
         for kind in kinds_of(method):
             found = [
                 on_frontier(task, method, kind, steps)
@@ -125,7 +126,7 @@ def sharpness() -> str:
 def thousand() -> str:
     """100 and 1000 evaluations on the same slices."""
     images, lines = images_of("thousand"), []
-    for method in settings.RESTORING:
+    for method in METHODS:
         for kind in kinds_of(method):
             for steps in (100, 1000):
                 found = [on_frontier(task, method, kind, steps, images) for task in settings.TASKS]
@@ -165,7 +166,7 @@ def samples_of(chosen: str, task: str) -> dict[rows.Group, dict[str, rows.Row]]:
         group: images
         for group, images in rows.everything().items()
         if group[:2] == (chosen, task)
-        and group[2] in settings.RESTORING
+        and group[2] in METHODS
         and settings.SAMPLES not in group[3]
         and int(group[4]) <= 100
     }
@@ -185,7 +186,7 @@ def average(images: dict[str, rows.Row], metric: str, names: frozenset[str]) -> 
 def settings_table() -> str:
     """Published and tuned settings, a row for each method and number of evaluations."""
     lines = []
-    for method in settings.RESTORING:
+    for method in METHODS:
         row = settings.compared(method)
         published = [settings.label(row.published(task)) for task in settings.TASKS]
         lines.append([named(method, "published"), "", *merged(published)])
@@ -289,7 +290,7 @@ def calibration() -> str:
 def clipping() -> str:
     """x̂_0 clipped to [-1, 1] in each step, and not."""
     images, lines = images_of("clipping"), []
-    for method in settings.RESTORING:
+    for method in METHODS:
         for steps in (20, 100):
             for clip in (True, False):
                 jobs = [
