@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from guided_diffusion.dist_util import load_checkpoint, read_checkpoint
+from guided_diffusion.checkpoints import load_checkpoint, read_checkpoint
 from guided_diffusion.unet import create_model
 from tests.conftest import TINY
 from util.errors import UserError

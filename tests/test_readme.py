@@ -22,7 +22,7 @@ from guided_diffusion.config import (
 )
 from guided_diffusion.methods import METHODS, method_names
 from guided_diffusion.operators import OPERATORS
-from tests.benchmarks import accelerator, peers, quality
+from tests.benchmarks import accelerator, run_all
 from tests.conftest import REPOSITORY
 from util.config import config_fields, read_yaml
 
@@ -116,7 +116,7 @@ def flags_of_train():
 def test_every_flag_that_is_named_exists(name):
     named = set(re.findall(r"[`\"]--([a-z]\w*)", read(name)))
     known = {*vars(main.parse_args([])), *flags_of_train(), *OF_OTHER_PROGRAMS}
-    for benchmark in (accelerator, peers, quality):
+    for benchmark in (accelerator, run_all):
         known |= {*vars(benchmark.parse_args([]))}
     assert named <= known
 
