@@ -2,6 +2,7 @@
 
 import csv
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.benchmarks import comparison, report, rows, run_all, settings, tables
 from tests.benchmarks.settings import Job, label
 from tests.benchmarks.tuned import sweep, tuned
 from tests.conftest import LINEAR, SR, task, write_yaml
+from util.config import as_dict
 
 SMALL = {"scale": 3, "spacing": "even"}
 
@@ -56,7 +58,8 @@ def restored(monkeypatch):
 def test_a_row_is_what_main_py_restores(small):
     assert run("--part", "frontier", "--tasks", "sr4") == 0
     found = {row["image"]: row for row in written()}
-    write_yaml("diffusion.yaml", comparison.schedule_of("dmps") | {"timestep_respacing": 4})
+    schedule = replace(comparison.schedule_of("dmps"), timestep_respacing=4)
+    write_yaml("diffusion.yaml", as_dict(schedule))
     write_yaml("task.yaml", task(conditioning={"method": "dmps", "params": {"scale": 3}}))
     assert small() == 0
     with open(f"results/{SR}/metrics.csv", encoding="utf-8") as file:
@@ -183,7 +186,7 @@ def test_published_settings_are_those_of_the_programs(method, steps, params, sch
     found, config = comparison.resolve(job)
     assert found == params
     keys = ("timestep_respacing", "clip_denoised", "model_var_type")
-    assert tuple(config[key] for key in keys) == schedule
+    assert tuple(getattr(config, key) for key in keys) == schedule
 
 
 def test_levels_are_changed_for_one_restoration_only(small):

@@ -13,7 +13,12 @@ import torch
 
 from data.dataloader import Picture, check_names, list_images
 from guided_diffusion import prior as library
-from guided_diffusion.config import Schedule, read_schedule, read_task_config
+from guided_diffusion.config import (
+    Schedule,
+    read_model_config,
+    read_schedule,
+    read_task_config,
+)
 from guided_diffusion.devices import pick_device, pick_memory_format
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.methods import METHODS, start
@@ -107,9 +112,10 @@ class Prior(NamedTuple):
 
 
 def load_prior(model_config: str, gpu: int, precision: str) -> Prior:
-    prior = library.load_prior(model_config, pick_device(gpu), precision)
-    if prior.channels != 1:
+    config = read_model_config(model_config)
+    if config.in_channels != 1:
         raise UserError(f"{model_config}: the benchmark takes priors of one channel")
+    prior = library.load_prior(config, pick_device(gpu), precision)
     schedule = replace(schedule_of("dmps"), timestep_respacing="", start="")
     every_t = create_sampler(**schedule.sampler_arguments())
     digest, where = prior.digest[:8] or "untrained", machine(prior.device, prior.dtype)
