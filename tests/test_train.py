@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from data.crops import TrainingCrops, change_contrast
-from guided_diffusion.dist_util import read_checkpoint
+from guided_diffusion.checkpoints import read_checkpoint
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.losses import (
     discretized_gaussian_nll,

@@ -5,17 +5,18 @@ seed, so batch size, neighbours in the folder, ranks and resumption change nothi
 """
 
 import hashlib
+from collections.abc import Iterable, Sequence
 
 import torch
 
 
-def image_generator(name, sample, seed):
+def image_generator(name: str, sample: int | str, seed: int) -> torch.Generator:
     """CPU generator of one image's sample; `sample` is an index, or "measurement"."""
     digest = hashlib.sha256(f"{seed}\0{sample}\0{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def sample_random(names, samples, seed):
+def sample_random(names: Sequence[str], samples: Iterable[int], seed: int) -> "ImageRandom":
     """The random numbers of these samples of every image, image by image.
 
     An odd sample mirrors the even one before it: it draws the same numbers with the other sign

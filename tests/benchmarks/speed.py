@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 
 import torch
 import yaml
@@ -22,12 +23,12 @@ import yaml
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from guided_diffusion.condition_methods import get_conditioning_method
-from guided_diffusion.dist_util import pick_device
+from guided_diffusion.config import read_model_config, read_schedule
+from guided_diffusion.devices import pick_device
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_operator
 from guided_diffusion.unet import create_model
 from tests.benchmarks.tables import markdown
-from util.config import read_diffusion_config, read_model_config
 from util.files import replacing_text
 from util.random import ImageRandom, image_generator
 
@@ -70,7 +71,8 @@ def sampler_time(model, device, batch, size, repeats):
     operator = get_operator("super_resolution", (channels, size, size), device=device)
     y = torch.zeros(batch, *operator.out_shape, device=device)
     method = get_conditioning_method("dmps", operator, y, 0.05)
-    diffusion = create_sampler(**read_diffusion_config("configs/diffusion_config.yaml"))
+    schedule = read_schedule("configs/diffusion_config.yaml")
+    diffusion = create_sampler(**schedule.sampler_arguments())
     x = torch.randn(batch, channels, size, size, device=device)
     output = torch.randn(batch, model.out_channels, size, size, device=device)
     random = ImageRandom([image_generator(str(i), 0, 0) for i in range(batch)])
@@ -143,7 +145,8 @@ def parse_args(argv=None):
 def tables(args):
     """Yield (name, headings, lines) of every table."""
     device = pick_device(args.gpu)
-    model = create_model(**{**read_model_config(args.model_config), "use_fp16": False}).to(device)
+    config = read_model_config(args.model_config)
+    model = create_model(**vars(replace(config, use_fp16=False))).to(device)
     size = model.image_size
     batch = f"batch {args.batch_size} of {size}×{size}"
     yield "machine", ["measured on"], [[f"{machine(device)}, {batch}"]]
