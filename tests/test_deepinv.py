@@ -1,15 +1,16 @@
 """deepinv in the benchmark: its operator, its denoiser, its methods."""
 
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_operator
-from guided_diffusion.statistics import NATURAL_IMAGES
 from tests.benchmarks import deepinv_methods
-from tests.benchmarks.comparison import Prior, Slice
+from tests.benchmarks.comparison import Slice
 from tests.conftest import LINEAR, rnd
 from util.errors import UserError
 
@@ -61,17 +62,21 @@ def test_physics_agrees_and_its_proximal_step_solves_the_normal_equations(deepin
 MU, STD, SIGMA = 0.2, 0.4, 0.2
 
 
-def gaussian_prior():
+class GaussianPrior(NamedTuple):
     """A stand-in for the network, optimal for pixels that are independently N(MU, STD²)."""
-    free = {"clip_denoised": False, "model_var_type": "fixed_small"}
-    diffusion = create_sampler(**{**LINEAR, **free})
-    alpha_bar = torch.from_numpy(diffusion.alphas_cumprod)
 
-    def model(x, timesteps):
+    network: Callable
+    device: torch.device = torch.device("cpu")
+
+
+def gaussian_prior():
+    alpha_bar = torch.from_numpy(create_sampler(**LINEAR).alphas_cumprod)
+
+    def network(x, timesteps):
         a = alpha_bar.to(x)[timesteps].reshape(-1, 1, 1, 1)
         return (1 - a).sqrt() * (x - a.sqrt() * MU) / (a * STD**2 + 1 - a)
 
-    return Prior(model, NATURAL_IMAGES, diffusion, torch.device("cpu"), "", "")
+    return GaussianPrior(network)
 
 
 @pytest.mark.parametrize("level", [0.02, 0.3, 4.0, [0.1, 1.0]])
@@ -91,11 +96,11 @@ def test_steps_are_evaluations_of_the_network(deepinv, name):
 
     def model(x, timesteps):
         calls.append(len(x))
-        return prior.model(x, timesteps)
+        return prior.network(x, timesteps)
 
     operator = get_operator("super_resolution", (1, 16, 16), scale_factor=4)
     image = Slice("x", torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 4, 4))
-    restored = prior._replace(model=model)
+    restored = prior._replace(network=model)
     deepinv_methods.restore(name, operator, image.y, SIGMA, image, restored, 7, 0)
     assert calls == [1] * 7
 

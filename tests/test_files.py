@@ -274,7 +274,7 @@ def test_an_odd_sample_mirrors_the_even_one_before_it():
 
 
 def test_numbers_drawn_ahead_are_those_drawn_in_turn():
-    """Of whatever shapes and kinds one after the other, and from several threads' worth of steps."""
+    """Of whatever shapes and kinds one after the other."""
     shapes = [(4, 1, 3, 3), (4, 1, 3, 3), (2, 1, 5, 5), "poisson", (2, 1, 5, 5), (4, 1, 3, 3)]
     random = ImageRandom([image_generator(n, 0, 0) for n in "ab"], mirrored=[False, True])
     plain = [image_generator(n, 0, 0) for n in "ab"]
@@ -282,11 +282,13 @@ def test_numbers_drawn_ahead_are_those_drawn_in_turn():
         if shape == "poisson":
             rate = torch.full((2, 1, 4, 4), 3.0)
             found = random.poisson(rate)
-            expected = [torch.poisson(r[None], generator=g) for r, g in zip(rate, plain, strict=True)]
+            both = zip(rate, plain, strict=True)
+            expected = [torch.poisson(r[None], generator=g) for r, g in both]
         else:
             found = random.randn_like(torch.empty(shape))
             each = (shape[0] // 2, *shape[1:])
-            expected = [s * torch.randn(each, generator=g) for s, g in zip((1, -1), plain, strict=True)]
+            both = zip((1, -1), plain, strict=True)
+            expected = [sign * torch.randn(each, generator=g) for sign, g in both]
         assert torch.equal(found, torch.cat(expected))
 
 

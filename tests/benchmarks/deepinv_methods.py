@@ -5,13 +5,19 @@ on images u = (x+1)/2 in [0, 1], where the measurement is (y + A 1)/2 = A u + σ
 constant near the edge of a blur). Its methods keep their default parameters.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from guided_diffusion.config import read_schedule
+from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import Factor, SeparableOperator
 from util.errors import UserError
 from util.random import image_generator
+
+SCHEDULE = "configs/diffusion_config_100.yaml"  # of the shipped prior's training, if all its steps
 
 
 def full_operator(operator):
@@ -59,6 +65,8 @@ def physics_of(operator, sigma):
 
 def denoiser_of(prior):
     """The network as deepinv has denoisers: (u + σ n, σ) → u, images in [0, 1]."""
+    schedule = replace(read_schedule(SCHEDULE), timestep_respacing="", clip_denoised=False)
+    diffusion = create_sampler(**schedule.sampler_arguments())
 
     class NetworkDenoiser(import_deepinv().models.Denoiser):
         def forward(self, u, sigma, **kwargs):
@@ -66,13 +74,13 @@ def denoiser_of(prior):
 
             The network's noise at the t of nearest noise level, taken out by the share sigma.
             """
-            x, diffusion = 2 * u - 1, prior.every_t
+            x = 2 * u - 1
             sigma = 2 * self._handle_sigma(sigma, batch_size=len(u), device=u.device)
             levels = torch.from_numpy(diffusion.alphas_cumprod).to(u)
             levels = torch.sqrt((1 - levels) / levels)
             t = (levels.log() - sigma.to(u).clamp(min=1e-6).log()[:, None]).abs().argmin(dim=1)
             x_t = diffusion.at("sqrt_alpha_bar", t, x) * x
-            x_0 = diffusion.p_mean_variance(prior.model, x_t, t)["pred_xstart"]
+            x_0 = diffusion.p_mean_variance(prior.network, x_t, t)["pred_xstart"]
             share = (sigma.to(u) / levels[t]).reshape(-1, 1, 1, 1)  # D(u, 0) is u
             return (x + share * (x_0 - x) + 1) / 2
 
@@ -113,7 +121,7 @@ def restore(name, operator, y, sigma, image, prior, steps, seed):
     Args:
         y, sigma: the measurement and its noise, in units of the [-1, 1] image.
         image: `comparison.Slice`.
-        prior: `comparison.Prior`.
+        prior: `guided_diffusion.prior.Prior`, on the CPU.
         steps: evaluations of the network.
     """
     physics = physics_of(operator, sigma)

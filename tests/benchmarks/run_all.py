@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
+from guided_diffusion.devices import pick_device
 from guided_diffusion.methods import METHODS
+from guided_diffusion.prior import Prior
 from tests.benchmarks import comparison, rows, settings
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.tuned import tuned
@@ -110,7 +112,7 @@ def evaluations(job: settings.Job) -> int:
 class Speed:
     """Seconds of one network evaluation, measured here and now: without and with its gradient."""
 
-    def __init__(self, prior: comparison.Prior) -> None:
+    def __init__(self, prior: Prior) -> None:
         self.prior = prior
         self.known: dict[bool, float] = {}
 
@@ -120,9 +122,8 @@ class Speed:
         return self.known[differentiated]
 
     def _measure(self, differentiated: bool) -> float:
-        layout = comparison.pick_memory_format(self.prior.device, differentiated)
-        self.prior.model.to(memory_format=layout)
-        size = self.prior.model.image_size
+        self.prior.lay_out(differentiated)
+        size = self.prior.image_size
         x = torch.zeros(1, 1, size, size, device=self.prior.device)
         t = torch.full((1,), 500, device=self.prior.device)
         return min(self._once(x, t, differentiated) for _ in range(3))
@@ -131,10 +132,10 @@ class Speed:
         start = time.perf_counter()
         if differentiated:
             x = x.clone().requires_grad_()
-            torch.autograd.grad(self.prior.model(x, t).sum(), x)
+            torch.autograd.grad(self.prior.network(x, t).sum(), x)
         else:
             with torch.inference_mode():
-                self.prior.model(x, t)
+                self.prior.network(x, t)
         if x.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - start
@@ -153,22 +154,23 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def left(
-    part: str, args: argparse.Namespace, images: Images, prior: comparison.Prior
-) -> list[Unit]:
+def left(part: str, args: argparse.Namespace, images: Images, prior: Prior) -> list[Unit]:
     """What is to be measured: what no part has measured with this prior, or all of it."""
     found = list(units(jobs_of(part, args), images, args.limit))
     known = {} if args.again else rows.everything()
 
     def measured(job: settings.Job, name: str) -> bool:
         row = known.get(rows.group_of(job), {}).get(name)
-        return row is not None and row["prior"] in ("", prior.digest)  # "": a classical method's
+        return row is not None and row["prior"] in (
+            "",
+            comparison.digest_of(prior),
+        )  # "": a classical method's
 
     return [unit for unit in found if not measured(*unit[:2])]
 
 
 def measure_part(
-    part: str, args: argparse.Namespace, images: Images, prior: comparison.Prior, speed: Speed
+    part: str, args: argparse.Namespace, images: Images, prior: Prior, speed: Speed
 ) -> None:
     work = left(part, args, images, prior)
     print(plan(part, work, speed), flush=True)
@@ -187,19 +189,19 @@ def measure_part(
 
 
 def one_row(
-    job: settings.Job, name: str, truth: torch.Tensor, prior: comparison.Prior
+    job: settings.Job, name: str, truth: torch.Tensor, prior: Prior
 ) -> dict[str, float | str]:
-    image = comparison.measure(comparison.read_task(job.task), name, truth)
+    image = comparison.measure(job.task, name, truth)
     start = time.perf_counter()
-    estimate = comparison.restore(job, image, prior)
+    estimate = comparison.estimate(job, image, prior)
     seconds = time.perf_counter() - start
     return {
         **comparison.figures_of(image, estimate.x_hat),
         **estimate.figures,
         "evaluations": estimate.evaluations,
         "seconds": seconds,
-        "prior": "" if job.method in CLASSICAL else prior.digest,
-        "machine": prior.machine,
+        "prior": "" if job.method in CLASSICAL else comparison.digest_of(prior),
+        "machine": comparison.machine(prior),
     }
 
 
@@ -216,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         images = Images(args)
-        prior = comparison.load_prior(args.model_config, args.gpu, args.precision)
+        prior = comparison.load_grey_prior(args.model_config, pick_device(args.gpu), args.precision)
         os.makedirs(rows.FOLDER, exist_ok=True)
         speed = Speed(prior)
         for part in args.part:

@@ -71,9 +71,8 @@ def sampler_time(model, device, batch, size, repeats):
     operator = get_operator("super_resolution", (channels, size, size), device=device)
     y = torch.zeros(batch, *operator.out_shape, device=device)
     method = get_conditioning_method("dmps", operator, y, 0.05)
-    diffusion = create_sampler(
-        **read_schedule("configs/diffusion_config.yaml").sampler_arguments()
-    )
+    schedule = read_schedule("configs/diffusion_config.yaml")
+    diffusion = create_sampler(**schedule.sampler_arguments())
     x = torch.randn(batch, channels, size, size, device=device)
     output = torch.randn(batch, model.out_channels, size, size, device=device)
     random = ImageRandom([image_generator(str(i), 0, 0) for i in range(batch)])
@@ -146,8 +145,8 @@ def parse_args(argv=None):
 def tables(args):
     """Yield (name, headings, lines) of every table."""
     device = pick_device(args.gpu)
-    config = replace(read_model_config(args.model_config), use_fp16=False)
-    model = create_model(**vars(config)).to(device)
+    config = read_model_config(args.model_config)
+    model = create_model(**vars(replace(config, use_fp16=False))).to(device)
     size = model.image_size
     batch = f"batch {args.batch_size} of {size}×{size}"
     yield "machine", ["measured on"], [[f"{machine(device)}, {batch}"]]
