@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.crops import TrainingCrops, to_channels
-from data.dataloader import list_images, read_image
+from data.dataloader import read_image
+from data.sources import find_shares, find_sources
 from guided_diffusion.dist_util import (
     load_checkpoint,
     load_weights_only,
@@ -37,12 +38,14 @@ from util.config import (
     read_yaml,
 )
 from util.errors import ArgumentParser, UserError
-from util.files import replacing
+from util.files import replacing, replacing_text
 
+SCHEDULES = ("cosine", "constant")
 TRAIN_SCHEMA = {
     "model_config": (str, REQUIRED),
     "diffusion_config": (str, REQUIRED),
     "init_from": (str, ""),
+    "shares": (dict, {}),
     "crop_size": (int, 256),
     "batch_size": (int, REQUIRED),
     "flip": (bool, True),
@@ -50,6 +53,8 @@ TRAIN_SCHEMA = {
     "num_workers": (int, 0),
     "max_steps": (int, 0),
     "learning_rate": (float, REQUIRED),
+    "schedule": (str, "cosine"),
+    "decay_share": (float, 0.0),
     "weight_decay": (float, 0.0),
     "warmup_steps": (int, 0),
     "grad_clip": (float, 1.0),
@@ -84,13 +89,46 @@ def validate(diffusion, model, images, timesteps, autocast):
     return psnr
 
 
-def append_csv(path, header, row):
-    new = not os.path.exists(path)
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(header)
-        writer.writerow(row)
+def evenly(items: list, count: int) -> list:
+    """`count` of the items, or all where there are fewer, evenly spaced."""
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, min(count, len(items)))]
+
+
+def append_csv(path: str, row: dict[str, object]) -> None:
+    """Append a row to a CSV file; a column that the file lacks is added to it."""
+    columns = list(row)
+    if os.path.exists(path):
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or columns)
+            rows = list(reader)
+        if set(row) <= set(columns):
+            with open(path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, columns).writerow(row)
+            return
+        columns += [c for c in row if c not in columns]
+    else:
+        rows = []
+    with replacing_text(path) as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows([*rows, row])
+
+
+class Divergence:
+    """Counts updates without finite loss and gradient, which are skipped."""
+
+    MOST_IN_A_ROW = 10
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+        self.since_log = 0
+
+    def count(self, finite: bool) -> bool:
+        """Take note of an update; returns whether training must stop."""
+        self.in_a_row = 0 if finite else self.in_a_row + 1
+        self.since_log += not finite
+        return self.in_a_row >= self.MOST_IN_A_ROW
 
 
 class Trainer:
@@ -141,8 +179,12 @@ class Trainer:
                 f"train config: crop_size: this network takes multiples of {multiple}, found "
                 f"{config['crop_size']}"
             )
+        sources = find_sources(args.data_dir, "--data_dir")
+        self.sources = list(sources)
+        sizes = {name: len(paths) for name, paths in sources.items()}
         self.crops = TrainingCrops(
-            list_images(args.data_dir, "--data_dir"),
+            list(sources.values()),
+            find_shares(sizes, config["shares"], "train config: shares"),
             channels,
             timestep_probabilities(config["timestep_sampling"], self.diffusion.alphas_cumprod),
             config["crop_size"],
@@ -150,11 +192,11 @@ class Trainer:
             config["augment"],
             config["seed"],
         )
-        self.val_images = []
-        if args.val_dir:
-            paths = list_images(args.val_dir, "--val_dir")
-            picked = np.linspace(0, len(paths) - 1, min(config["val_images"], len(paths)))
-            self.val_images = [self._validation_image(paths[int(i)]) for i in picked]
+        self.val_images = {
+            name: [self._validation_image(p) for p in evenly(paths, config["val_images"])]
+            for name, paths in find_sources(args.val_dir, "--val_dir").items()
+        }
+        self.divergence = Divergence()
         self.use_bf16 = native_bf16(self.device)
 
     def _device(self):
@@ -194,7 +236,7 @@ class Trainer:
 
     def save(self):
         """Write state.pt, from which training resumes, and ema.pt, the weights to use."""
-        if self.rank != 0:
+        if self.rank != 0 or self.divergence.in_a_row:
             return
         state = {
             "model": self.model.state_dict(),
@@ -222,8 +264,13 @@ class Trainer:
 
     def learning_rate(self):
         warmup = min(1.0, (self.step + 1) / max(1, self.config["warmup_steps"]))
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress())))
-        return self.config["learning_rate"] * warmup * cosine
+        left = max(0.0, 1 - self.progress())
+        if self.config["schedule"] == "cosine":
+            decay = 0.5 * (1 - math.cos(math.pi * left))
+        else:
+            share = self.config["decay_share"]
+            decay = min(1.0, left / share) if share else 1.0
+        return self.config["learning_rate"] * warmup * decay
 
     def batches(self):
         """This rank's share of the batch of each step to come."""
@@ -242,8 +289,18 @@ class Trainer:
             num_workers=self.config["num_workers"],
             pin_memory=self.device.type == "cuda",
         )
-        for batch in loader:
-            yield (v.to(self.device, non_blocking=True) for v in batch)
+        items = iter(loader)
+        while True:
+            try:
+                batch = next(items)
+            except UserError as error:  # from a worker it brings the worker's traceback along
+                raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = str(error).partition(". ")[0]
+                raise UserError(f"train config: num_workers: {reason}") from None
+            yield [v.to(self.device, non_blocking=True) for v in batch]
 
     def run(self):
         """Train until the budget is used or a signal asks to stop."""
@@ -267,10 +324,10 @@ class Trainer:
 
     def _loop(self, network, bar):
         clock = last_save = last_val = time.monotonic()
-        losses = []
+        totals = torch.zeros(2, len(self.sources), device=self.device)  # losses, their number
         batches = self.batches()
         while not self._done():
-            x_0, t, noise = next(batches)
+            x_0, t, noise, source = next(batches)
             lr = self.learning_rate()
             for group in self.optimiser.param_groups:
                 group["lr"] = lr
@@ -278,25 +335,22 @@ class Trainer:
                 loss, simple = training_loss(self.diffusion, network, x_0, t, noise, self.weights)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config["grad_clip"])
-            self.optimiser.step()
+            norm = torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), self.config["grad_clip"]
+            )
             self.step += 1
-            self._update_ema()
-            losses.append(simple.mean())
+            if self._finite(loss.detach() + norm):
+                self.optimiser.step()
+                self._update_ema()
+                totals[0].index_add_(0, source, simple)
+                totals[1].index_add_(0, source, torch.ones_like(simple))
 
             now = time.monotonic()
             self.minutes += (now - clock) / 60
             clock = now
-            if self.rank == 0 and self.step % self.config["log_steps"] == 0:
-                mean = torch.stack(losses).mean().item()
-                losses.clear()
-                append_csv(
-                    os.path.join(self.out, "log.csv"),
-                    ["step", "minutes", "learning_rate", "simple_loss"],
-                    [self.step, f"{self.minutes:.2f}", f"{lr:.3e}", f"{mean:.5f}"],
-                )
-                bar.n = min(100, round(100 * self.progress(), 1))
-                bar.set_postfix_str(f"step {self.step}, {self.minutes:.0f} min, loss {mean:.4f}")
+            if self.step % self.config["log_steps"] == 0:
+                self._log(lr, totals, bar)
+                totals.zero_()
             if now - last_save > 60 * self.config["save_minutes"]:
                 self.save()
                 last_save = now
@@ -304,14 +358,50 @@ class Trainer:
                 self._log_validation()
                 last_val = now
 
+    def _finite(self, value):
+        """Whether loss and gradient are finite on every rank; after too many that are not, stop."""
+        finite = torch.isfinite(value).float()
+        if self.world > 1:
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        if self.divergence.count(bool(finite)):
+            raise UserError(
+                f"training has diverged: {Divergence.MOST_IN_A_ROW} updates up to {self.step} had "
+                f"no finite loss or gradient; what {self.out} holds is from before, try a lower "
+                "learning_rate"
+            )
+        return bool(finite)
+
+    def _log(self, lr, totals, bar):
+        """A row of log.csv: the loss since the last one, of all crops and of each source's."""
+        if self.world > 1:
+            dist.all_reduce(totals)
+        if self.rank != 0:
+            return
+        loss, count = totals.cpu()
+        mean = float(loss.sum() / count.sum())
+        row = {
+            "step": self.step,
+            "minutes": f"{self.minutes:.2f}",
+            "learning_rate": f"{lr:.3e}",
+            "simple_loss": f"{mean:.5f}",
+            "skipped": self.divergence.since_log,
+        }
+        if len(self.sources) > 1:
+            for name, part, n in zip(self.sources, loss, count, strict=True):
+                row[f"loss_{name}"] = f"{part / n:.5f}" if n else ""
+        self.divergence.since_log = 0
+        append_csv(os.path.join(self.out, "log.csv"), row)
+        bar.n = min(100, round(100 * self.progress(), 1))
+        bar.set_postfix_str(f"step {self.step}, {self.minutes:.0f} min, loss {mean:.4f}")
+
     def _done(self):
-        """Whether to stop; all ranks agree."""
-        done = self.stopped or self.progress() >= 1
-        if self.world == 1:
-            return done
-        any_done = torch.tensor(float(done), device=self.device)
-        dist.all_reduce(any_done, dist.ReduceOp.MAX)
-        return bool(any_done)
+        """Whether to stop; all ranks agree, on the time used as well."""
+        if self.world > 1:
+            shared = torch.tensor([self.stopped, self.minutes], dtype=torch.float64)
+            shared = shared.to(self.device)
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
+            self.stopped, self.minutes = bool(shared[0]), float(shared[1])
+        return self.stopped or self.progress() >= 1
 
     def _update_ema(self):
         decay = min(self.config["ema_decay"], (1 + self.step) / (10 + self.step))
@@ -320,15 +410,22 @@ class Trainer:
                 average.lerp_(value, 1 - decay)
 
     def _log_validation(self):
+        """A row of validation.csv for each source, and with several one of their mean."""
         if self.rank != 0 or not self.val_images:
             return
         timesteps = self.config["val_timesteps"]
-        psnr = validate(self.diffusion, self.ema, self.val_images, timesteps, self.autocast)
-        append_csv(
-            os.path.join(self.out, "validation.csv"),
-            ["step", "minutes"] + [f"psnr_t{t}" for t in timesteps],
-            [self.step, f"{self.minutes:.2f}"] + [f"{p:.3f}" for p in psnr],
-        )
+        psnr = {
+            name: validate(self.diffusion, self.ema, images, timesteps, self.autocast)
+            for name, images in self.val_images.items()
+        }
+        several = len(psnr) > 1
+        if several:
+            psnr["mean"] = np.mean(list(psnr.values()), axis=0)
+        for name, values in psnr.items():
+            row = {"step": self.step, "minutes": f"{self.minutes:.2f}"}
+            row |= {"source": name} if several else {}
+            row |= {f"psnr_t{t}": f"{p:.3f}" for t, p in zip(timesteps, values, strict=True)}
+            append_csv(os.path.join(self.out, "validation.csv"), row)
 
 
 def parse_args(argv=None):
@@ -340,8 +437,24 @@ def parse_args(argv=None):
     parser.add_argument(
         "--config", default="configs/train_config_mri.yaml", help="YAML file of the training run"
     )
-    parser.add_argument("--data_dir", required=True, help="folder of training images")
-    parser.add_argument("--val_dir", default="", help="folder of images of other patients")
+    parser.add_argument(
+        "--data_dir",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="FOLDER",
+        help="folders of training images, each a source of its own, named after the folder or "
+        "NAME=FOLDER; one that holds only folders stands for these. A source's share of the crops "
+        "is in proportion to the square root of its size, unless shares in the YAML says another",
+    )
+    parser.add_argument(
+        "--val_dir",
+        default=[],
+        nargs="+",
+        action="extend",
+        metavar="FOLDER",
+        help="folders of images of other patients, likewise",
+    )
     parser.add_argument("--out", required=True, help="folder for weights, state and logs")
     parser.add_argument(
         "--max_minutes",
@@ -371,6 +484,11 @@ def main(argv=None):
         config = check_keys(config, TRAIN_SCHEMA, args.config)
         if not args.max_minutes and not config["max_steps"]:
             raise UserError(f"{args.config}: give max_steps, or --max_minutes on the command line")
+        if config["schedule"] not in SCHEDULES:
+            raise UserError(
+                f"{args.config}: schedule: expected one of {', '.join(SCHEDULES)}, "
+                f"found {config['schedule']!r}"
+            )
         model_config = read_model_config(config["model_config"])
         diffusion_config = read_diffusion_config(config["diffusion_config"])
         if model_config["class_cond"]:

@@ -184,7 +184,8 @@ def test_another_recipe_does_not_overwrite_a_run(folder, capsys):
 
 def test_crops_are_decided_by_their_index_and_cover_every_file(folder):
     crops = TrainingCrops(
-        [f"train/{i}.png" for i in range(7)],
+        [[f"train/{i}.png" for i in range(7)]],
+        shares=[1.0],
         channels=1,
         probabilities=np.full(1000, 1e-3),
         crop_size=24,
@@ -209,7 +210,7 @@ def test_crops_are_decided_by_their_index_and_cover_every_file(folder):
 
 def test_timesteps_are_drawn_with_their_probabilities(folder):
     def drawn(probabilities):
-        crops = TrainingCrops(["train/0.png"], 1, probabilities, 8, False, 0.0, seed=1)
+        crops = TrainingCrops([["train/0.png"]], [1.0], 1, probabilities, 8, False, 0.0, seed=1)
         return np.bincount([crops[n][1] for n in range(400)], minlength=3) / 400
 
     assert drawn([0.2, 0.0, 0.8]) == pytest.approx([0.2, 0, 0.8], abs=0.06)
