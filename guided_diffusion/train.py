@@ -28,6 +28,7 @@ from guided_diffusion.dist_util import (
 )
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.losses import loss_weights, timestep_probabilities, training_loss
+from guided_diffusion.optimiser import OPTIMIZERS, SCHEDULES, Optimiser, learning_rate_factor
 from guided_diffusion.unet import create_model
 from util.config import (
     REQUIRED,
@@ -40,7 +41,6 @@ from util.config import (
 from util.errors import ArgumentParser, UserError
 from util.files import replacing, replacing_text
 
-SCHEDULES = ("cosine", "constant")
 TRAIN_SCHEMA = {
     "model_config": (str, REQUIRED),
     "diffusion_config": (str, REQUIRED),
@@ -55,10 +55,11 @@ TRAIN_SCHEMA = {
     "learning_rate": (float, REQUIRED),
     "schedule": (str, "cosine"),
     "decay_share": (float, 0.0),
+    "optimizer": (str, "adamw"),
     "weight_decay": (float, 0.0),
     "warmup_steps": (int, 0),
     "grad_clip": (float, 1.0),
-    "ema_decay": (float, 0.999),
+    "ema_decay": ((float, list), 0.999),
     "loss_weighting": (str, "uniform"),
     "min_snr_gamma": (float, 5.0),
     "timestep_sampling": (str, "uniform"),
@@ -87,6 +88,32 @@ def validate(diffusion, model, images, timesteps, autocast):
                 mse.append(((x_hat.float() - x_0) / 2).square().mean().item())
             psnr.append(float(np.mean([-10 * math.log10(m) for m in mse])))
     return psnr
+
+
+def check_values(config, where):
+    """Check what a type does not tell; `ema_decay` becomes a list.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+    for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if config[key] not in known:
+            raise UserError(
+                f"{where}: {key}: expected one of {', '.join(known)}, found {config[key]!r}"
+            )
+    if not 0 <= config["decay_share"] <= 1:
+        raise UserError(
+            f"{where}: decay_share: expected a number from 0 to 1, found {config['decay_share']}"
+        )
+    if config["schedule"] == "cosine" and config["decay_share"]:
+        raise UserError(f"{where}: decay_share is of schedule: constant; cosine falls throughout")
+    decays = config["ema_decay"]
+    decays = decays if isinstance(decays, list) else [decays]
+    if not decays or not all(isinstance(d, float) and 0 <= d < 1 for d in decays):
+        raise UserError(
+            f"{where}: ema_decay: expected numbers from 0 to below 1, found {config['ema_decay']}"
+        )
+    config["ema_decay"] = decays
 
 
 def evenly(items: list, count: int) -> list:
@@ -159,15 +186,12 @@ class Trainer:
             load_checkpoint(self.model, config["init_from"])
         layout = pick_memory_format(self.device, differentiated=True)
         self.model.to(self.device, memory_format=layout)
-        # parameters() has one order for equal architectures
-        self.ema = create_model(**{**model_config, "model_path": "", "use_fp16": False})
-        self.ema.load_state_dict(self.model.state_dict())
-        self.ema.to(self.device, memory_format=layout)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config["learning_rate"],
-            weight_decay=config["weight_decay"],
-        )
+        self.averages = {}
+        for decay in config["ema_decay"]:
+            average = create_model(**{**model_config, "model_path": "", "use_fp16": False})
+            average.load_state_dict(self.model.state_dict())
+            self.averages[decay] = average.to(self.device, memory_format=layout)
+        self.optimiser = Optimiser(self.model, config["optimizer"], config["weight_decay"])
         self.step = 0
         self.minutes = 0.0
         self.stopped = False
@@ -222,7 +246,9 @@ class Trainer:
             return
         state = load_weights_only(self.state_path, "--out")
         changed = [
-            k for k in ("seed", "batch_size", "crop_size") if state["config"][k] != self.config[k]
+            key
+            for key in ("seed", "batch_size", "crop_size", "optimizer", "ema_decay")
+            if state["config"][key] != self.config[key]
         ]
         if changed:
             raise UserError(
@@ -230,7 +256,8 @@ class Trainer:
                 "folder, and init_from to continue from its weights"
             )
         self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
+        for decay, average in self.averages.items():
+            average.load_state_dict(state["averages"][decay])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.minutes = state["step"], state["minutes"]
 
@@ -240,7 +267,7 @@ class Trainer:
             return
         state = {
             "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
+            "averages": {d: average.state_dict() for d, average in self.averages.items()},
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "minutes": self.minutes,
@@ -248,7 +275,8 @@ class Trainer:
         }
         with replacing(self.state_path) as path:
             torch.save(state, path)
-        save_checkpoint(self.ema, os.path.join(self.out, "ema.pt"))
+        for i, (decay, average) in enumerate(self.averages.items()):
+            save_checkpoint(average, os.path.join(self.out, f"ema_{decay}.pt" if i else "ema.pt"))
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16)
@@ -263,14 +291,10 @@ class Trainer:
         return max(done)
 
     def learning_rate(self):
-        warmup = min(1.0, (self.step + 1) / max(1, self.config["warmup_steps"]))
-        left = max(0.0, 1 - self.progress())
-        if self.config["schedule"] == "cosine":
-            decay = 0.5 * (1 - math.cos(math.pi * left))
-        else:
-            share = self.config["decay_share"]
-            decay = min(1.0, left / share) if share else 1.0
-        return self.config["learning_rate"] * warmup * decay
+        config = self.config
+        warmup = min(1.0, (self.step + 1) / max(1, config["warmup_steps"]))
+        factor = learning_rate_factor(config["schedule"], config["decay_share"], self.progress())
+        return config["learning_rate"] * warmup * factor
 
     def batches(self):
         """This rank's share of the batch of each step to come."""
@@ -329,18 +353,16 @@ class Trainer:
         while not self._done():
             x_0, t, noise, source = next(batches)
             lr = self.learning_rate()
-            for group in self.optimiser.param_groups:
-                group["lr"] = lr
             with self.autocast():
                 loss, simple = training_loss(self.diffusion, network, x_0, t, noise, self.weights)
-            self.optimiser.zero_grad(set_to_none=True)
+            self.model.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.config["grad_clip"]
             )
             self.step += 1
             if self._finite(loss.detach() + norm):
-                self.optimiser.step()
+                self.optimiser.step(lr)
                 self._update_ema()
                 totals[0].index_add_(0, source, simple)
                 totals[1].index_add_(0, source, torch.ones_like(simple))
@@ -403,29 +425,33 @@ class Trainer:
             self.stopped, self.minutes = bool(shared[0]), float(shared[1])
         return self.stopped or self.progress() >= 1
 
+    @torch.no_grad()
     def _update_ema(self):
-        decay = min(self.config["ema_decay"], (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(value, 1 - decay)
+        values = [p.detach() for p in self.model.parameters()]
+        for decay, average in self.averages.items():
+            decay = min(decay, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(average.parameters()), values, 1 - decay)
 
     def _log_validation(self):
         """A row of validation.csv for each source, and with several one of their mean."""
         if self.rank != 0 or not self.val_images:
             return
         timesteps = self.config["val_timesteps"]
-        psnr = {
-            name: validate(self.diffusion, self.ema, images, timesteps, self.autocast)
-            for name, images in self.val_images.items()
-        }
-        several = len(psnr) > 1
-        if several:
-            psnr["mean"] = np.mean(list(psnr.values()), axis=0)
-        for name, values in psnr.items():
-            row = {"step": self.step, "minutes": f"{self.minutes:.2f}"}
-            row |= {"source": name} if several else {}
-            row |= {f"psnr_t{t}": f"{p:.3f}" for t, p in zip(timesteps, values, strict=True)}
-            append_csv(os.path.join(self.out, "validation.csv"), row)
+        for decay, average in self.averages.items():
+            psnr = {
+                name: validate(self.diffusion, average, images, timesteps, self.autocast)
+                for name, images in self.val_images.items()
+            }
+            if len(self.val_images) > 1:
+                psnr["mean"] = np.mean(list(psnr.values()), axis=0)
+            for name, values in psnr.items():
+                row = {"step": self.step, "minutes": f"{self.minutes:.2f}"}
+                if len(self.averages) > 1:
+                    row["ema_decay"] = decay
+                if len(self.val_images) > 1:
+                    row["source"] = name
+                row |= {f"psnr_t{t}": f"{p:.3f}" for t, p in zip(timesteps, values, strict=True)}
+                append_csv(os.path.join(self.out, "validation.csv"), row)
 
 
 def parse_args(argv=None):
@@ -484,11 +510,7 @@ def main(argv=None):
         config = check_keys(config, TRAIN_SCHEMA, args.config)
         if not args.max_minutes and not config["max_steps"]:
             raise UserError(f"{args.config}: give max_steps, or --max_minutes on the command line")
-        if config["schedule"] not in SCHEDULES:
-            raise UserError(
-                f"{args.config}: schedule: expected one of {', '.join(SCHEDULES)}, "
-                f"found {config['schedule']!r}"
-            )
+        check_values(config, args.config)
         model_config = read_model_config(config["model_config"])
         diffusion_config = read_diffusion_config(config["diffusion_config"])
         if model_config["class_cond"]:
