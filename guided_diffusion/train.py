@@ -22,7 +22,6 @@ from guided_diffusion.dist_util import (
     load_checkpoint,
     load_weights_only,
     native_bf16,
-    pick_memory_format,
     save_checkpoint,
     setup_dist,
 )
@@ -157,6 +156,9 @@ class Divergence:
         self.since_log += not finite
         return self.in_a_row >= self.MOST_IN_A_ROW
 
+    def describe(self, step: int) -> str:
+        return f"the last {self.in_a_row} updates up to {step} had no finite loss or gradient"
+
 
 class Trainer:
     """The training loop and its state: weights, their average, the optimiser, step and clock."""
@@ -184,13 +186,14 @@ class Trainer:
         self.model = create_model(**{**model_config, "model_path": "", "use_fp16": False})
         if config["init_from"]:
             load_checkpoint(self.model, config["init_from"])
-        layout = pick_memory_format(self.device, differentiated=True)
-        self.model.to(self.device, memory_format=layout)
+        self.model.to(self.device, memory_format=torch.channels_last)
         self.averages = {}
         for decay in config["ema_decay"]:
             average = create_model(**{**model_config, "model_path": "", "use_fp16": False})
             average.load_state_dict(self.model.state_dict())
-            self.averages[decay] = average.to(self.device, memory_format=layout)
+            self.averages[decay] = average.to(
+                self.device, memory_format=torch.channels_last
+            )
         self.optimiser = Optimiser(self.model, config["optimizer"], config["weight_decay"])
         self.step = 0
         self.minutes = 0.0
@@ -262,9 +265,18 @@ class Trainer:
         self.step, self.minutes = state["step"], state["minutes"]
 
     def save(self):
-        """Write state.pt, from which training resumes, and ema.pt, the weights to use."""
+        """Write state.pt, from which training resumes, and ema.pt, the weights to use.
+
+        Between updates that are not finite nothing is written: what is there stays.
+
+        Raises:
+            UserError: an average is beyond the range of float16, in which it is kept.
+        """
         if self.rank != 0 or self.divergence.in_a_row:
             return
+        for average in self.averages.values():
+            if not all(p.half().isfinite().all() for p in average.parameters()):
+                raise self._diverged(f"the weights at update {self.step} are beyond float16")
         state = {
             "model": self.model.state_dict(),
             "averages": {d: average.state_dict() for d, average in self.averages.items()},
@@ -339,6 +351,8 @@ class Trainer:
         form = "{l_bar}{bar}|{postfix}"
         with tqdm(total=100, disable=self.rank != 0, bar_format=form) as bar:
             self._loop(network, bar)
+        if self.divergence.in_a_row:
+            raise self._diverged(self.divergence.describe(self.step))
         self.save()
         self._log_validation()
         del network  # before its process group
@@ -386,12 +400,14 @@ class Trainer:
         if self.world > 1:
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         if self.divergence.count(bool(finite)):
-            raise UserError(
-                f"training has diverged: {Divergence.MOST_IN_A_ROW} updates up to {self.step} had "
-                f"no finite loss or gradient; what {self.out} holds is from before, try a lower "
-                "learning_rate"
-            )
+            raise self._diverged(self.divergence.describe(self.step))
         return bool(finite)
+
+    def _diverged(self, how):
+        kept = "what it holds is from before" if os.path.exists(self.state_path) else "nothing kept"
+        return UserError(
+            f"--out {self.out}: training has diverged, {how}; {kept}, try a lower learning_rate"
+        )
 
     def _log(self, lr, totals, bar):
         """A row of log.csv: the loss since the last one, of all crops and of each source's."""
@@ -526,7 +542,7 @@ def main(argv=None):
         return 2
     if trainer.rank == 0:
         done = f"{trainer.step} steps, {trainer.minutes:.0f} minutes; weights in {args.out}/ema.pt"
-        more = "" if trainer.progress() >= 1 else "; the same command goes on from here"
+        more = "" if trainer.progress() >= 1 else "; the same command resumes it"
         print(done + more)
     return 0
 
