@@ -79,9 +79,7 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(image[:1], channels, axis=0)
 
 
-def random_crop(
-    image: np.ndarray, size: int, rng: np.random.Generator, path: str
-) -> np.ndarray:
+def random_crop(image: np.ndarray, size: int, rng: np.random.Generator, path: str) -> np.ndarray:
     height, width = image.shape[1:]
     if height < size or width < size:
         raise UserError(

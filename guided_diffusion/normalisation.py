@@ -28,13 +28,15 @@ class GroupNorm(nn.GroupNorm):
         """
         if x.requires_grad and x.device.type == "cpu" and not x.is_contiguous():
             a, b = self.weight[None], self.bias[None]
-            if scale is not None:
+            if scale is not None and shift is not None:
                 gain = 1 + scale[..., 0, 0].float()
                 a, b = a * gain, b * gain + shift[..., 0, 0].float()
             return _ChannelsLast.apply(x, a, b, self.num_groups, self.eps)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         h = F.group_norm(x, self.num_groups, weight, bias, self.eps)
-        return h if scale is None else torch.addcmul(shift, h, 1 + scale)
+        if scale is None or shift is None:
+            return h
+        return torch.addcmul(shift, h, 1 + scale)
 
 
 class _ChannelsLast(torch.autograd.Function):

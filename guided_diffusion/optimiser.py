@@ -40,7 +40,9 @@ class Optimiser:
                 if p.ndim > 1 and not n.startswith(NOT_HIDDEN)
             }
         rest = [p for n, p in model.named_parameters() if n not in hidden]
-        self.parts = {"adamw": torch.optim.AdamW(rest, weight_decay=weight_decay, fused=True)}
+        self.parts: dict[str, torch.optim.Optimizer] = {
+            "adamw": torch.optim.AdamW(rest, weight_decay=weight_decay, fused=True)
+        }
         self.weights = list(hidden.values())
         self.matrices = [as_matrix(w.detach(), w) for w in self.weights]
         if hidden:
@@ -51,7 +53,8 @@ class Optimiser:
     def step(self, learning_rate: float) -> None:
         """One update of the weights from their gradients."""
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            matrix.grad = as_matrix(weight.grad, weight)
+            if weight.grad is not None:
+                matrix.grad = as_matrix(weight.grad, weight)
         for part in self.parts.values():
             for group in part.param_groups:
                 group["lr"] = learning_rate

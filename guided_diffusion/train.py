@@ -191,9 +191,7 @@ class Trainer:
         for decay in config["ema_decay"]:
             average = create_model(**{**model_config, "model_path": "", "use_fp16": False})
             average.load_state_dict(self.model.state_dict())
-            self.averages[decay] = average.to(
-                self.device, memory_format=torch.channels_last
-            )
+            self.averages[decay] = average.to(self.device, memory_format=torch.channels_last)
         self.optimiser = Optimiser(self.model, config["optimizer"], config["weight_decay"])
         self.step = 0
         self.minutes = 0.0
@@ -248,6 +246,11 @@ class Trainer:
         if not os.path.exists(self.state_path):
             return
         state = load_weights_only(self.state_path, "--out")
+        if "averages" not in state:
+            raise UserError(
+                f"--out {self.out}: {self.state_path} is no state that this version writes; choose "
+                "another folder, and init_from to continue from its weights"
+            )
         changed = [
             key
             for key in ("seed", "batch_size", "crop_size", "optimizer", "ema_decay")
@@ -371,9 +374,7 @@ class Trainer:
                 loss, simple = training_loss(self.diffusion, network, x_0, t, noise, self.weights)
             self.model.zero_grad()
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.config["grad_clip"]
-            )
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config["grad_clip"])
             self.step += 1
             if self._finite(loss.detach() + norm):
                 self.optimiser.step(lr)
