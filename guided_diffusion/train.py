@@ -334,11 +334,6 @@ class Trainer:
                 batch = next(items)
             except UserError as error:  # from a worker it brings the worker's traceback along
                 raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                reason = str(error).partition(". ")[0]
-                raise UserError(f"train config: num_workers: {reason}") from None
             yield [v.to(self.device, non_blocking=True) for v in batch]
 
     def run(self):
@@ -353,7 +348,13 @@ class Trainer:
         self.model.train()
         form = "{l_bar}{bar}|{postfix}"
         with tqdm(total=100, disable=self.rank != 0, bar_format=form) as bar:
-            self._loop(network, bar)
+            try:
+                self._loop(network, bar)
+            except RuntimeError as error:  # a dead worker is noticed anywhere
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = str(error).partition(". ")[0].strip()
+                raise UserError(f"train config: num_workers: {reason}") from None
         if self.divergence.in_a_row:
             raise self._diverged(self.divergence.describe(self.step))
         self.save()
