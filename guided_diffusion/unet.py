@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from guided_diffusion.checkpoints import load_checkpoint
+from guided_diffusion.normalisation import GroupNorm
 from util.config import parse_numbers
 from util.errors import UserError
 
@@ -40,17 +41,6 @@ def timestep_embedding(t, dim, max_period=10000):
     angles = t.float()[:, None] * freqs
     embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
     return F.pad(embedding, (0, dim % 2))
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation over 32 groups whose statistics are accumulated in float32."""
-
-    def __init__(self, channels):
-        super().__init__(32, channels)
-
-    def forward(self, x):
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 class Upsample(nn.Module):
@@ -124,7 +114,7 @@ class ResBlock(nn.Module):
         emb = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
         if self.use_scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)
-            h = torch.addcmul(shift, out_norm(h), 1 + scale)
+            h = out_norm(h, scale, shift)
         else:
             h = out_norm(h + emb)
         for layer in out_rest:

@@ -109,7 +109,7 @@ def test_the_spanish_commands_are_the_english_ones(manual):
 
 
 def flags_of_train():
-    return vars(train.parse_args(["--data_dir", "", "--out", ""]))
+    return {**vars(train.parse_args(["--data_dir", "", "--out", ""])), "data_dir": None}
 
 
 @pytest.mark.parametrize("name", [*READMES, "DMPS.ipynb"])
