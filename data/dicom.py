@@ -168,7 +168,8 @@ class DicomSeries(Volume):
         self.frames = _one_a_place(frames, normal, volume, label)
         self.shape = frames[0].size
         inverted = frames[0].photometric == "MONOCHROME1"
-        super().__init__(name, label, len(self.frames), inverted, magnitude)
+        along = [float(np.dot(f.position, normal)) for f in self.frames]
+        super().__init__(name, label, len(self.frames), along, inverted, magnitude)
 
     def load(self) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
         voxels = np.empty((len(self.frames), *self.shape), np.float32)

@@ -73,8 +73,9 @@ class NiftiVolume(Volume):
         self._check_size(header, printable(label))
         axis = self._thickest(affine) if axis is None else axis
         self.order, self.flips = self._display(affine, axis)
+        spacing = float(np.linalg.norm(affine[:3, axis]))
         super().__init__(
-            volume_name(label), printable(label), self.shape[axis], magnitude=magnitude
+            volume_name(label), printable(label), self.shape[axis], spacing, magnitude=magnitude
         )
         self.remarks = remarks
 

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -71,16 +71,24 @@ class Volume:
         name: of its results.
         label: what messages call it.
         count: of slices.
+        spacing: mm from slice to slice, or all their positions along their normal.
         inverted: whether low values are shown bright.
         magnitude: whether -1 must be magnitude 0, see `find_scale`.
 
     Attributes:
         slices: its images, in the order along the slice axis.
+        positions: (count,) of the slices in mm, from the first one's centre.
         remarks: what a user is to be told of its header.
     """
 
     def __init__(
-        self, name: str, label: str, count: int, inverted: bool = False, magnitude: bool = False
+        self,
+        name: str,
+        label: str,
+        count: int,
+        spacing: float | Sequence[float] = 1.0,
+        inverted: bool = False,
+        magnitude: bool = False,
     ):
         self.name = name
         self.label = label
@@ -88,6 +96,8 @@ class Volume:
         self.magnitude = magnitude
         self.remarks: list[str] = []
         self.slices = [Slice(self, i) for i in range(count)]
+        along = np.arange(count) * spacing if isinstance(spacing, float) else np.array(spacing)
+        self.positions: NDArray[np.float64] = along - along[0]
         self._writable: dict[int, UserError | None] = {}
 
     def load(self) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:

@@ -80,6 +80,8 @@ class DataConfig:
         measured: the images are measurements, to be restored as they are.
         axis, volume, series: what to take of a volume, see `data.dataloader.list_items`.
         mask: "auto", or a file or folder of masks, to which metrics are limited.
+        correlated_noise: whether the noise that samplers draw for a slice agrees with that of its
+            neighbours in the volume; None: it does, and there are no volumes.
     """
 
     name: str = ""
@@ -89,6 +91,7 @@ class DataConfig:
     volume: int | None = None
     series: int | str | None = None
     mask: str | None = None
+    correlated_noise: bool | None = None
 
     def settings(self) -> dict[str, Any]:
         mask = self.mask if self.mask is None else portable(self.mask)

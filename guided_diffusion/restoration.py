@@ -25,7 +25,7 @@ from guided_diffusion.operators.base import Operator, Sigma
 from guided_diffusion.prior import Prior
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from util.errors import UserError
-from util.random import ImageRandom, image_generator, sample_random
+from util.random import ImageRandom, Place, image_generator, sample_random
 
 FAST = "configs/diffusion_config_fast.yaml"
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
@@ -74,6 +74,7 @@ def restore(
     params: Mapping[str, Any] | None = None,
     *,
     names: Sequence[str] | None = None,
+    places: Sequence[Place | None] | None = None,
     num_samples: int = 1,
     seed: int = 0,
     sigma: torch.Tensor | None = None,
@@ -92,6 +93,8 @@ def restore(
         schedule: the steps to take, or the path of a diffusion YAML.
         params: the method's own parameters.
         names: decide the random numbers, with the seed; by default "0", "1", ...
+        places: of images that are slices of a volume: they decide the numbers that a sampler
+            draws, so that neighbours agree; None for an image that is none.
         num_samples: posterior samples for each image.
         sigma: (rows,), the noise of each channel of each image, where it is "auto" and not to be
             estimated from the images here.
@@ -103,6 +106,7 @@ def restore(
     """
     batch = _as_batch(images)
     names = [str(i) for i in range(len(batch))] if names is None else list(names)
+    places = [None] * len(batch) if places is None else list(places)
     schedule = read_schedule(schedule) if isinstance(schedule, str) else schedule
     method = method_of(measurement, method, schedule)
     params = check_restoration(prior.config, measurement, method, params or {}, schedule)
@@ -113,17 +117,18 @@ def restore(
             sigma = estimate_noise(batch, measurement, prior)
         if own_schedules(measurement, schedule) and len(batch) > 1:
             assert sigma is not None
-            each = zip(batch, names, sigma.reshape(len(batch), -1), strict=True)
+            each = zip(batch, names, places, sigma.reshape(len(batch), -1), strict=True)
             return _joined(
                 [
                     _restore(x[None], measurement, prior, method, schedule, params,
-                             [name], num_samples, seed, s, watch)
-                    for x, name, s in each
+                             [name], [place], num_samples, seed, s, watch)
+                    for x, name, place, s in each
                 ]
             )  # fmt: skip
     return _restore(
-        batch, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch
-    )
+        batch, measurement, prior, method, schedule, params,
+        names, places, num_samples, seed, sigma, watch,
+    )  # fmt: skip
 
 
 def method_of(measurement: Measurement | None, method: str | None, schedule: Schedule) -> str:
@@ -301,8 +306,9 @@ class _Watched:
 
 
 def _restore(
-    images, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch
-) -> Restored:
+    images, measurement, prior, method, schedule, params,
+    names, places, num_samples, seed, sigma, watch,
+) -> Restored:  # fmt: skip
     """`restore`, for N images that fit and share a schedule.
 
     The network sees N·K·contrasts rows, K samples of each image: a colour image under a prior of
@@ -316,7 +322,7 @@ def _restore(
         unbiased = noise_of(measurement).to_gaussian(y, sigma)
         known = _for_each_sample(operator, unbiased, sigma, len(images), num_samples)
         rows = len(y)
-    random = sample_random(names, range(num_samples), seed)
+    random = sample_random(names, range(num_samples), seed, places)
     x_T = random.randn_like(torch.empty(rows * num_samples, *shape, device=prior.device))
     diffusion, x_T, step = begin(method, params, schedule, known, x_T, prior.statistics)
     network = _Watched(prior.network, len(x_T), prior.device)

@@ -3,8 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ from guided_diffusion.statistics import NATURAL_IMAGES
 from util.config import as_dict
 from util.errors import UserError
 from util.image_files import Recorder
+from util.random import Place
 from util.remote import base_name
 from util.results import Results, open_results
 
@@ -140,9 +141,22 @@ def read_job(options: Options) -> Job:
     data = as_dict(task.data)
     items = list_items(data, magnitude=measurement.noise.name == "rician")
     mask = open_masks(task.data.mask, data, items)
+    task = with_defaults_of_volumes(task, items)
     items = items[: options.limit]
     check_output(options.output, items)
     return Job(options, model, schedule, task, params, items, mask)
+
+
+def with_defaults_of_volumes(task: TaskConfig, items: Sequence[Any]) -> TaskConfig:
+    """The task with what it leaves open of volumes, where there are any, for the record."""
+    data = task.data
+    if data is None or data.correlated_noise is not None or not any_slices(items):
+        return task
+    return replace(task, data=replace(data, correlated_noise=True))
+
+
+def any_slices(items: Sequence[Any]) -> bool:
+    return any(isinstance(item, Slice) for item in items)
 
 
 def results_folder(job: Job) -> str:
@@ -341,6 +355,7 @@ class Run:
             self.job.schedule,
             self.job.params,
             names=[i.name for i in items],
+            places=[self._place(i) for i in items],
             num_samples=options.num_samples,
             seed=options.seed,
             sigma=sigma,
@@ -353,6 +368,13 @@ class Run:
             else:
                 self.fail(item, f"{item.label}: {self._not_finite()}")
             self.ranks.advance(0, done=1)
+
+    def _place(self, item: Any) -> Place | None:
+        """Where a slice lies whose noise agrees with its neighbours'."""
+        data = self.job.task.data
+        if not isinstance(item, Slice) or data is None or not data.correlated_noise:
+            return None
+        return Place(item.volume.name, float(item.volume.positions[item.index]))
 
     def _not_finite(self) -> str:
         half = self.prior.dtype == torch.float16
