@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from data.dataloader import list_items
+from data.items import Broken
 from data.masks import Mask, open_masks
 from data.output import check_output, write_output
-from data.volumes import Slice, write_volumes
+from data.volumes import Slice, Volume, Whole, write_volumes
 from guided_diffusion.config import (
     Measurement,
     ModelConfig,
@@ -23,24 +24,31 @@ from guided_diffusion.config import (
     read_model_config,
     read_schedule,
     read_task_config,
+    schedule_of_task,
 )
 from guided_diffusion.devices import pick_device
 from guided_diffusion.methods import METHODS
-from guided_diffusion.operators import variant
+from guided_diffusion.operators import operator_class, variant
+from guided_diffusion.operators.base import Grid
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior
 from guided_diffusion.ranks import Ranks
 from guided_diffusion.restoration import (
     Restored,
     check_restoration,
+    check_volume,
     enlargement,
     estimate_noise,
     fit,
+    for_volume,
+    interpolated,
     noise_of,
     own_schedules,
     restore,
+    restored_spacing,
 )
 from guided_diffusion.statistics import NATURAL_IMAGES
+from guided_diffusion.volumes import AsVolume, is_isotropic
 from util.config import as_dict
 from util.errors import UserError
 from util.image_files import Recorder
@@ -84,6 +92,9 @@ class PriorSample:
     def to_floats(self, x: NDArray) -> NDArray:
         return x
 
+    def picture(self, x: NDArray) -> NDArray:
+        return x
+
 
 @dataclass(frozen=True)
 class Job:
@@ -115,7 +126,7 @@ def read_job(options: Options) -> Job:
         UserError: a file or flag that is not as it should be.
     """
     model = read_model_config(options.model_config)
-    schedule = read_schedule(options.diffusion_config)
+    schedule = read_schedule(options.diffusion_config or schedule_of_task(options.task_config))
     task = read_task_config(
         options.task_config,
         options.method or schedule.method,
@@ -142,6 +153,8 @@ def read_job(options: Options) -> Job:
     items = list_items(data, magnitude=measurement.noise.name == "rician")
     mask = open_masks(task.data.mask, data, items)
     task = with_defaults_of_volumes(task, items)
+    if task.data is not None and task.data.volume_mode == "volume":
+        items = whole_volumes(items, measurement)
     items = items[: options.limit]
     check_output(options.output, items)
     return Job(options, model, schedule, task, params, items, mask)
@@ -149,14 +162,37 @@ def read_job(options: Options) -> Job:
 
 def with_defaults_of_volumes(task: TaskConfig, items: Sequence[Any]) -> TaskConfig:
     """The task with what it leaves open of volumes, where there are any, for the record."""
-    data = task.data
-    if data is None or data.correlated_noise is not None or not any_slices(items):
+    data, measurement = task.data, task.measurement
+    if data is None or measurement is None or not any(isinstance(i, Slice) for i in items):
         return task
-    return replace(task, data=replace(data, correlated_noise=True))
+    along = operator_class(measurement.operator.name).of_volumes
+    mode = data.volume_mode or ("volume" if along else "slices")
+    turn = (along if data.planes_in_turn is None else data.planes_in_turn) and mode == "volume"
+    correlated = data.correlated_noise is not False
+    data = replace(data, volume_mode=mode, correlated_noise=correlated, planes_in_turn=turn)
+    return replace(task, data=data)
 
 
-def any_slices(items: Sequence[Any]) -> bool:
-    return any(isinstance(item, Slice) for item in items)
+def whole_volumes(items: Sequence[Any], measurement: Measurement) -> list[Any]:
+    """The volumes instead of their slices; what cannot be one becomes a `Broken` item."""
+    found: list[Any] = []
+    for item in dict.fromkeys(i.volume if isinstance(i, Slice) else i for i in items):
+        if not isinstance(item, Volume):
+            found.append(item)
+            continue
+        try:
+            spacing = None
+            if not measurement.simulated:
+                spacing = restored_spacing(for_volume(measurement, grid_of(item)))
+            item.spacing  # even, or it is no volume  # noqa: B018
+            found.append(Whole(item, spacing))
+        except UserError as error:
+            found.append(Broken(item.name, item.label, error))
+    return found
+
+
+def grid_of(volume: Volume) -> Grid:
+    return Grid(volume.spacing, volume.plane.thickness, volume.plane.pixel)
 
 
 def results_folder(job: Job) -> str:
@@ -280,7 +316,9 @@ class Run:
 
         Which images make a batch is decided by their order alone, not by what was done before.
         """
+        data = self.job.task.data
         single = own_schedules(self.job.task.measurement, self.job.schedule)
+        single = single or (data is not None and data.volume_mode == "volume")
         size = 1 if single else self.job.options.batch_size
         for i in self.ranks.share(-(-len(self.job.items) // size)):
             yield from self._batch(self.job.items[i * size : (i + 1) * size])
@@ -305,11 +343,13 @@ class Run:
 
     def _read(self, item: Any) -> torch.Tensor:
         image = torch.from_numpy(item.read())
-        measurement = self.job.task.measurement
+        measurement = self._measurement(item)
         if measurement is None:
             return image
         try:
-            image = fit(image, measurement, self.prior)
+            whole = self._as_volume(item)
+            check_volume(measurement, self.prior, whole)
+            image = fit(image, measurement, self.prior, whole is not None)
             if measurement.noise.sigma == "auto":
                 self.sigmas[item.name] = self._estimate_sigma(item, image, measurement)
         except UserError as error:
@@ -322,7 +362,7 @@ class Run:
         self, item: Any, image: torch.Tensor, measurement: Measurement
     ) -> torch.Tensor:
         """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
-        if not isinstance(item, Slice):
+        if not isinstance(item, (Slice, Whole)):
             return estimate_noise(image, measurement, self.prior)
         if item.volume not in self.volume_sigmas:
             sigma = noise_of(measurement).estimate(item.volume.sample())
@@ -335,9 +375,13 @@ class Run:
         recorder: Recorder | None = None
         which = items[0].name if len(items) == 1 else f"{items[0].name} … {items[-1].name}"
 
+        whole, measurement = self._as_volume(items[0]), self._measurement(items[0])
+
         def watch(left: int, steps: int, x: torch.Tensor) -> None:
             nonlocal recorder
             self.results.lock.touch()
+            if whole is not None:
+                x = x[:, x.shape[1] // 2, None]
             if left == steps and (options.record or options.video):
                 recorder = Recorder(steps)
                 recorder.frame(x)
@@ -349,7 +393,7 @@ class Run:
         sigma = torch.cat([self.sigmas.pop(i.name) for i in items]) if self.sigmas else None
         restored = restore(
             images,
-            self.job.task.measurement,
+            measurement,
             self.prior,
             self.job.method,
             self.job.schedule,
@@ -360,6 +404,7 @@ class Run:
             seed=options.seed,
             sigma=sigma,
             watch=watch,
+            volume=whole,
         )
         seconds = (time.perf_counter() - start) / len(items)
         for i, item in enumerate(items):
@@ -375,6 +420,30 @@ class Run:
         if not isinstance(item, Slice) or data is None or not data.correlated_noise:
             return None
         return Place(item.volume.name, float(item.volume.positions[item.index]))
+
+    def _as_volume(self, item: Any) -> AsVolume | None:
+        """How an item is restored that is a volume as a whole."""
+        data = self.job.task.data
+        if not isinstance(item, Whole) or data is None:
+            return None
+        volume, plane, batch = item.volume, item.volume.plane, self.job.options.batch_size
+        spacing = item.spacing or volume.spacing
+        enough = len(volume.slices) * volume.spacing / spacing >= self.prior.network.least_side
+        in_turn = bool(data.planes_in_turn) and plane.square and enough
+        return AsVolume(
+            chunk=batch,
+            spacing=spacing if data.correlated_noise else None,
+            in_turn=in_turn and is_isotropic(spacing, plane.pixel),
+            world=plane.world,
+            upward=plane.upward,
+        )
+
+    def _measurement(self, item: Any) -> Measurement | None:
+        """How this item was measured; of a volume by what its header says."""
+        measurement = self.job.task.measurement
+        if measurement is None or not isinstance(item, Whole):
+            return measurement
+        return for_volume(measurement, grid_of(item.volume))
 
     def _not_finite(self) -> str:
         half = self.prior.dtype == torch.float16
@@ -405,6 +474,7 @@ class Run:
             truth,
             restored.measurements[i],
             mask,
+            self._interpolated(item, restored, i),
             {**restored.figures[i], "seconds": seconds},
             recorder.movie(i * options.num_samples, rows) if recorder else [],
             gif=options.record,
@@ -412,12 +482,25 @@ class Run:
         )
         self.ranks.say(line)
 
+    def _interpolated(self, item: Any, restored: Restored, i: int) -> NDArray | None:
+        measurement, y = self._measurement(item), restored.measurements[i]
+        if measurement is None or y is None or not isinstance(item, Whole):
+            return None
+        return interpolated(y, len(restored.mean[i]), measurement)
+
     def _mask(self, item: Any, truth: NDArray) -> Mask | None:
         """The pixels of which metrics are taken: the mask's, but those that are no data."""
-        mask, padding = self.job.mask(item, truth), item.padding()
+        mask, padding = self._asked_mask(item, truth), item.padding()
         if padding is None:
             return mask
         return ~padding if mask is None else mask & ~padding
+
+    def _asked_mask(self, item: Any, truth: NDArray) -> Mask | None:
+        if not isinstance(item, Whole):
+            return self.job.mask(item, truth)
+        each = [self.job.mask(s, truth[s.index : s.index + 1]) for s in item.volume.slices]
+        found = [mask for mask in each if mask is not None]
+        return np.stack(found) if len(found) == len(each) else None
 
     def _is_done(self, item: Any, image: torch.Tensor) -> bool:
         measurement = self.job.task.measurement

@@ -191,13 +191,18 @@ def test_a_gif_of_noise_stays_small_and_ends_with_the_image(tmp_path, shape):
         assert np.array_equal(last, np.broadcast_to(image.reshape(256, 256, -1), (256, 256, 3)))
 
 
+def row(name, degraded, recon, truth=None, caption=""):
+    images = {"input": degraded, "recon": recon} | ({} if truth is None else {"truth": truth})
+    return name, images, caption
+
+
 def test_comparison_is_written_with_and_without_truth(tmp_path):
     x = np.zeros((1, 16, 16), np.float32)
     rgb = np.zeros((3, 16, 16), np.float32)
     path = str(tmp_path / "c.png")
-    write_comparison(path, [("a", x, x + 0.1, x, "PSNR"), ("b", x, rgb, rgb, "")], "title")
+    write_comparison(path, [row("a", x, x + 0.1, x, "PSNR"), row("b", x, rgb, rgb)], "title")
     wide = iio.imread(path).shape[1]
-    write_comparison(path, [("a", x, x, None, "")], "title")
+    write_comparison(path, [row("a", x, x)], "title")
     assert iio.imread(path).shape[1] < wide
 
 
