@@ -55,7 +55,7 @@ def test_each_image_of_a_batch_may_have_its_own_noise(name):
 
 @pytest.mark.parametrize("name", method_names())
 def test_auto_clips_where_a_method_needs_it(name):
-    """Without it ΠGDM diverges, DMPS in long steps; with it the air around a head turns grey."""
+    """Without it DMPS diverges in long steps; with it the air around a head turns grey."""
     x, operator = torch.zeros(1, 1, 16, 16), get_operator("denoise", (1, 16, 16))
     known = (operator, x, SIGMA) if name != "vanilla" else None
     schedule = {**LINEAR, "model_var_type": "fixed_small", "start": ""}
