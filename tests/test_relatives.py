@@ -124,8 +124,8 @@ def test_every_method_takes_every_task(name, noise):
         operator = get_operator(in_shape=shape, **task)
         torch.manual_seed(0)
         x_hat = sample(name, 20, operator, model(operator.forward(x)), model.sigma)
-        # the prior alone is √2 away; what a method has seen only takes it closer
-        assert (x_hat - x).square().mean().sqrt() < 1.3 * PRIOR_STD
+        # the prior alone is √2 away, an exact sample of ×2's posterior √1.75
+        assert (x_hat - x).square().mean().sqrt() < 1.37 * PRIOR_STD
 
 
 @pytest.mark.parametrize("name", METHODS)
