@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,58 +19,51 @@ from tqdm import tqdm
 from data.crops import TrainingCrops, to_channels
 from data.dataloader import read_image
 from data.sources import find_shares, find_sources
-from guided_diffusion.dist_util import (
-    load_checkpoint,
-    load_weights_only,
-    native_bf16,
-    save_checkpoint,
-    setup_dist,
-)
+from guided_diffusion.checkpoints import load_checkpoint, load_weights_only, save_checkpoint
+from guided_diffusion.config import read_model_config, read_schedule
+from guided_diffusion.devices import native_bf16
 from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.launch import setup_dist
 from guided_diffusion.losses import loss_weights, timestep_probabilities, training_loss
 from guided_diffusion.optimiser import OPTIMIZERS, SCHEDULES, Optimiser, learning_rate_factor
 from guided_diffusion.unet import create_model
-from util.config import (
-    REQUIRED,
-    check_keys,
-    parse_yaml_value,
-    read_diffusion_config,
-    read_model_config,
-    read_yaml,
-)
+from util.config import build, locate, parse_yaml_value, read_yaml
 from util.errors import ArgumentParser, UserError
 from util.files import replacing, replacing_text
 
-TRAIN_SCHEMA = {
-    "model_config": (str, REQUIRED),
-    "diffusion_config": (str, REQUIRED),
-    "init_from": (str, ""),
-    "shares": (dict, {}),
-    "crop_size": (int, 256),
-    "batch_size": (int, REQUIRED),
-    "flip": (bool, True),
-    "augment": (float, 0.0),
-    "num_workers": (int, 0),
-    "max_steps": (int, 0),
-    "learning_rate": (float, REQUIRED),
-    "schedule": (str, "cosine"),
-    "decay_share": (float, 0.0),
-    "optimizer": (str, "adamw"),
-    "weight_decay": (float, 0.0),
-    "warmup_steps": (int, 0),
-    "grad_clip": (float, 1.0),
-    "ema_decay": ((float, list), 0.999),
-    "loss_weighting": (str, "uniform"),
-    "min_snr_gamma": (float, 5.0),
-    "timestep_sampling": (str, "uniform"),
-    "compile": (bool, False),
-    "seed": (int, 0),
-    "log_steps": (int, 25),
-    "val_minutes": (float, 15.0),
-    "val_images": (int, 8),
-    "val_timesteps": (list, [20, 50, 100, 200, 400, 700]),
-    "save_minutes": (float, 5.0),
-}
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run; models/README.md explains the keys."""
+
+    model_config: str
+    diffusion_config: str
+    init_from: str = ""
+    shares: dict = field(default_factory=dict)
+    crop_size: int = 256
+    batch_size: int
+    flip: bool = True
+    augment: float = 0.0
+    num_workers: int = 0
+    max_steps: int = 0
+    learning_rate: float
+    schedule: str = "cosine"
+    decay_share: float = 0.0
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    grad_clip: float = 1.0
+    ema_decay: float | list = 0.999
+    loss_weighting: str = "uniform"
+    min_snr_gamma: float = 5.0
+    timestep_sampling: str = "uniform"
+    compile: bool = False
+    seed: int = 0
+    log_steps: int = 25
+    val_minutes: float = 15.0
+    val_images: int = 8
+    val_timesteps: list = field(default_factory=lambda: [20, 50, 100, 200, 400, 700])
+    save_minutes: float = 5.0
 
 
 def validate(diffusion, model, images, timesteps, autocast):
@@ -175,7 +169,6 @@ class Trainer:
                 f"{self.world} processes"
             )
         diffusion_config = {**diffusion_config, "timestep_respacing": "", "start": ""}
-        diffusion_config.pop("method", None)
         self.diffusion = create_sampler(**diffusion_config)
         self.weights = loss_weights(
             config["loss_weighting"], self.diffusion.alphas_cumprod, config["min_snr_gamma"]
@@ -519,18 +512,18 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     try:
-        config = read_yaml(args.config)
+        config = read_yaml(locate(args.config))
         for item in args.set:
             key, found, value = item.partition("=")
             if not found:
                 raise UserError(f"--set: expected KEY=VALUE, found {item!r}")
-            config[key] = parse_yaml_value(value)
-        config = check_keys(config, TRAIN_SCHEMA, args.config)
+            config[key] = parse_yaml_value(value, f"--set {key}")
+        config = vars(build(TrainConfig, config, args.config))
         if not args.max_minutes and not config["max_steps"]:
             raise UserError(f"{args.config}: give max_steps, or --max_minutes on the command line")
         check_values(config, args.config)
-        model_config = read_model_config(config["model_config"])
-        diffusion_config = read_diffusion_config(config["diffusion_config"])
+        model_config = vars(read_model_config(config["model_config"]))
+        diffusion_config = read_schedule(config["diffusion_config"]).sampler_arguments()
         if model_config["class_cond"]:
             raise UserError(f"{config['model_config']}: class_cond: true, and no labels are read")
         try:

@@ -15,7 +15,7 @@ from scipy import stats
 
 from data.crops import TrainingCrops, change_contrast
 from data.sources import Interleaving, find_shares, find_sources
-from guided_diffusion.dist_util import read_checkpoint
+from guided_diffusion.checkpoints import read_checkpoint
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.losses import (
     discretized_gaussian_nll,
@@ -370,7 +370,8 @@ def test_crops_are_decided_by_their_index_and_cover_every_file(folder):
         seed=3,
     )
     first, again = crops[5], crops[5]
-    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, again))
+    pairs = zip(first, again, strict=True)
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
     assert first[0].shape == (1, 24, 24) and 0 <= first[1] < 1000
     files = [iio.imread(f"train/{i}.png") for i in range(7)]
 
