@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from data.dataloader import list_items
 from data.volumes import Slice, write_volumes
-from guided_diffusion.condition_methods import DIFFERENTIATING, METHODS, check_conditioning
 from guided_diffusion.dist_util import (
     checkpoint_digest,
     compile_network,
@@ -22,14 +21,15 @@ from guided_diffusion.dist_util import (
     pick_dtype,
     pick_memory_format,
 )
+from guided_diffusion.methods import METHODS, VANILLA, check_conditioning, method_names
 from guided_diffusion.ranks import share_out
 from guided_diffusion.restoration import Restoration
+from guided_diffusion.statistics import NATURAL_IMAGES, load_statistics
 from guided_diffusion.unet import create_model
 from util import flags
 from util.config import read_diffusion_config, read_model_config, read_task_config
 from util.errors import UserError
 from util.image_files import Recorder
-from util.noise_level import estimate_sigma
 from util.results import Results, results_folder
 
 VANILLA_SAMPLES = 10
@@ -37,11 +37,15 @@ UNSURE = (
     "note: samples of spectral lie closer together than those of the posterior; for an honest "
     "spread take configs/diffusion_config_samples.yaml"
 )
+NO_STATISTICS = (
+    "note: no statistics of the prior's images beside its weights, those of natural images are "
+    "taken; python -m guided_diffusion.statistics measures them"
+)
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
 
 
 def parse_args(argv=None):
-    return flags.parse_args(argv, tuple(METHODS))
+    return flags.parse_args(argv, method_names())
 
 
 class Run:
@@ -58,10 +62,12 @@ class Run:
         replaced = args.method or diffusion_config.get("method")
         self.task = read_task_config(args.task_config, replaced, args.measured)
         method = self.task["conditioning"]["method"]
+        self.vanilla = method == VANILLA
         self.task["conditioning"]["params"] = check_conditioning(
-            method, self.task["conditioning"]["params"]
+            method,
+            self.task["conditioning"]["params"],
+            "" if self.vanilla else self.task["measurement"]["operator"]["name"],
         )
-        self.vanilla = method == "vanilla"
         if self.vanilla and args.num_samples > 1:
             raise UserError(
                 "--num_samples: vanilla restores nothing that could be sampled more than once; "
@@ -69,6 +75,11 @@ class Run:
             )
         self.items = [] if self.vanilla else self._list_items()[: args.limit]
         self.device = pick_device(args.gpu)
+        statistics = load_statistics(model_config["model_path"])
+        if statistics is None and not self.vanilla:
+            if METHODS[method].uses_statistics or diffusion_config["start"] != "":
+                ranks.say(NO_STATISTICS, error=True)
+        statistics = statistics or NATURAL_IMAGES
         self.restoration = Restoration(
             self.task,
             {k: v for k, v in diffusion_config.items() if k != "method"},
@@ -77,12 +88,14 @@ class Run:
             self.device,
             args.seed,
             args.num_samples,
+            statistics,
         )
         self.sigmas, self.volume_sigmas = {}, {}  # those estimated: by name, by volume
 
         dtype = pick_dtype(args.precision, self.device, model_config["use_fp16"])
         self.model = create_model(**{**model_config, "use_fp16": False})
-        layout = pick_memory_format(self.device, method in DIFFERENTIATING)
+        differentiates = not self.vanilla and METHODS[method].needs_gradient
+        layout = pick_memory_format(self.device, differentiates)
         self.model.to(self.device, memory_format=layout).set_torso_dtype(dtype)
         self.model.requires_grad_(False)
         if args.compile:
@@ -186,12 +199,12 @@ class Run:
 
     def _estimate_sigma(self, item, image, operator):
         """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
-        rician = self.restoration.rician
+        estimate = self.restoration.noise.estimate
         if not isinstance(item, Slice):
             rows = image.reshape(-1, *operator.out_shape).numpy()
-            return torch.tensor([estimate_sigma(row, rician) for row in rows])
+            return torch.tensor([estimate(row) for row in rows])
         if item.volume not in self.volume_sigmas:
-            sigma = estimate_sigma(item.volume.sample(), rician)
+            sigma = estimate(item.volume.sample())
             self.volume_sigmas[item.volume] = torch.tensor([sigma])
         return self.volume_sigmas[item.volume]
 
@@ -254,7 +267,8 @@ class Run:
     def restore_all(self):
         """Restore every image that falls to this process; returns the exit status."""
         total, done, found = len(self.names), 0, 0
-        if self.args.num_samples > 1 and self.task["conditioning"]["method"] == "spectral":
+        method = self.task["conditioning"]["method"]
+        if self.args.num_samples > 1 and not METHODS[method].honest_spread:
             self.ranks.say(UNSURE, error=True)
         with tqdm(unit="step", dynamic_ncols=True, disable=bool(self.ranks)) as bar:
             for names, images in self.batches():

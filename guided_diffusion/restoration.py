@@ -1,17 +1,17 @@
 """What happens to a batch of images: it is measured, unless it is a measurement, and restored."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from guided_diffusion.condition_methods import SAMPLING, UNCLIPPED_FROM, get_conditioning_method
-from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import get_noise, get_operator, restored_size
-from guided_diffusion.spectral import start_state, useful_levels
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
+from guided_diffusion.methods import METHODS, VANILLA, get_conditioning_method
+from guided_diffusion.methods.start import start_state, useful_levels
+from guided_diffusion.noise import get_noise
+from guided_diffusion.operators import get_operator, restored_size
+from guided_diffusion.statistics import NATURAL_IMAGES
 from util.errors import UserError
-from util.noise_level import rician_to_gaussian
 from util.random import ImageRandom, image_generator, sample_random
 
 
@@ -24,14 +24,15 @@ class Restored(NamedTuple):
     figures: list  # a dict an image: what is known of it without its truth
 
 
-def begin(method, params, schedule, known, x_T):
+def begin(method, params, schedule, known, x_T, statistics=NATURAL_IMAGES):
     """What a restoration starts with.
 
     Args:
-        method, params: a name of `METHODS` and its parameters.
+        method, params: a name of `METHODS` and its parameters; unused without a measurement.
         schedule: a checked diffusion config, without `method`.
         known: (operator, y, σ), see `pseudo_likelihood_score`; None for samples of the prior.
         x_T: (N, C, H, W) standard normal.
+        statistics: of the prior's images.
 
     Returns:
         (diffusion, first state (N, C, H, W), step), see `GaussianDiffusion.p_sample_loop`.
@@ -40,14 +41,15 @@ def begin(method, params, schedule, known, x_T):
         UserError: an impossible schedule.
     """
     if known is None:
-        return create_sampler(**schedule), x_T, get_conditioning_method(method).step
+        return create_sampler(**schedule), x_T, GaussianDiffusion.p_sample
     operator, _, sigma = known
-    levels = useful_levels(operator, sigma, sample=method in SAMPLING)
-    unclipped_from = UNCLIPPED_FROM.get(method, math.inf)
+    levels = useful_levels(operator, sigma, sample=METHODS[method].draws_samples)
+    unclipped_from = METHODS[method].unclipped_from
     diffusion = create_sampler(**schedule, levels=levels, unclipped_from=unclipped_from)
     if schedule["start"] != "":
-        x_T = start_state(*known, diffusion, x_T)
-    return diffusion, x_T, get_conditioning_method(method, *known, **params).step
+        x_T = start_state(*known, diffusion, x_T, statistics.mean_intensity)
+    built = get_conditioning_method(method, *known, statistics=statistics, **params)
+    return diffusion, x_T, built.step
 
 
 class Restoration:
@@ -61,22 +63,32 @@ class Restoration:
         schedule: a checked diffusion config, without `method`.
         channels, image_size: the network's.
         num_samples: K.
+        statistics: of the prior's images.
 
     Raises:
         UserError: a task that fits no image, or an impossible schedule.
     """
 
-    def __init__(self, task, schedule, channels, image_size, device, seed, num_samples):
+    def __init__(
+        self,
+        task,
+        schedule,
+        channels,
+        image_size,
+        device,
+        seed,
+        num_samples,
+        statistics=NATURAL_IMAGES,
+    ):
         self.method, self.params = task["conditioning"]["method"], task["conditioning"]["params"]
         self.schedule, self.channels, self.device = schedule, channels, device
-        self.seed, self.num_samples = seed, num_samples
-        self.vanilla = self.method == "vanilla"
+        self.seed, self.num_samples, self.statistics = seed, num_samples, statistics
+        self.vanilla = self.method == VANILLA
         self.measured = not self.vanilla and task["data"]["measured"]
         self.operators = {}
         if not self.vanilla:
             self.degradation = task["measurement"]["operator"]
             self.noise = get_noise(**task["measurement"]["noise"])
-            self.rician = task["measurement"]["noise"]["name"] == "rician"
             self.operator((channels, image_size, image_size))
         if self.vanilla and schedule["start"] != "":
             raise UserError(
@@ -126,12 +138,14 @@ class Restoration:
         if not self.vanilla:
             operator = self.operator(shape)
             y, sigma = self._measure(operator, names, images, sigma)
-            unbiased = rician_to_gaussian(y, sigma) if self.rician else y
+            unbiased = self.noise.to_gaussian(y, sigma)
             known = self._once_a_sample(operator, unbiased, sigma, len(names))
             rows = len(y)
         random = sample_random(names, range(count), self.seed)
         x_T = random.randn_like(torch.empty(rows * count, *shape, device=self.device))
-        diffusion, x_T, step = begin(self.method, self.params, self.schedule, known, x_T)
+        diffusion, x_T, step = begin(
+            self.method, self.params, self.schedule, known, x_T, self.statistics
+        )
         on_start(diffusion.num_timesteps, x_T)
         x_hat = diffusion.p_sample_loop(
             model, x_T, step, random.randn_like, lambda t, x_t, _: after_step(t, x_t)

@@ -10,7 +10,7 @@ import yaml
 
 import main
 from guided_diffusion import train
-from guided_diffusion.condition_methods import METHODS, PARAMETERS
+from guided_diffusion.methods import METHODS, method_names
 from tests.benchmarks import accelerator, peers, quality
 from tests.conftest import REPOSITORY
 from util.config import (
@@ -131,7 +131,7 @@ def task_keys():
 def test_every_task_key_that_is_named_exists(name):
     form = r"[`\"]((?:conditioning|data|measurement)\.[a-z_]+(?:\.[a-z_]+)*)[`\":]"
     named = set(re.findall(form, read(name)))
-    params = {f"conditioning.params.{key}" for keys in PARAMETERS.values() for key in keys}
+    params = {f"conditioning.params.{key}" for m in METHODS.values() for key in m.parameters}
     assert named and named <= task_keys() | params
 
 
@@ -155,10 +155,12 @@ def test_every_flag_is_in_a_table_with_its_default(manual):
 def test_every_task_key_and_method_is_in_a_table(manual):
     assert set(table(manual, "Task file")) == task_keys()
     methods = table(manual, "Methods")
-    assert set(methods) - {"--method"} == set(METHODS)
-    for name in METHODS:
-        for key, value in PARAMETERS[name].items():
-            assert f"`{key}` ({value:g})" in methods[name][0]
+    assert set(methods) - {"--method"} == set(method_names())
+    for name, method in METHODS.items():
+        for key, parameter in method.parameters.items():
+            assert f"`{key}` ({parameter.default:g}" in methods[name][0]
+            for task, default in parameter.defaults_for.items():
+                assert f"{task}: {default:g}" in methods[name][0]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from data.dataloader import Picture, check_names, list_images
-from guided_diffusion.condition_methods import DIFFERENTIATING, check_conditioning
+from guided_diffusion.condition_methods import METHODS, check_conditioning
 from guided_diffusion.dist_util import pick_device, pick_dtype, pick_memory_format
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.measurements import GaussianNoise, get_noise, get_operator
@@ -168,7 +168,7 @@ def sample(name, params, schedule, task, batch, k, prior, seed):
     Returns:
         (x_hat (N, 1, H, W), not yet cut to [-1, 1], network evaluations).
     """
-    layout = pick_memory_format(prior.device, name in DIFFERENTIATING)
+    layout = pick_memory_format(prior.device, METHODS[name].needs_gradient)
     prior.model.to(memory_format=layout)
     operator = operator_of(task, tuple(batch[0].truth.shape[1:]), prior.device)
     y = torch.cat([image.y for image in batch]).to(prior.device)

@@ -1,4 +1,10 @@
-"""The noise of measured images: how strong it is, and the bias it gives magnitude images."""
+"""The noise n of y = A x + n: models of it, how strong it is, and what it does to magnitudes.
+
+To add a model: a subclass of `Noise` here and a row of `NOISES`.
+"""
+
+import math
+from typing import ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -6,7 +12,10 @@ from scipy.ndimage import convolve, maximum_filter, minimum_filter, uniform_filt
 from scipy.special import i0e, i1e, ndtr, ndtri
 from scipy.stats import ncx2
 
+from guided_diffusion.operators.base import Sigma
 from util.errors import UserError
+
+Moments = tuple[np.ndarray, np.ndarray]
 
 # Immerkær 1996: takes away what is locally linear, and leaves white noise its variance.
 HIGH_PASS = np.outer([1, -2, 1], [1, -2, 1])[None] / 6
@@ -21,21 +30,21 @@ FAR = 8  # σ above black: Rice noise is normal from here on, to 0.02 σ
 SIGNAL = np.linspace(-2, 8, 501)  # of the tables, in units of σ above black
 
 
-def clipped_moments(signal):
+def clipped_moments(signal: np.ndarray) -> Moments:
     """Mean and standard deviation of max(0, signal + n), n ~ N(0, 1)."""
     density, below = np.exp(-(signal**2) / 2) / np.sqrt(2 * np.pi), ndtr(signal)
     mean = signal * below + density
     return mean, np.sqrt((signal**2 + 1) * below + signal * density - mean**2)
 
 
-def rician_moments(signal):
+def rician_moments(signal: np.ndarray) -> Moments:
     """Mean and standard deviation of |signal + n₁ + i n₂|, n₁, n₂ ~ N(0, 1); signal >= 0."""
     x = signal**2 / 2
     mean = np.sqrt(np.pi / 2) * ((1 + x) * i0e(x / 2) + x * i1e(x / 2))
     return mean, np.sqrt(np.maximum(signal**2 + 2 - mean**2, 0))
 
 
-def estimate_sigma(y, rician=False):
+def estimate_sigma(y: np.ndarray, rician: bool = False) -> float:
     """Standard deviation of an image's white noise, in units of the [-1, 1] image.
 
     A high pass leaves the noise, whose standard deviation is taken in groups of pixels of like
@@ -81,7 +90,7 @@ def estimate_sigma(y, rician=False):
     return sigma
 
 
-def local_signal(M, sigma):
+def local_signal(M: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """The signal A of a magnitude image (N, C, H, W) with black at 0, by E[M²] = A² + 2σ².
 
     The mean is of 5×5 pixels (Gudbjartsson & Patz 1995). Where its A² is below three standard
@@ -97,7 +106,7 @@ def local_signal(M, sigma):
     return np.sqrt(np.maximum(power, 0))
 
 
-def rician_to_normal(magnitude, signal):
+def rician_to_normal(magnitude: np.ndarray, signal: np.ndarray) -> np.ndarray:
     """z ~ N(0, 1) for a magnitude that is Rice(signal, 1) distributed: the same quantile of it."""
     far = signal > FAR
     z = magnitude - signal - 1 / (2 * np.maximum(signal, FAR))  # the mean is off by this there
@@ -107,7 +116,7 @@ def rician_to_normal(magnitude, signal):
     return z
 
 
-def rician_to_gaussian(y, sigma):
+def rician_to_gaussian(y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
     """Turn a magnitude image's Rice distributed noise into Gaussian noise of standard deviation σ.
 
     Rice noise is no zero-mean noise: it brightens what is dark, by 1.25 σ in air, and is weaker and
@@ -126,7 +135,137 @@ def rician_to_gaussian(y, sigma):
         that value, but air that was painted black.
     """
     M = y.cpu().double().numpy() + 1
-    sigma = np.maximum(torch.as_tensor(sigma).cpu().double().numpy(), 1e-6)
-    A = local_signal(M, sigma)
-    gaussian = A + sigma * rician_to_normal(M / sigma, A / sigma)
+    std = np.maximum(torch.as_tensor(sigma).cpu().double().numpy(), 1e-6)
+    A = local_signal(M, std)
+    gaussian = A + std * rician_to_normal(M / std, A / std)
     return torch.from_numpy(np.where(M > 0, gaussian, 0) - 1).to(y)
+
+
+class Random(Protocol):
+    """What draws a noise model's numbers: `util.random.ImageRandom`, or the module torch."""
+
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def poisson(self, rate: torch.Tensor) -> torch.Tensor: ...
+
+
+GLOBAL = cast(Random, torch)  # torch's global generator
+
+
+class Noise:
+    """A noise model: ``noise(y, random)`` draws it.
+
+    Attributes:
+        sigma: its standard deviation, in units of the [-1, 1] image; "auto" where it is to be
+            estimated from measured images and nothing is simulated.
+        name: in task files (measurement.noise.name).
+        can_be_estimated: whether `estimate` knows this noise.
+    """
+
+    name: ClassVar[str]
+    can_be_estimated: ClassVar[bool] = False
+
+    def __init__(self, sigma: float | str):
+        self.sigma = sigma
+
+    @property
+    def std(self) -> float:
+        """σ, where it is a number."""
+        return float(self.sigma)
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        """Noisy y, (N, C, H, W) like y."""
+        raise NotImplementedError
+
+    def estimate(self, y: np.ndarray) -> float:
+        """σ of a measured image y, (C, H, W) in [-1, 1]; see `estimate_sigma`."""
+        return estimate_sigma(y)
+
+    def to_gaussian(self, y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        """y with its noise made Gaussian, which is what every method takes it for."""
+        return y
+
+
+class GaussianNoise(Noise):
+    """n ~ N(0, σ² I)."""
+
+    name = "gaussian"
+    can_be_estimated = True
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        return y + self.std * random.randn_like(y)
+
+
+class PoissonNoise(Noise):
+    """Photon noise, whose variance follows the signal and is σ² on average over each image.
+
+    With u = (y+1)/2 the counts are Poisson(u·peak); the noise of y has variance 4u/peak, and
+    peak = 4·mean(u)/σ².
+    """
+
+    name = "poisson"
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        if self.sigma == 0:
+            return y
+        u = ((y + 1) / 2).clamp(min=0)
+        peak = 4 * u.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6) / self.std**2
+        # What lies below black (a bicubic undershoot) emits no photons and keeps its value.
+        below = (y + 1).clamp(max=0)
+        return 2 * random.poisson(u * peak) / peak - 1 + below
+
+
+class RicianNoise(Noise):
+    """The noise of a magnitude image, M = |m + n₁ + i n₂| with n₁, n₂ ~ N(0, σ² I).
+
+    Intensities m and M are counted from black: m = y + 1, so that σ is, where the signal is
+    strong, that of Gaussian noise.
+    """
+
+    name = "rician"
+    can_be_estimated = True
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        real = y + 1 + self.std * random.randn_like(y)
+        return torch.hypot(real, self.std * random.randn_like(y)) - 1
+
+    def estimate(self, y: np.ndarray) -> float:
+        return estimate_sigma(y, rician=True)
+
+    def to_gaussian(self, y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        return rician_to_gaussian(y, sigma)
+
+
+class CleanNoise(Noise):
+    """No noise: y = A x, and σ = 0 for the sampler."""
+
+    name = "clean"
+
+    def __init__(self, sigma: float | str = 0.0):
+        super().__init__(0.0)
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        return y
+
+
+NOISES: dict[str, type[Noise]] = {
+    noise.name: noise for noise in (GaussianNoise, PoissonNoise, RicianNoise, CleanNoise)
+}
+
+
+def get_noise(name: str, sigma: float | str = 0.0) -> Noise:
+    """Build a noise model of `NOISES`.
+
+    Args:
+        sigma: see `Noise`.
+
+    Raises:
+        UserError: an unknown name, or a sigma that is no standard deviation.
+    """
+    if name not in NOISES:
+        raise UserError(
+            f"measurement.noise.name: expected one of {', '.join(NOISES)}, found {name!r}"
+        )
+    if sigma != "auto" and not (math.isfinite(float(sigma)) and float(sigma) >= 0):
+        raise UserError(f"measurement.noise.sigma: expected 0 or more, found {sigma}")
+    return NOISES[name](sigma)

@@ -6,14 +6,14 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm, rice, skew
 
-from util.errors import UserError
-from util.noise_level import (
+from guided_diffusion.noise import (
     clipped_moments,
     estimate_sigma,
     rician_moments,
     rician_to_gaussian,
     rician_to_normal,
 )
+from util.errors import UserError
 
 SIDE = 128
 
@@ -67,7 +67,10 @@ def test_moments_are_those_of_the_distributions():
         mean, std = rician_moments(t)
         assert (mean, std) == pytest.approx((rice.mean(t), rice.std(t)), rel=1e-6)
     for t in (-1.0, 0.0, 2.0):
-        normal = lambda v, t=t: np.exp(-((v - t) ** 2) / 2) / np.sqrt(2 * np.pi)
+
+        def normal(v, t=t):
+            return np.exp(-((v - t) ** 2) / 2) / np.sqrt(2 * np.pi)
+
         first = quad(lambda v, p=normal: v * p(v), 0, 12)[0]
         second = quad(lambda v, p=normal: v**2 * p(v), 0, 12)[0]
         mean, std = clipped_moments(t)
