@@ -16,8 +16,10 @@ class TrainingCrops(Dataset):
 
     Items are (x_0, t, noise, source): (C, crop, crop) float32 in [-1, 1], the timestep to train
     it at, drawn with the given `probabilities`, the noise to add, and the index of its source.
-    Because n alone decides them, training resumes exactly where it stopped, and several processes
-    draw together what one would. A source's images are all drawn once before any is drawn again.
+    Because n alone decides them, a run that resumes draws what it would have drawn, and several
+    processes draw together what one would. If max_steps is its budget, it ends with the weights of
+    an uninterrupted run; if minutes are, the learning rate follows the clock. A source's images are
+    all drawn once before any is drawn again.
 
     A flip is always left to right in the picture. In an axial or coronal slice it mirrors the
     head, which is nearly symmetric; in a sagittal one it turns the face to the other side, and

@@ -29,6 +29,7 @@ from util.files import printable, safe_name
 from util.remote import base_name
 
 EXTENSIONS = (".dcm", ".ima")
+LISTED = 8  # series that an error names
 SAME_PLACE = 1e-3  # mm between the slices of two files, at most, that show one slice
 
 
@@ -125,7 +126,8 @@ def _choose(headers, label, series):
     problem = f"holds {len(found)} series" if series is None else f"not one is series {series}"
     if len(chosen) > 1 and series is not None:
         problem = f"{len(chosen)} are series {series}"
-    raise UserError(f"{label}: {problem}: {'; '.join(listed)}; {choice}")
+    more = f"; and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    raise UserError(f"{label}: {problem}: {'; '.join(listed[:LISTED])}{more}; {choice}")
 
 
 class DicomSeries(Volume):

@@ -39,7 +39,7 @@ RESCALE = ("RescaleSlope", "RescaleIntercept")
 ENHANCED_ORDER = ("EffectiveEchoTime", "TemporalPositionIndex", "FrameAcquisitionNumber")
 
 ELEMENTS = {2, 8}  # groups that a file without preamble begins with
-SHORT = 64  # bytes that the first element of such a file may hold
+SHORT = 256  # bytes that the first elements of such a file may hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,15 +272,17 @@ def _mosaic(path, header, where):
         count, normal = csareader.get_n_mosaic(csa), csareader.get_slice_normal(csa)
         count = int(count)
         normal = np.array(normal, float)
+        first = csa["tags"].get("ProtocolSliceNumber", {}).get("items") or [0]
+        backwards = int(first[0]) > 1  # what dcm2niix takes for tiles in the reverse order
     except Exception:  # noqa: BLE001 - private elements may hold anything
-        count, normal = 0, np.zeros(0)
+        count, normal, backwards = 0, np.zeros(0), False
     gap = first_number(header, "SpacingBetweenSlices")
     tiles = math.ceil(math.sqrt(max(count, 0)))
     rows, columns = _size(header)
     position, directions, spacing = _place(header, where)
     along_row, along_column = directions[:3], directions[3:]
     sure = count > 1 and normal.shape == (3,) and gap > 0
-    sure = sure and rows % tiles == 0 and columns % tiles == 0
+    sure = sure and not backwards and rows % tiles == 0 and columns % tiles == 0
     if not sure or abs(np.dot(normal, np.cross(along_row, along_column))) < 0.99:
         raise UserError(
             f"{where}: is a mosaic of many slices whose places Siemens' header (CSA) does not "
@@ -289,11 +291,13 @@ def _mosaic(path, header, where):
     size = (rows // tiles, columns // tiles)
     # The position is given as if the whole mosaic were centred where a slice is.
     down, right = spacing
-    first = position + along_column * down * (rows - size[0]) / 2
-    first = first + along_row * right * (columns - size[1]) / 2
+    corner = position + along_column * down * (rows - size[0]) / 2
+    corner = corner + along_row * right * (columns - size[1]) / 2
     order = tuple(first_number(header, keyword) for keyword in ORDER)
     return [
-        _frame(path, header, i, (first + i * gap * normal, directions, spacing), order, size, tiles)
+        _frame(
+            path, header, i, (corner + i * gap * normal, directions, spacing), order, size, tiles
+        )
         for i in range(count)
     ]
 

@@ -172,7 +172,7 @@ def _writable(source):
                 element = source[tag]  # may be raw until now
                 trial = DicomBytesIO()
                 trial.is_little_endian, trial.is_implicit_VR = True, False
-                element = correct_ambiguous_vr_element(element, source, True)
+                correct_ambiguous_vr_element(element, source, True)  # in place
                 write_data_element(trial, element, encodings)
             except Exception:  # noqa: BLE001, S112 - viewers pass over what they cannot read
                 continue

@@ -3,60 +3,46 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.dataloader import list_items
-from data.items import Broken
-from data.masks import Mask, open_masks
-from data.output import check_output, write_output
-from data.volumes import Slice, Volume, Whole, write_volumes
-from guided_diffusion.config import (
-    Measurement,
-    ModelConfig,
-    Schedule,
-    TaskConfig,
-    read_model_config,
-    read_schedule,
-    read_task_config,
-    schedule_of_task,
-)
+from data.masks import Mask
+from data.output import write_output
+from data.volumes import Slice, Whole, write_volumes
+from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
+from guided_diffusion.job import Job, read_job, results_folder, settings_of
 from guided_diffusion.methods import METHODS
-from guided_diffusion.operators import operator_class, variant
-from guided_diffusion.operators.base import Grid
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior
 from guided_diffusion.ranks import Ranks
 from guided_diffusion.restoration import (
     Restored,
-    check_restoration,
     check_volume,
     enlargement,
     estimate_noise,
     fit,
-    for_volume,
-    interpolated,
     noise_of,
     own_schedules,
     restore,
-    restored_spacing,
 )
 from guided_diffusion.statistics import NATURAL_IMAGES
-from guided_diffusion.volumes import AsVolume, is_isotropic
-from util.config import as_dict
+from guided_diffusion.volume_items import (
+    as_volume,
+    interpolated_of,
+    mask_of,
+    measurement_of,
+    place_of,
+)
+from guided_diffusion.volumes import AsVolume
 from util.errors import UserError
 from util.image_files import Recorder
-from util.random import Place
-from util.remote import base_name
 from util.results import Results, open_results
 
-VANILLA_SAMPLES = 10
 UNSURE = (
     "samples of spectral lie closer together than those of the posterior; for an honest "
     "spread take configs/diffusion_config_samples.yaml"
@@ -65,162 +51,6 @@ NO_STATISTICS = (
     "no statistics of the prior's images beside its weights, those of natural images are taken; "
     "python -m guided_diffusion.statistics measures them"
 )
-
-
-@dataclass(frozen=True)
-class PriorSample:
-    """An image of which nothing is known, an item like those of `data.dataloader.list_items`."""
-
-    name: str
-    shape: tuple[int, int, int]
-    floats = None
-    note = None
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    def read(self) -> NDArray[np.float32]:
-        return np.zeros(self.shape, np.float32)
-
-    def padding(self) -> None:
-        return None
-
-    def check_writable(self, factor: int = 1) -> None:
-        """A sample is an 8-bit picture alone."""
-
-    def to_floats(self, x: NDArray) -> NDArray:
-        return x
-
-    def picture(self, x: NDArray) -> NDArray:
-        return x
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run is to do, read and checked; nothing of it is done."""
-
-    options: Options
-    model: ModelConfig
-    schedule: Schedule
-    task: TaskConfig
-    params: dict[str, Any]
-    items: list[Any]
-    mask: Callable[[Any, NDArray], Mask | None]
-
-    @property
-    def method(self) -> str:
-        return self.task.conditioning.method
-
-    @property
-    def uses_statistics(self) -> bool:
-        """Whether the result depends on the prior's statistics."""
-        measured = self.task.measurement is not None
-        return measured and (METHODS[self.method].uses_statistics or self.schedule.start != "")
-
-
-def read_job(options: Options) -> Job:
-    """Read the configs and list the images.
-
-    Raises:
-        UserError: a file or flag that is not as it should be.
-    """
-    model = read_model_config(options.model_config)
-    schedule = read_schedule(options.diffusion_config or schedule_of_task(options.task_config))
-    task = read_task_config(
-        options.task_config,
-        options.method or schedule.method,
-        options.measured,
-        options.input,
-        options.sigma,
-    )
-    conditioning, measurement = task.conditioning, task.measurement
-    params = check_restoration(
-        model, measurement, conditioning.method, conditioning.params, schedule
-    )
-    if measurement is None or task.data is None:
-        if options.num_samples > 1:
-            raise UserError(
-                "--num_samples: vanilla restores nothing that could be sampled more than once; "
-                "--limit says how many samples of the prior to draw"
-            )
-        check_output(options.output, [])
-        shape = (model.in_channels, model.image_size, model.image_size)
-        count = options.limit or VANILLA_SAMPLES
-        samples = [PriorSample(f"sample_{i:03d}", shape) for i in range(count)]
-        return Job(options, model, schedule, task, params, samples, lambda item, truth: None)
-    data = as_dict(task.data)
-    items = list_items(data, magnitude=measurement.noise.name == "rician")
-    mask = open_masks(task.data.mask, data, items)
-    task = with_defaults_of_volumes(task, items)
-    if task.data is not None and task.data.volume_mode == "volume":
-        items = whole_volumes(items, measurement)
-    items = items[: options.limit]
-    check_output(options.output, items)
-    return Job(options, model, schedule, task, params, items, mask)
-
-
-def with_defaults_of_volumes(task: TaskConfig, items: Sequence[Any]) -> TaskConfig:
-    """The task with what it leaves open of volumes, where there are any, for the record."""
-    data, measurement = task.data, task.measurement
-    if data is None or measurement is None or not any(isinstance(i, Slice) for i in items):
-        return task
-    along = operator_class(measurement.operator.name).of_volumes
-    mode = data.volume_mode or ("volume" if along else "slices")
-    turn = (along if data.planes_in_turn is None else data.planes_in_turn) and mode == "volume"
-    correlated = data.correlated_noise is not False
-    data = replace(data, volume_mode=mode, correlated_noise=correlated, planes_in_turn=turn)
-    return replace(task, data=data)
-
-
-def whole_volumes(items: Sequence[Any], measurement: Measurement) -> list[Any]:
-    """The volumes instead of their slices; what cannot be one becomes a `Broken` item."""
-    found: list[Any] = []
-    for item in dict.fromkeys(i.volume if isinstance(i, Slice) else i for i in items):
-        if not isinstance(item, Volume):
-            found.append(item)
-            continue
-        try:
-            spacing = None
-            if not measurement.simulated:
-                spacing = restored_spacing(for_volume(measurement, grid_of(item)))
-            item.spacing  # even, or it is no volume  # noqa: B018
-            found.append(Whole(item, spacing))
-        except UserError as error:
-            found.append(Broken(item.name, item.label, error))
-    return found
-
-
-def grid_of(volume: Volume) -> Grid:
-    return Grid(volume.spacing, volume.plane.thickness, volume.plane.pixel)
-
-
-def results_folder(job: Job) -> str:
-    """{save_dir}/{model}/{task}/{variant}/{sigma}, or {save_dir}/{model}/vanilla."""
-    model = os.path.splitext(base_name(job.model.model_path))[0] or "untrained"
-    measurement = job.task.measurement
-    if measurement is None:
-        return os.path.join(job.options.save_dir, model, "vanilla")
-    operator, noise = measurement.operator, measurement.noise
-    kind = variant(as_dict(operator)) or noise.name
-    sigma = noise.sigma if isinstance(noise.sigma, str) else f"{noise.sigma:g}"
-    return os.path.join(job.options.save_dir, model, operator.name, kind, sigma)
-
-
-def settings_of(job: Job, prior: Prior) -> dict[str, Any]:
-    """All that decides the contents of a run's files."""
-    task = job.task.settings()
-    task["conditioning"] = {"method": job.method, "params": job.params}
-    found = {
-        "model_config": job.model.settings(),
-        "checkpoint_sha256": prior.digest,
-        "diffusion_config": as_dict(job.schedule),
-        "task_config": task,
-        "seed": job.options.seed,
-        "num_samples": job.options.num_samples,
-        "precision": str(prior.dtype).removeprefix("torch."),
-    }
-    return found | ({"statistics": asdict(prior.statistics)} if job.uses_statistics else {})
 
 
 def run(options: Options, ranks: Ranks) -> int:
@@ -399,7 +229,7 @@ class Run:
             self.job.schedule,
             self.job.params,
             names=[i.name for i in items],
-            places=[self._place(i) for i in items],
+            places=[place_of(i, self.job.task.data) for i in items],
             num_samples=options.num_samples,
             seed=options.seed,
             sigma=sigma,
@@ -414,36 +244,12 @@ class Run:
                 self.fail(item, f"{item.label}: {self._not_finite()}")
             self.ranks.advance(0, done=1)
 
-    def _place(self, item: Any) -> Place | None:
-        """Where a slice lies whose noise agrees with its neighbours'."""
-        data = self.job.task.data
-        if not isinstance(item, Slice) or data is None or not data.correlated_noise:
-            return None
-        return Place(item.volume.name, float(item.volume.positions[item.index]))
-
     def _as_volume(self, item: Any) -> AsVolume | None:
-        """How an item is restored that is a volume as a whole."""
-        data = self.job.task.data
-        if not isinstance(item, Whole) or data is None:
-            return None
-        volume, plane, batch = item.volume, item.volume.plane, self.job.options.batch_size
-        spacing = item.spacing or volume.spacing
-        enough = len(volume.slices) * volume.spacing / spacing >= self.prior.network.least_side
-        in_turn = bool(data.planes_in_turn) and plane.square and enough
-        return AsVolume(
-            chunk=batch,
-            spacing=spacing if data.correlated_noise else None,
-            in_turn=in_turn and is_isotropic(spacing, plane.pixel),
-            world=plane.world,
-            upward=plane.upward,
-        )
+        options, least = self.job.options, self.prior.network.least_side
+        return as_volume(item, self.job.task.data, options.batch_size, least)
 
     def _measurement(self, item: Any) -> Measurement | None:
-        """How this item was measured; of a volume by what its header says."""
-        measurement = self.job.task.measurement
-        if measurement is None or not isinstance(item, Whole):
-            return measurement
-        return for_volume(measurement, grid_of(item.volume))
+        return measurement_of(item, self.job.task.measurement)
 
     def _not_finite(self) -> str:
         half = self.prior.dtype == torch.float16
@@ -467,6 +273,7 @@ class Run:
             self.fail(item, error)
             return
         rows = len(restored.mean) * options.num_samples
+        stem = item.volume.name if isinstance(item, Slice) else item.name
         line = self.results.add(
             item,
             restored.mean[i],
@@ -474,33 +281,21 @@ class Run:
             truth,
             restored.measurements[i],
             mask,
-            self._interpolated(item, restored, i),
+            interpolated_of(item, measurement, restored.measurements[i], restored.mean[i]),
             {**restored.figures[i], "seconds": seconds},
             recorder.movie(i * options.num_samples, rows) if recorder else [],
             gif=options.record,
             mp4=options.video,
+            source="" if item.label.startswith(stem) else item.label,
         )
         self.ranks.say(line)
 
-    def _interpolated(self, item: Any, restored: Restored, i: int) -> NDArray | None:
-        measurement, y = self._measurement(item), restored.measurements[i]
-        if measurement is None or y is None or not isinstance(item, Whole):
-            return None
-        return interpolated(y, len(restored.mean[i]), measurement)
-
     def _mask(self, item: Any, truth: NDArray) -> Mask | None:
         """The pixels of which metrics are taken: the mask's, but those that are no data."""
-        mask, padding = self._asked_mask(item, truth), item.padding()
+        mask, padding = mask_of(item, truth, self.job.mask), item.padding()
         if padding is None:
             return mask
         return ~padding if mask is None else mask & ~padding
-
-    def _asked_mask(self, item: Any, truth: NDArray) -> Mask | None:
-        if not isinstance(item, Whole):
-            return self.job.mask(item, truth)
-        each = [self.job.mask(s, truth[s.index : s.index + 1]) for s in item.volume.slices]
-        found = [mask for mask in each if mask is not None]
-        return np.stack(found) if len(found) == len(each) else None
 
     def _is_done(self, item: Any, image: torch.Tensor) -> bool:
         measurement = self.job.task.measurement

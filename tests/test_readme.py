@@ -22,6 +22,7 @@ from guided_diffusion.config import (
 )
 from guided_diffusion.methods import METHODS, method_names
 from guided_diffusion.operators import OPERATORS
+from guided_diffusion.training.config import TrainConfig
 from tests.benchmarks import accelerator, run_all
 from tests.conftest import REPOSITORY
 from util.config import config_fields, read_yaml
@@ -170,7 +171,7 @@ def test_every_task_key_and_method_is_in_a_table(manual):
     [
         ("Diffusion file", Schedule),
         ("Model file", ModelConfig),
-        ("Training", train.TrainConfig),
+        ("Training", TrainConfig),
     ],
 )
 def test_every_key_is_in_a_table_with_its_default(manual, title, schema):
@@ -197,7 +198,7 @@ def test_every_shipped_config_is_valid():
         elif name.startswith("diffusion_"):
             read_schedule(path)
         elif name.startswith("train_"):
-            assert set(read_yaml(path)) == set(config_fields(train.TrainConfig))
+            assert set(read_yaml(path)) == set(config_fields(TrainConfig))
         else:
             read_task_config(path)
     assert len(names) == 15

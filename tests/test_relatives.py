@@ -55,7 +55,7 @@ def test_each_image_of_a_batch_may_have_its_own_noise(name):
 
 @pytest.mark.parametrize("name", method_names())
 def test_auto_clips_where_a_method_needs_it(name):
-    """Without it ΠGDM diverges, DMPS in long steps; with it the air around a head turns grey."""
+    """Without it DMPS diverges in long steps; with it the air around a head turns grey."""
     x, operator = torch.zeros(1, 1, 16, 16), get_operator("denoise", (1, 16, 16))
     known = (operator, x, SIGMA) if name != "vanilla" else None
     schedule = {**LINEAR, "model_var_type": "fixed_small", "start": ""}
@@ -124,8 +124,8 @@ def test_every_method_takes_every_task(name, noise):
         operator = get_operator(in_shape=shape, **task)
         torch.manual_seed(0)
         x_hat = sample(name, 20, operator, model(operator.forward(x)), model.sigma)
-        # the prior alone is √2 away; what a method has seen only takes it closer
-        assert (x_hat - x).square().mean().sqrt() < 1.3 * PRIOR_STD
+        # the prior alone is √2 away, an exact sample of ×2's posterior √1.75
+        assert (x_hat - x).square().mean().sqrt() < 1.37 * PRIOR_STD
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from guided_diffusion.unet import UNetModel
 from tests.conftest import REPOSITORY, SR, task, write_yaml
 from tests.volume_files import head, write_nifti
+from util.journal import read_table
 from util.lock import NAME, Lock, Locked
 
 FOLDER = f"out/{SR}"
@@ -232,3 +233,14 @@ def test_defaults_are_found_from_another_folder(tmp_path):
     with open(folder / "summary.json", encoding="utf-8") as file:
         settings = json.load(file)["settings"]
     assert settings["model_config"]["model_path"] == "models/mri.pt"  # as from everywhere
+
+
+def test_a_name_that_results_cannot_carry_stands_in_the_table(tiny_run):
+    strange = "a: what?.png"
+    os.rename("images/a1.png", f"images/{strange}")
+    assert tiny_run("--save_dir", "out") == 0
+    found = read_table(f"{FOLDER}/metrics.csv").rows
+    assert [row.get("source") for row in found.values()].count(strange) == 1
+    assert sum("source" in row for row in found.values()) == 1
+    (name,) = [name for name, row in found.items() if "source" in row]
+    assert os.path.exists(f"{FOLDER}/recon/{name}.png") and "?" not in name

@@ -90,7 +90,6 @@ class Planes:
 
 def test_the_network_sees_every_plane_upright_and_in_turn():
     """Voxels that hold their world coordinates; rows run away from superior, then anterior."""
-    depth, height, width = 5, 6, 7
     z, y, x = torch.meshgrid(
         torch.arange(5.0), -torch.arange(6.0), -torch.arange(7.0), indexing="ij"
     )  # upward slices, shown as radiologists do

@@ -22,3 +22,11 @@ def noise_level(text: str) -> float | str:
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"expected 0 or more, or auto, found {text}")
     return value
+
+
+def minutes(text: str) -> float:
+    """A length of time, 0 or more."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, found {text}")
+    return value

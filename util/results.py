@@ -38,6 +38,7 @@ FOLDERS = (
 FILES = ("metrics.csv", "summary.json", "comparison.png")
 COMPARED = 4  # images in comparison.png
 COLUMNS = ("input", "cubic", "recon", "truth")  # of it
+SOURCE = "source"  # column: the name of a file whose results could not carry it
 FIGURES = {  # what is known of an image without its truth
     "residual": Column("residual / noise", ".3g"),
     "sigma": Column("estimated sigma", ".3g"),
@@ -68,7 +69,7 @@ def columns() -> dict[str, Column]:
         f"sample_{name}": Column(f"{metric.label} of one sample", metric.format, metric.unit)
         for name, metric in METRICS.items()
     }
-    return {**METRICS, **of_one, **FIGURES}
+    return {**METRICS, **of_one, **FIGURES, SOURCE: Column("source")}
 
 
 def versions() -> dict[str, str]:
@@ -254,6 +255,7 @@ class Results:
         frames: Sequence[NDArray[np.uint8]],
         gif: bool,
         mp4: bool,
+        source: str = "",
     ) -> str:
         """Write an image's files, and last its row of metrics.csv, which says that it is done.
 
@@ -266,6 +268,7 @@ class Results:
             other: x as a simpler way restores it, for a picture beside; None for none.
             figures: what is known without a truth, see `FIGURES`.
             frames: uint8 frames of the sampling, for progress/ and a GIF, an MP4, or both.
+            source: what the image is called where `item.name` is not its own name.
 
         Returns:
             One line for the terminal.
@@ -296,8 +299,8 @@ class Results:
             write_mp4(self.path("video", f"{name}.mp4"), frames)
         # Rounded here already, so that means do not depend on having been read back.
         row = {k: float(f"{v:.6g}") for k, v in (row | dict(figures)).items()}
-        self.rows[name] = dict(row)
-        self.journal.add(name, row)
+        self.rows[name] = {**row, SOURCE: source} if source else {**row}
+        self.journal.add(name, self.rows[name])
         return f"{name}: {', '.join(self._shown(row))}"
 
     @staticmethod

@@ -1,14 +1,15 @@
 """What moves the weights in training: the optimisers, and the learning rate over a run."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
 
 from util.errors import UserError
 
-OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("cosine", "constant")
+OptimiserName = Literal["adamw", "muon"]
+RateSchedule = Literal["cosine", "constant"]
 # Not Muon's: the first and the last layer, and class embeddings (Jordan et al. 2024).
 NOT_HIDDEN = ("input_blocks.0.", "out.", "label_emb.")
 
@@ -26,7 +27,7 @@ class Optimiser:
         UserError: this torch has no Muon.
     """
 
-    def __init__(self, model: nn.Module, name: str, weight_decay: float):
+    def __init__(self, model: nn.Module, name: OptimiserName, weight_decay: float):
         hidden = {}
         if name == "muon":
             if not hasattr(torch.optim, "Muon"):
@@ -78,7 +79,7 @@ def as_matrix(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(len(tensor), -1)
 
 
-def learning_rate_factor(schedule: str, decay_share: float, progress: float) -> float:
+def learning_rate_factor(schedule: RateSchedule, decay_share: float, progress: float) -> float:
     """What the learning rate is multiplied with, in [0, 1].
 
     Args:
