@@ -123,7 +123,7 @@ def test_every_flag_that_is_named_exists(name):
 
 
 def task_keys():
-    keys = {"conditioning.method", "conditioning.params"}
+    keys = {"conditioning.method", "conditioning.params", "diffusion_config"}
     operator_keys = {"name", "in_shape"}.union(*(o.parameters for o in OPERATORS.values()))
     keys |= {f"data.{key}" for key in config_fields(DataConfig)}
     keys |= {f"measurement.noise.{key}" for key in config_fields(NoiseConfig)}
@@ -201,4 +201,4 @@ def test_every_shipped_config_is_valid():
             assert set(read_yaml(path)) == set(config_fields(TrainConfig))
         else:
             read_task_config(path)
-    assert len(names) == 15
+    assert len(names) == 16
