@@ -1,23 +1,41 @@
-"""NIfTI volumes."""
+"""NIfTI volumes, in one file or as .hdr and .img; Analyze 7.5 too, written back as NIfTI."""
 
+import gzip
+import io
 import math
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data.volumes import Volume
+from data.items import Format
+from data.nifti_header import (
+    HEADERS,
+    VOXELS,
+    header_file,
+    read_header,
+    refine,
+    voxel_file,
+    written_header,
+)
+from data.volumes import Slice, Volume, reason
 from util.errors import UserError
-from util.files import replacing
+from util.files import open_plain, printable, read_head, replacing, safe_name
+from util.remote import base_name, is_remote, kept_file
 
-EXTENSIONS = (".nii", ".nii.gz")
+EXTENSIONS = (".nii", ".nii.gz", ".nii.bz2")
 AXIAL = 2  # world axis, inferior to superior
 MOST_COMPRESSION = 1032  # of deflate: no gzip file holds more bytes than so many times its own
 
 
-def volume_name(path):
-    """A file's name without .nii or .nii.gz."""
-    name = os.path.basename(path)
-    return name[: name.lower().rindex(".nii")]
+def volume_name(name: str) -> str:
+    """A file's name without the ending of a volume, made safe."""
+    for ending in sorted((*EXTENSIONS, *HEADERS, *VOXELS), key=len, reverse=True):
+        if name.lower().endswith(ending):
+            return safe_name(name[: -len(ending)])
+    return safe_name(os.path.splitext(name)[0])
 
 
 class NiftiVolume(Volume):
@@ -27,29 +45,42 @@ class NiftiVolume(Volume):
     what is written has the file's own order of voxels.
 
     Args:
+        path: of the file, or of the header.
+        label: what messages call it; its name gives that of the results.
         axis: 0, 1 or 2, the slice axis; None is the axis with the thickest voxels, and among
             equal ones that nearest to inferior-superior.
         volume: index along the fourth axis, of a file that has one.
+        magnitude: see `Volume`.
 
     Raises:
         UserError: the file is no NIfTI file, or not one 3-D grey image.
     """
 
-    def __init__(self, path, axis=None, volume=None):
-        label = os.path.basename(path)
+    def __init__(
+        self,
+        path: str,
+        label: str,
+        axis: int | None = None,
+        volume: int | None = None,
+        magnitude: bool = False,
+    ):
         self.path = path
-        image = _open(path)
-        self._check_type(image, label)
-        self.shape = (*image.shape, 1, 1)[:3]
-        self.index = self._fourth_axis(image.shape, volume, label)
-        self._check_size(image, label)
-        axis = self._thickest(image.affine) if axis is None else axis
-        self.order, self.flips = self._display(image.affine, axis, label)
-        super().__init__(volume_name(path), label, self.shape[axis])
+        header, affine, remarks = read_header(path, label)
+        self._check_type(header, printable(label))
+        self.stored_shape = tuple(int(n) for n in header.get_data_shape())
+        self.shape = (*self.stored_shape, 1, 1)[:3]
+        self.index = self._fourth_axis(self.stored_shape, volume, printable(label))
+        self._check_size(header, printable(label))
+        axis = self._thickest(affine) if axis is None else axis
+        self.order, self.flips = self._display(affine, axis)
+        super().__init__(
+            volume_name(label), printable(label), self.shape[axis], magnitude=magnitude
+        )
+        self.remarks = remarks
 
     @staticmethod
-    def _check_type(image, label):
-        dtype = image.get_data_dtype()
+    def _check_type(header, label):
+        dtype = header.get_data_dtype()
         if dtype.fields:
             raise UserError(f"{label}: holds RGB colours, expected one grey value a voxel")
         if dtype.kind not in "iuf":
@@ -72,14 +103,22 @@ class NiftiVolume(Volume):
             raise UserError(f"{label}: data.volume: no volume {volume}; {choice}")
         return volume
 
-    @staticmethod
-    def _check_size(image, label):
+    def _check_size(self, header, label):
         """A header that claims more voxels than the file can hold may claim any amount."""
-        holds = os.path.getsize(image.get_filename())
-        if image.get_filename().lower().endswith(".gz"):
+        path = voxel_file(self.path)
+        if not os.path.exists(path):
+            raise UserError(
+                f"{label}: its voxels, {printable(os.path.basename(path))}, are missing"
+            )
+        holds = os.path.getsize(path)
+        with open(path, "rb") as file:
+            start = file.read(3)
+        if start == b"BZh":  # bounded by nothing
+            return
+        if start[:2] == b"\x1f\x8b":
             holds *= MOST_COMPRESSION
-        claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
-        if image.dataobj.offset + claimed > holds:
+        claimed = math.prod(self.stored_shape) * header.get_data_dtype().itemsize
+        if header.get_data_offset() + claimed > holds:
             raise UserError(f"{label}: truncated or damaged, holds less than its header says")
 
     def _thickest(self, affine):
@@ -90,7 +129,7 @@ class NiftiVolume(Volume):
         return int(max(thickest, key=lambda i: abs(affine[AXIAL, i]) / sides[i]))
 
     @staticmethod
-    def _display(affine, axis, label):
+    def _display(affine, axis):
         """(order of the voxel axes as (slice, row, column), slices that flip them).
 
         World axes point right, anterior, superior; rows and columns run the opposite way.
@@ -98,73 +137,115 @@ class NiftiVolume(Volume):
         from nibabel.orientations import io_orientation
 
         orientation = io_orientation(affine)
-        if not np.isfinite(orientation).all():
-            raise UserError(f"{label}: its affine is singular, so it has no orientation")
         col, row = sorted((i for i in range(3) if i != axis), key=lambda i: orientation[i, 0])
         backwards = [slice(None, None, -1 if orientation[i, 1] > 0 else 1) for i in (row, col)]
         return (axis, row, col), (slice(None), *backwards)
 
-    def load(self):
-        image = _open(self.path)
-        try:
-            voxels = image.dataobj if self.index is None else image.dataobj[..., self.index]
-            voxels = np.asarray(voxels, dtype=np.float32)
-        except (OSError, EOFError, ValueError, MemoryError) as error:
-            raise UserError(f"{self.label}: truncated or damaged ({_reason(error)})") from None
-        return voxels.reshape(self.shape).transpose(self.order)[self.flips]
+    def load(self) -> tuple[NDArray[np.float32], None]:
+        from nibabel.arrayproxy import ArrayProxy
 
-    def write(self, folder, voxels, description, identity, std=False):
+        try:
+            header = read_header(self.path, self.label).header
+            with open_plain(voxel_file(self.path)) as file:
+                proxy = ArrayProxy(file, header)
+                voxels = proxy if self.index is None else proxy[..., self.index]
+                with np.errstate(over="ignore", invalid="ignore"):  # what is infinite is refused
+                    voxels = np.asarray(voxels, dtype=np.float32)
+                _check_rest(file)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - decompressors have errors of their own
+            raise UserError(f"{self.label}: truncated or damaged ({reason(error)})") from None
+        return voxels.reshape(self.shape).transpose(self.order)[self.flips], None
+
+    def write(
+        self,
+        folder: str,
+        voxels: NDArray[np.float32],
+        padding: NDArray[np.bool_] | None,
+        description: str,
+        identity: str,
+        std: bool = False,
+    ) -> str:
         """Write (slices, H, W) as NAME.nii.gz with the file's header, in float32.
 
         Where the slices are finer than the file's, the voxels share out the same field of view.
         """
-        source = _open(self.path)
         array = voxels[self.flips].transpose(np.argsort(self.order))
-        factor = np.array(array.shape) // self.shape
-        header = source.header.copy()
-        header.set_data_dtype(np.float32)
-        if (factor > 1).any():
-            _refine(header, factor)
-        shape = source.shape[: source.ndim if self.index is None else 3]
-        array = array.reshape(*array.shape[: len(shape)], *[1] * (len(shape) - 3))
-        header.set_data_shape(array.shape)
+        header, affine, kind = self._written_header(np.array(array.shape) // self.shape)
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, f"{self.name}.nii.gz")
-        image = type(source)(array, header.get_best_affine(), header)
+        image = kind(array.reshape(header.get_data_shape()), affine, header)
         with replacing(path) as temporary:
             image.to_filename(temporary)
         return path
 
+    def _written_header(self, factor):
+        """(header, affine, class) of a volume that is finer by `factor` along each axis."""
+        header, affine, _ = read_header(self.path, self.label)
+        header, kind = written_header(header, affine)
+        header.set_data_dtype(np.float32)
+        shape = [n * f for n, f in zip(self.shape, (int(f) for f in factor), strict=True)]
+        dimensions = len(self.stored_shape) if self.index is None else 3
+        header.set_data_shape([*shape, *[1] * (dimensions - 3)][:dimensions])
+        if (factor > 1).any():
+            affine = refine(header, affine, factor)
+        return header, affine, kind
 
-def _refine(header, factor):
-    """Divide voxels into `factor` along each axis; the operator's grid has no other offset.
-
-    Input voxel i is centred between fine voxels f·i and f·i + f - 1, that is, at f·i + (f-1)/2:
-    the bicubic kernel has an even number of taps, so its centre of mass lies half a pixel before
-    the index f//2 it is said to be centred on, and a block mean's lies there too.
-    """
-    finer = np.diag([*(1 / factor), 1.0])
-    finer[:3, 3] = -(factor - 1) / (2 * factor)
-    qform, qcode = header.get_qform(coded=True)
-    sform, scode = header.get_sform(coded=True)
-    zooms = header.get_zooms()
-    header.set_zooms([*(np.array(zooms[:3]) / factor[: len(zooms)]), *zooms[3:]])
-    if qcode:
-        header.set_qform(qform @ finer, qcode)
-    if scode:
-        header.set_sform(sform @ finer, scode)
+    def try_writing(self, factor: int) -> None:
+        finer = np.ones(3, int)
+        finer[list(self.order[1:])] = factor
+        header, *_ = self._written_header(finer)
+        header.write_to(io.BytesIO())
 
 
-def _open(path):
-    import nibabel
-
+def _check_rest(file):
+    """Read on to the checksum at the end of a gzip file; what follows that does not matter."""
     try:
-        image = nibabel.load(path)
-    except Exception as error:  # noqa: BLE001 - damaged headers fail in many ways
-        name = os.path.basename(path)
-        raise UserError(f"{name}: cannot be read as NIfTI ({_reason(error)})") from None
-    return image
+        while file.read(1 << 20):
+            pass
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" not in str(error):
+            raise
 
 
-def _reason(error):
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def recognises(head: bytes, path: str) -> bool:
+    """Whether a file is a header of NIfTI-1 or 2, or of Analyze, or has such a one beside it."""
+    if _is_header(head):
+        return True
+    name = path.lower()
+    if name.endswith(VOXELS) and not is_remote(path):
+        header = header_file(path)
+        return header.lower().endswith(HEADERS) and recognises(read_head(header), header)
+    analyze = head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and len(head) >= 348
+    return analyze and name.endswith(HEADERS)
+
+
+def _is_header(head):
+    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
+
+
+def _groups(paths: Sequence[str]) -> list[list[str]]:
+    """The headers alone, each of which leads to its voxels."""
+    headers = []
+    for path in paths:
+        alone = not path.lower().endswith(VOXELS) or is_remote(path) or _is_header(read_head(path))
+        headers.append(path if alone else header_file(path))
+    return [[path] for path in dict.fromkeys(headers)]
+
+
+def _items(paths: Sequence[str], options: Mapping[str, Any]) -> list[Slice]:
+    [path] = paths
+    if is_remote(path) and not base_name(path).lower().endswith(EXTENSIONS):
+        raise UserError(f"{base_name(path)}: a volume in two files is read from a local folder")
+    volume = NiftiVolume(
+        kept_file(path),
+        base_name(path),
+        options.get("axis"),
+        options.get("volume"),
+        options.get("magnitude", False),
+    )
+    return volume.slices
+
+
+FORMAT = Format("NIfTI", EXTENSIONS, recognises, _items, _groups)

@@ -44,7 +44,9 @@ def space_timesteps(steps, respacing):
     Args:
         steps: length T of the original process.
         respacing: an integer count; "a,b,c" (or a list), the counts kept of as many equal
-            sections; "ddimN", N steps with a fixed integer stride; "" or None, all of them.
+            sections; "ddimN", N steps with a fixed integer stride; "quadN", up to N steps
+            from T-1 to 0 that lie closer together the less noise there is (DiffPIR, Zhu et al.
+            2023); "" or None, all of them.
 
     Returns:
         Sorted list of distinct integers in [0, T).
@@ -62,6 +64,12 @@ def space_timesteps(steps, respacing):
             if len(kept) == count:
                 return kept
         raise UserError(f"{where}: no integer stride makes {count} steps of {steps}")
+    if isinstance(respacing, str) and respacing.startswith("quad"):
+        count = _count(respacing[len("quad") :], where, respacing)
+        if count > steps:
+            raise UserError(f"{where}: asks for {count} of {steps} steps")
+        done = np.sqrt(np.linspace(0, steps**2, count)).astype(int)  # of the way from T-1
+        return sorted({int(steps - 1 - d) for d in np.minimum(done, steps - 1)})
     if isinstance(respacing, str):
         counts = [_count(part, where, respacing) for part in respacing.split(",")]
     elif isinstance(respacing, (list, tuple)) and respacing:
@@ -104,7 +112,9 @@ def log_snr_timesteps(alphas_cumprod, count, high, low):
 def _count(value, where, found):
     if str(value).strip().isdecimal() and int(value) > 0:
         return int(value)
-    raise UserError(f'{where}: expected an integer, "a,b,c", "ddimN" or "logsnrN", found {found!r}')
+    raise UserError(
+        f'{where}: expected an integer, "a,b,c", "ddimN", "quadN" or "logsnrN", found {found!r}'
+    )
 
 
 class GaussianDiffusion:
@@ -297,8 +307,8 @@ class GaussianDiffusion:
         Args:
             model: the network, see `p_mean_variance`.
             x_T: (N, C, H, W) standard normal noise.
-            step: a conditioning method's ``step(diffusion, model, x, t, randn_like)``,
-                which returns (x_{t-1}, x̂_0).
+            step: a method's ``step(diffusion, model, x, t, randn_like)``, which returns
+                (x_{t-1}, x̂_0); `GaussianDiffusion.p_sample` draws from the prior alone.
             randn_like: see `p_sample`.
             callback: called as ``callback(t, x_{t-1}, x̂_0)`` after each step.
 

@@ -4,55 +4,46 @@ IDDPM is Nichol & Dhariwal 2021, DDPM Ho et al. 2020.
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
-from util.errors import UserError
-
-LOSS_WEIGHTINGS = ("uniform", "min_snr", "p2")
-TIMESTEP_SAMPLINGS = ("uniform", "lognormal")
+LossWeighting = Literal["uniform", "min_snr", "p2"]
+TimestepSampling = Literal["uniform", "lognormal"]
 
 
-def loss_weights(name, alpha_bar, gamma=5.0):
+def loss_weights(name: LossWeighting, alpha_bar: NDArray, gamma: float = 5.0) -> torch.Tensor:
     """Weight of the simple loss at each noise level, a function of SNR = ᾱ / (1-ᾱ).
 
     min_snr: min(SNR, γ) / SNR (Hang et al. 2023, γ = 5 there, for noise prediction);
     p2: 1 / (1 + SNR) (Choi et al. 2022, k = γ = 1). Both are scaled to mean 1.
+
+    Returns:
+        (steps,) float32.
     """
-    if not gamma > 0:
-        raise UserError(f"train config: min_snr_gamma: expected a positive number, found {gamma}")
     snr = alpha_bar / (1 - alpha_bar)
     if name == "min_snr":
         weights = np.minimum(snr, gamma) / snr
     elif name == "p2":
         weights = 1 / (1 + snr)
-    elif name == "uniform":
-        weights = np.ones_like(snr)
     else:
-        raise UserError(
-            f"train config: loss_weighting: expected one of {', '.join(LOSS_WEIGHTINGS)}, "
-            f"found {name!r}"
-        )
+        weights = np.ones_like(snr)
     return torch.from_numpy(weights / weights.mean()).float()
 
 
-def timestep_probabilities(name, alpha_bar):
+def timestep_probabilities(name: TimestepSampling, alpha_bar: NDArray) -> NDArray:
     """How often each timestep is trained, (steps,), of sum 1.
 
     lognormal: √r_t = √((1-ᾱ_t)/ᾱ_t), the noise level on a [-1, 1] image, is log-normal about 0.3
-    (Karras et al. 2022, table 1: ln √r ~ N(-1.2, 1.2²)), where restorations are decided; one draw in
-    ten is uniform, so that no level is forgotten.
+    (Karras et al. 2022, table 1: ln √r ~ N(-1.2, 1.2²)), where restorations are decided; one draw
+    in ten is uniform, so that no level is forgotten.
     """
     uniform = np.full(len(alpha_bar), 1 / len(alpha_bar))
     if name == "uniform":
         return uniform
-    if name != "lognormal":
-        raise UserError(
-            f"train config: timestep_sampling: expected one of {', '.join(TIMESTEP_SAMPLINGS)}, "
-            f"found {name!r}"
-        )
     level = np.log((1 - alpha_bar) / alpha_bar) / 2
     density = np.exp(-(((level + 1.2) / 1.2) ** 2) / 2) * np.gradient(level)
     return 0.9 * density / density.sum() + 0.1 * uniform

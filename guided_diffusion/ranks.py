@@ -14,63 +14,94 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch.distributed as dist
-from tqdm import tqdm
 
-from guided_diffusion.dist_util import (
+from guided_diffusion.launch import (
     TORCHRUN_VARIABLES,
     launched,
+    note_if_alone,
     processes_started,
     share_threads,
 )
 from util.errors import UserError
+from util.terminal import Bar, say
 
 POLL_SECONDS = 0.2
 PARTING_SECONDS = 10
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
+PART = 1_000_000  # of an image, in which the store counts what is in work
 MEETING = datetime.timedelta(minutes=30)  # a rank may have a large checkpoint to fetch first
 
 
 class Ranks:
     """This process's place among those of a run; a single one has no store and meets nobody."""
 
-    def __init__(self, rank=None, size=1, store=None, voice=""):
+    def __init__(
+        self,
+        rank: int | None = None,
+        size: int = 1,
+        store: dist.Store | None = None,
+        voice: str = "",
+    ):
         self.rank, self.size, self.store = rank, size, store
         self.voice, self.lines = voice, 0
+        self.bar: Bar | None = None
+        self.done = self.found = 0
+        self.work = self._noted = 0.0
+        self._next_note = 0.0
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         """Whether there is more than one."""
         return self.size > 1
 
-    def open(self, total):
+    def open(self, total: int) -> None:
         """The first process says that the results are open for `total` images, others wait.
 
         Raises:
             SystemExit: the first has failed, and said why.
         """
-        if self.rank == 0:
+        if self.store is None:
+            self.bar = Bar(total)
+        elif self.rank == 0:
             self.store.set("total", str(total))
             self.store.set("opened", "yes")
-        elif self and self.store.get("opened") != b"yes":
+        elif self.store.get("opened") != b"yes":
             sys.exit(2)
 
-    def share(self, count):
-        """Yield from 0 … count - 1 those that fall to this process: the next whenever it is free."""
-        if not self:
+    def share(self, count: int) -> Iterator[int]:
+        """Yield of 0 … count - 1 those that fall to this process: the next whenever it is free."""
+        if self.store is None:
             yield from range(count)
             return
         while (i := self.store.add("taken", 1) - 1) < count:
             yield i
 
-    def count(self, images):
-        """Note for the progress bar that so many images are dealt with."""
-        if self:
-            self.store.add("done", images)
+    def advance(self, work: float, now: str = "", done: int = 0, found: int = 0) -> None:
+        """Note progress for the bar.
 
-    def say(self, text, error=False):
+        Args:
+            work: images' worth of work done since the last call.
+            now: what is in work.
+            done: images that are dealt with since then.
+            found: how many of them an earlier run had restored.
+        """
+        self.work, self.done, self.found = self.work + work, self.done + done, self.found + found
+        if self.bar is not None:
+            self.bar.show(self.done, self.work, self.found, now)
+        elif self.store is not None and (done or time.monotonic() > self._next_note):
+            self._next_note = time.monotonic() + POLL_SECONDS
+            parts = round(PART * (self.work - self._noted))
+            self._noted += parts / PART
+            for key, amount in (("work", parts), ("found", found), ("done", done)):
+                self.store.add(key, amount)
+            self.store.set("now", now)
+
+    def say(self, text: str, error: bool = False) -> None:
         """Print a line, through the process that draws the progress bar; an error is said once."""
-        if self:
+        if self.store is not None:
             try:
                 digest = hashlib.sha256(text.encode()).hexdigest()
                 if not error or self.store.add(f"error/{digest}", 1) == 1:
@@ -79,9 +110,15 @@ class Ranks:
                 return
             except dist.DistError:
                 pass  # the process that prints has gone
-        tqdm.write(text, file=sys.stderr if error else sys.stdout)
+        say(text, error)
 
-    def leave(self, **record):
+    def close(self) -> None:
+        """Put the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def leave(self, **record: Any) -> list[dict[str, Any]] | None:
         """End this process's share: wait for the others, and find out who closes the run.
 
         Args:
@@ -91,7 +128,7 @@ class Ranks:
             The records of all processes if this is the one to close the run, else None. A dead
             process has no record.
         """
-        if not self:
+        if self.store is None:
             return [record]
         self.store.set(f"left/{self.rank}", json.dumps(record))
         keys = [f"left/{rank}" for rank in range(self.size)]
@@ -102,7 +139,7 @@ class Ranks:
         return [r for r in records if r is not None] if first == self.rank else None
 
 
-def share_out(work):
+def share_out(work: Callable[[Ranks], int]) -> int:
     """Call ``work(ranks)`` in every process that torchrun or mpiexec started.
 
     Returns:
@@ -113,6 +150,7 @@ def share_out(work):
     """
     size = processes_started()
     if size == 1:
+        note_if_alone()
         return work(Ranks())
     if sys.platform != "linux":
         raise UserError(f"{size} processes can share the images on Linux only, start one here")
@@ -136,11 +174,11 @@ def share_out(work):
     return _Watcher(rank, size, child).watch()
 
 
-def _torchrun_keeps_store():
+def _torchrun_keeps_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _meet(host):
+def _meet(host: bool) -> dist.Store:
     """The store at torchrun's address; `host`: this process keeps it, if torchrun does not."""
     host = host and not _torchrun_keeps_store()
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -152,9 +190,11 @@ def _meet(host):
 class _Watcher:
     """Waits for a child's end, notes it if the child did not, and, the first, shows progress."""
 
-    def __init__(self, rank, size, child):
+    def __init__(self, rank: int, size: int, child: int):
         self.rank, self.size, self.child = rank, size, child
-        self.status = self.bar = self.stopped = None
+        self.status: int | None = None
+        self.bar: Bar | None = None
+        self.stopped: float | None = None
         self.keeps_store = rank == 0 and not _torchrun_keeps_store()
         self.next_line = {f"{who}{r}": 0 for who in ("rank", "watcher") for r in range(size)}
         for name in (signal.SIGINT, signal.SIGTERM):
@@ -167,7 +207,7 @@ class _Watcher:
         if self.status is None:
             os.kill(self.child, signal.SIGTERM)
 
-    def watch(self):
+    def watch(self) -> int:
         """Returns the exit status, when all processes have come to their end."""
         try:
             while not self._all_ended():
@@ -180,6 +220,7 @@ class _Watcher:
                 self._wait(0)
         if self.bar is not None:
             self.bar.close()
+        assert self.status is not None  # all ended
         return self.status
 
     def _part(self):
@@ -199,6 +240,7 @@ class _Watcher:
 
     def _all_ended(self):
         if self.status is None and self._wait(os.WNOHANG):
+            assert self.status is not None  # as `_wait` found it
             if not self.store.check([f"left/{self.rank}"]):
                 self.store.set(f"left/{self.rank}", "null")
             if self.rank == 0 and not self.store.check(["opened"]):
@@ -223,14 +265,13 @@ class _Watcher:
         if self.rank != 0:
             return
         if self.bar is None and self.store.check(["total"]):
-            total = int(self.store.get("total"))
-            self.bar = tqdm(total=total, unit="image", dynamic_ncols=True)
+            self.bar = Bar(int(self.store.get("total")))
         for voice in self.next_line:
             while self.store.check([key := f"line/{voice}/{self.next_line[voice]}"]):
                 text, error = json.loads(self.store.get(key))
                 self.store.delete_key(key)
                 self.next_line[voice] += 1
-                tqdm.write(text, file=sys.stderr if error else sys.stdout)
-                sys.stdout.flush()  # which is no terminal under mpiexec
-        if self.bar is not None:
-            self.bar.update(self.store.add("done", 0) - self.bar.n)
+                say(text, error)
+        if self.bar is not None and self.store.check(["now"]):
+            done, work, found = (self.store.add(key, 0) for key in ("done", "work", "found"))
+            self.bar.show(done, work / PART, found, self.store.get("now").decode())

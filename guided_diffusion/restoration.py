@@ -1,37 +1,236 @@
-"""What happens to a batch of images: it is measured, unless it is a measurement, and restored."""
+"""Restoring images: the one path that the command line, the notebook and benchmarks share."""
 
-import math
-from typing import NamedTuple
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
-from guided_diffusion.condition_methods import SAMPLING, UNCLIPPED_FROM, get_conditioning_method
-from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measurements import get_noise, get_operator, restored_size
-from guided_diffusion.spectral import start_state, useful_levels
+from guided_diffusion.config import Measurement, ModelConfig, Schedule, read_schedule
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
+from guided_diffusion.methods import (
+    METHODS,
+    VANILLA,
+    check_conditioning,
+    get_conditioning_method,
+)
+from guided_diffusion.methods.start import start_state, useful_levels
+from guided_diffusion.noise import Noise, get_noise
+from guided_diffusion.operators import get_operator, restored_size
+from guided_diffusion.operators.base import Operator, Sigma
+from guided_diffusion.prior import Prior
+from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from util.errors import UserError
-from util.noise_level import rician_to_gaussian
 from util.random import ImageRandom, image_generator, sample_random
 
-
-class Restored(NamedTuple):
-    """N images of K samples each, on the CPU, in [-1, 1]."""
-
-    samples: np.ndarray  # (N, K, C, H, W)
-    means: np.ndarray  # (N, C, H, W), of the samples as they were before they were cut to [-1, 1]
-    measurements: list  # (C, h, w) an image; None for samples of the prior
-    figures: list  # a dict an image: what is known of it without its truth
+FAST = "configs/diffusion_config_fast.yaml"
+LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
+# Called as watch(left, steps, x): before the first step with left = steps and x_T, after each
+# other with the steps that are left and the state x (rows, C, H, W).
+Watch = Callable[[int, int, torch.Tensor], None]
 
 
-def begin(method, params, schedule, known, x_T):
+@dataclass(frozen=True)
+class Restored:
+    """N images of K samples each, on the CPU, in [-1, 1].
+
+    An image in whose sampling the network left the finite numbers is NaN throughout.
+
+    Attributes:
+        samples: (N, K, C, H, W).
+        mean: (N, C, H, W), of the samples as they were before they were cut to [-1, 1].
+        measurements: (C, h, w) for each image, as they were restored; None for samples of the
+            prior.
+        figures: for each image what is known of it without its truth: "residual",
+            ‖y - A x̂‖/(σ√m), and "sigma", where it was estimated.
+    """
+
+    samples: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    measurements: list[NDArray[np.float32] | None]
+    figures: list[dict[str, float]]
+
+    @property
+    def std(self) -> NDArray[np.float32] | None:
+        """(N, C, H, W), the samples' standard deviation; None of one sample."""
+        return self.samples.std(axis=1, ddof=1) if self.samples.shape[1] > 1 else None
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """(N,), whether there is an image at all."""
+        return np.array([np.isfinite(image).all() for image in self.mean])
+
+
+def restore(
+    images: ArrayLike | torch.Tensor,
+    measurement: Measurement | None,
+    prior: Prior,
+    method: str | None = None,
+    schedule: Schedule | str = FAST,
+    params: Mapping[str, Any] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    num_samples: int = 1,
+    seed: int = 0,
+    sigma: torch.Tensor | None = None,
+    watch: Watch | None = None,
+) -> Restored:
+    """Restore a batch of images of one size.
+
+    Args:
+        images: (H, W), (N, H, W) or (N, C, H, W) floats in [-1, 1], beyond it by noise only: the
+            measurements, or if `measurement.simulated` the images to make them of. A colour image
+            under a prior of one channel is restored channel by channel.
+        measurement: what was done to the images; None draws N samples of the prior, and of the
+            images only their number and size count.
+        prior: see `load_prior`.
+        method: a name of `METHODS`; None is the schedule's own, or else dmps.
+        schedule: the steps to take, or the path of a diffusion YAML.
+        params: the method's own parameters.
+        names: decide the random numbers, with the seed; by default "0", "1", ...
+        num_samples: posterior samples for each image.
+        sigma: (rows,), the noise of each channel of each image, where it is "auto" and not to be
+            estimated from the images here.
+        watch: see `Watch`.
+
+    Raises:
+        UserError: images, measurement, method and schedule that do not fit each other; or noise
+            that cannot be estimated.
+    """
+    batch = _as_batch(images)
+    names = [str(i) for i in range(len(batch))] if names is None else list(names)
+    schedule = read_schedule(schedule) if isinstance(schedule, str) else schedule
+    method = method_of(measurement, method, schedule)
+    params = check_restoration(prior.config, measurement, method, params or {}, schedule)
+    prior.lay_out(measurement is not None and METHODS[method].needs_gradient)
+    if measurement is not None:
+        batch = fit(batch, measurement, prior)
+        if measurement.noise.sigma == "auto" and sigma is None:
+            sigma = estimate_noise(batch, measurement, prior)
+        if own_schedules(measurement, schedule) and len(batch) > 1:
+            assert sigma is not None
+            each = zip(batch, names, sigma.reshape(len(batch), -1), strict=True)
+            return _joined(
+                [
+                    _restore(x[None], measurement, prior, method, schedule, params,
+                             [name], num_samples, seed, s, watch)
+                    for x, name, s in each
+                ]
+            )  # fmt: skip
+    return _restore(
+        batch, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch
+    )
+
+
+def method_of(measurement: Measurement | None, method: str | None, schedule: Schedule) -> str:
+    """The name of the method that restores."""
+    return VANILLA if measurement is None else method or schedule.method or "dmps"
+
+
+def own_schedules(measurement: Measurement | None, schedule: Schedule) -> bool:
+    """Whether an image's own, estimated, noise level decides where it starts."""
+    estimated = measurement is not None and measurement.noise.sigma == "auto"
+    return estimated and schedule.start == "auto"
+
+
+def check_restoration(
+    config: ModelConfig,
+    measurement: Measurement | None,
+    method: str,
+    params: Mapping[str, Any],
+    schedule: Schedule,
+) -> dict[str, Any]:
+    """Complete a method's parameters, and find out before the work whether all fits together.
+
+    Raises:
+        UserError: an unknown name, an impossible number, or parts that do not fit.
+    """
+    if measurement is None:
+        if schedule.start != "":
+            raise UserError(
+                f"diffusion config: start: {schedule.start} needs a measurement to start from"
+            )
+        create_sampler(**schedule.sampler_arguments())
+        return check_conditioning(VANILLA, params)
+    size = config.image_size
+    _operator(measurement, (config.in_channels, size, size), torch.device("cpu"))
+    noise_of(measurement)
+    # A task's own noise level matters to "auto" alone.
+    create_sampler(**schedule.sampler_arguments(), levels=(1, 1))
+    return check_conditioning(method, params, measurement.operator.name)
+
+
+def fit(images: torch.Tensor, measurement: Measurement, prior: Prior) -> torch.Tensor:
+    """The images (..., C, H, W) with the channels that the prior, or if measured A, takes.
+
+    Raises:
+        UserError: they are too small, or have channels that A cannot have made.
+    """
+    height, width = restored_hw(images, measurement)
+    least = max(LEAST_SIDE, prior.network.least_side)
+    if min(height, width) < least:
+        raise UserError(f"{width}×{height} pixels to restore, and the least side is {least}")
+    operator = _operator_for(images, measurement, prior)
+    channels = (operator.in_shape if measurement.simulated else operator.out_shape)[0]
+    found = images.shape[-3]
+    if found > channels and channels < operator.in_shape[0]:
+        name = measurement.operator.name
+        raise UserError(f"{found} channels, and {name} restores measurements of {channels}")
+    if channels == 3 and found == 1:
+        images = images.repeat(*[1] * (images.ndim - 3), 3, 1, 1)
+    return images
+
+
+def estimate_noise(
+    images: torch.Tensor, measurement: Measurement, prior: Prior
+) -> torch.Tensor:
+    """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
+
+    Raises:
+        UserError: see `guided_diffusion.noise.estimate_sigma`.
+    """
+    rows = images.reshape(-1, *_operator_for(images, measurement, prior).out_shape)
+    return torch.tensor([noise_of(measurement).estimate(row) for row in rows.numpy()])
+
+
+def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[int, int]:
+    """(H, W) of what these images, (..., h, w), are restored to."""
+    size = (images.shape[-2], images.shape[-1])
+    if measurement is None or measurement.simulated:
+        return size
+    return restored_size(size, measurement.operator.name, **measurement.operator.params)
+
+
+def enlargement(measurement: Measurement | None) -> int:
+    """How many times more rows the restored images have than those given."""
+    return restored_hw(torch.empty(64, 64), measurement)[0] // 64
+
+
+def noise_of(measurement: Measurement) -> Noise:
+    """The measurement's noise model; raises UserError for an unknown name."""
+    sigma = measurement.noise.sigma
+    return get_noise(measurement.noise.name, 0.0 if sigma is None else sigma)
+
+
+def begin(
+    method: str,
+    params: Mapping[str, Any],
+    schedule: Schedule,
+    known: tuple[Operator, torch.Tensor, Sigma] | None,
+    x_T: torch.Tensor,
+    statistics: PriorStatistics = NATURAL_IMAGES,
+) -> tuple[GaussianDiffusion, torch.Tensor, Callable]:
     """What a restoration starts with.
 
     Args:
-        method, params: a name of `METHODS` and its parameters.
-        schedule: a checked diffusion config, without `method`.
+        method, params: a name of `METHODS` and its parameters; unused without a measurement.
         known: (operator, y, σ), see `pseudo_likelihood_score`; None for samples of the prior.
         x_T: (N, C, H, W) standard normal.
+        statistics: of the prior's images.
 
     Returns:
         (diffusion, first state (N, C, H, W), step), see `GaussianDiffusion.p_sample_loop`.
@@ -39,146 +238,151 @@ def begin(method, params, schedule, known, x_T):
     Raises:
         UserError: an impossible schedule.
     """
+    arguments = schedule.sampler_arguments()
     if known is None:
-        return create_sampler(**schedule), x_T, get_conditioning_method(method).step
+        return create_sampler(**arguments), x_T, GaussianDiffusion.p_sample
     operator, _, sigma = known
-    levels = useful_levels(operator, sigma, sample=method in SAMPLING)
-    unclipped_from = UNCLIPPED_FROM.get(method, math.inf)
-    diffusion = create_sampler(**schedule, levels=levels, unclipped_from=unclipped_from)
-    if schedule["start"] != "":
-        x_T = start_state(*known, diffusion, x_T)
-    return diffusion, x_T, get_conditioning_method(method, *known, **params).step
+    levels = useful_levels(operator, sigma, sample=METHODS[method].draws_samples)
+    unclipped_from = METHODS[method].unclipped_from
+    diffusion = create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from)
+    if schedule.start != "":
+        x_T = start_state(*known, diffusion, x_T, statistics.mean_intensity)
+    built = get_conditioning_method(method, *known, statistics=statistics, **params)
+    return diffusion, x_T, built.step
 
 
-class Restoration:
-    """One task, with the method and the schedule that restore its images.
+def _as_batch(images: ArrayLike | torch.Tensor) -> torch.Tensor:
+    batch = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
+    if not batch.is_floating_point():
+        raise UserError(f"images: expected floats in [-1, 1], found {batch.dtype}")
+    shape = tuple(batch.shape)
+    if not 2 <= len(shape) <= 4 or 0 in shape:
+        raise UserError(f"images: expected (H, W), (N, H, W) or (N, C, H, W), found shape {shape}")
+    batch = batch.detach().float().cpu()
+    return batch.reshape(1 if len(shape) == 2 else shape[0], -1, *shape[-2:])
 
-    Of N images of C channels and K samples each, the network sees N·K·contrasts rows: a colour
-    image under a one-channel prior is restored contrast by contrast.
 
-    Args:
-        task: a checked task config; `conditioning.method: vanilla` draws from the prior alone.
-        schedule: a checked diffusion config, without `method`.
-        channels, image_size: the network's.
-        num_samples: K.
+def _operator(measurement: Measurement, in_shape: tuple[int, ...], device: torch.device):
+    config = measurement.operator
+    return _built(config.name, json.dumps(config.params), in_shape, device)
 
-    Raises:
-        UserError: a task that fits no image, or an impossible schedule.
+
+@functools.lru_cache(maxsize=1)  # images of one shape, which come one after the other, share it
+def _built(name: str, params: str, in_shape: tuple[int, ...], device: torch.device):
+    return get_operator(name, in_shape, device=device, **json.loads(params))
+
+
+def _operator_for(images: torch.Tensor, measurement: Measurement, prior: Prior):
+    """The operator, of which these images are the domain, or if measured the range."""
+    shape = (prior.channels, *restored_hw(images, measurement))
+    return _operator(measurement, shape, prior.device)
+
+
+def _joined(parts: list[Restored]) -> Restored:
+    return Restored(
+        np.concatenate([p.samples for p in parts]),
+        np.concatenate([p.mean for p in parts]),
+        [m for p in parts for m in p.measurements],
+        [f for p in parts for f in p.figures],
+    )
+
+
+class _Watched:
+    """The network, and whether all it said of each row was finite."""
+
+    def __init__(self, network, rows: int, device: torch.device):
+        self.network = network
+        self.finite = torch.ones(rows, dtype=torch.bool, device=device)
+
+    def __call__(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        output = self.network(x, timesteps)
+        self.finite = self.finite & torch.isfinite(output.detach()).flatten(1).all(dim=1)
+        return output
+
+
+def _restore(
+    images, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch
+) -> Restored:
+    """`restore`, for N images that fit and share a schedule.
+
+    The network sees N·K·contrasts rows, K samples of each image: a colour image under a prior of
+    one channel is restored contrast by contrast.
     """
+    shape = (prior.channels, *restored_hw(images, measurement))
+    rows, known, y = len(images), None, None
+    if measurement is not None:
+        operator = _operator(measurement, shape, prior.device)
+        y, sigma = _measured(measurement, operator, images, names, seed, sigma)
+        unbiased = noise_of(measurement).to_gaussian(y, sigma)
+        known = _for_each_sample(operator, unbiased, sigma, len(images), num_samples)
+        rows = len(y)
+    random = sample_random(names, range(num_samples), seed)
+    x_T = random.randn_like(torch.empty(rows * num_samples, *shape, device=prior.device))
+    diffusion, x_T, step = begin(method, params, schedule, known, x_T, prior.statistics)
+    network = _Watched(prior.network, len(x_T), prior.device)
+    x_hat = _sample(diffusion, network, x_T, step, random, watch)
+    finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
+    x_hat = x_hat.float().cpu().reshape(len(names), num_samples, -1, *shape[1:])
+    finite = finite.reshape(len(names), -1).all(dim=1)
+    x_hat = torch.where(finite.reshape(-1, 1, 1, 1, 1), x_hat, torch.nan)
+    # Cut before, the noise that samples have about black would brighten their mean.
+    mean = x_hat.mean(dim=1).clamp(-1, 1)
+    samples = x_hat.clamp(-1, 1).numpy()
+    if y is None:
+        return Restored(samples, mean.numpy(), [None] * len(names), [{} for _ in names])
+    figures = _figures(operator, unbiased, sigma, mean.to(prior.device))
+    measurements = y.cpu().reshape(len(names), -1, *y.shape[2:]).numpy()
+    return Restored(samples, mean.numpy(), list(measurements), figures)
 
-    def __init__(self, task, schedule, channels, image_size, device, seed, num_samples):
-        self.method, self.params = task["conditioning"]["method"], task["conditioning"]["params"]
-        self.schedule, self.channels, self.device = schedule, channels, device
-        self.seed, self.num_samples = seed, num_samples
-        self.vanilla = self.method == "vanilla"
-        self.measured = not self.vanilla and task["data"]["measured"]
-        self.operators = {}
-        if not self.vanilla:
-            self.degradation = task["measurement"]["operator"]
-            self.noise = get_noise(**task["measurement"]["noise"])
-            self.rician = task["measurement"]["noise"]["name"] == "rician"
-            self.operator((channels, image_size, image_size))
-        if self.vanilla and schedule["start"] != "":
-            raise UserError(
-                f"diffusion config: start: {schedule['start']} needs a measurement to start from"
-            )
-        # A task's own noise level matters to "auto" alone.
-        create_sampler(**schedule, levels=None if self.vanilla else (1, 1))
 
-    @property
-    def estimates_sigma(self):
-        return not self.vanilla and self.noise.sigma == "auto"
+def _sample(
+    diffusion: GaussianDiffusion, network, x_T, step, random: ImageRandom, watch: Watch | None
+) -> torch.Tensor:
+    steps = diffusion.num_timesteps
+    if watch is None:
+        return diffusion.p_sample_loop(network, x_T, step, random.randn_like)
+    watch(steps, steps, x_T)
+    return diffusion.p_sample_loop(
+        network, x_T, step, random.randn_like, lambda t, x_t, _: watch(t, steps, x_t)
+    )
 
-    @property
-    def own_schedules(self):
-        """Whether an image's own, estimated, noise level decides where it starts."""
-        return self.estimates_sigma and self.schedule["start"] == "auto"
 
-    def operator(self, in_shape):
-        """The task's operator for images of this shape; images of one shape share it."""
-        if in_shape not in self.operators:
-            self.operators = {
-                in_shape: get_operator(in_shape=in_shape, device=self.device, **self.degradation)
-            }
-        return self.operators[in_shape]
+def _measured(measurement, operator, images, names, seed, sigma):
+    """y (rows, *out_shape), as it is or A x + n, n drawn once for each image; and its σ.
 
-    def restored_size(self, images):
-        """(H, W) of what these images, (..., h, w), are restored to."""
-        size = tuple(images.shape[-2:])
-        return restored_size(size, **self.degradation) if self.measured else size
+    σ is one number, or (rows, 1, 1, 1) where it was estimated.
+    """
+    device = operator.singular_values.device
+    if measurement.simulated:
+        x = images.reshape(-1, *operator.in_shape).to(device)
+        random = ImageRandom([image_generator(n, "measurement", seed) for n in names])
+        noise = noise_of(measurement)
+        return noise(operator.forward(x), random), noise.sigma
+    y = images.reshape(-1, *operator.out_shape).to(device)
+    if sigma is None:
+        return y, noise_of(measurement).sigma
+    return y, sigma.to(device).reshape(-1, 1, 1, 1)
 
-    def restore(self, model, names, images, sigma, on_start, after_step):
-        """Restore one batch.
 
-        Args:
-            model: the network.
-            names: of the N images, which decide their random numbers.
-            images: (N, C, h, w) in [-1, 1], all of one shape: the truths, or the measurements.
-            sigma: where it is estimated, (rows,), otherwise None.
-            on_start: called as ``on_start(steps, x_T)``.
-            after_step: called as ``after_step(t, x_t)``.
+def _for_each_sample(operator, y, sigma, images, num_samples):
+    """(operator, y, sigma) with every image's rows once for each sample."""
 
-        Returns:
-            `Restored`.
-        """
-        count, shape = self.num_samples, (self.channels, *self.restored_size(images))
-        rows, known = len(names), None
-        if not self.vanilla:
-            operator = self.operator(shape)
-            y, sigma = self._measure(operator, names, images, sigma)
-            unbiased = rician_to_gaussian(y, sigma) if self.rician else y
-            known = self._once_a_sample(operator, unbiased, sigma, len(names))
-            rows = len(y)
-        random = sample_random(names, range(count), self.seed)
-        x_T = random.randn_like(torch.empty(rows * count, *shape, device=self.device))
-        diffusion, x_T, step = begin(self.method, self.params, self.schedule, known, x_T)
-        on_start(diffusion.num_timesteps, x_T)
-        x_hat = diffusion.p_sample_loop(
-            model, x_T, step, random.randn_like, lambda t, x_t, _: after_step(t, x_t)
-        )
-        x_hat = x_hat.float().cpu().reshape(len(names), count, -1, *shape[1:])
-        # Cut before, the noise that samples have about black would brighten their mean.
-        means = x_hat.mean(dim=1).clamp(-1, 1)
-        found = x_hat.clamp(-1, 1).numpy(), means.numpy()
-        if self.vanilla:
-            return Restored(*found, [None] * len(names), [{} for _ in names])
-        figures = self._figures(operator, unbiased, sigma, means)
-        measurements = y.cpu().reshape(len(names), -1, *y.shape[2:]).numpy()
-        return Restored(*found, list(measurements), figures)
+    def repeat(rows):
+        per_image = rows.reshape(images, -1, *rows.shape[1:])
+        per_sample = per_image.repeat_interleave(num_samples, dim=0)
+        return per_sample.reshape(-1, *rows.shape[1:])
 
-    def _measure(self, operator, names, images, sigma):
-        """y (rows, *out_shape), as it is or A x + n, n drawn once an image; and its σ.
+    return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
 
-        σ is one number, or (rows, 1, 1, 1) where it was estimated.
-        """
-        if not self.measured:
-            x = images.reshape(-1, *operator.in_shape).to(self.device)
-            random = ImageRandom([image_generator(n, "measurement", self.seed) for n in names])
-            return self.noise(operator.forward(x), random), self.noise.sigma
-        y = images.reshape(-1, *operator.out_shape).to(self.device)
-        if sigma is None:
-            return y, self.noise.sigma
-        return y, sigma.to(self.device).reshape(-1, 1, 1, 1)
 
-    def _once_a_sample(self, operator, y, sigma, images):
-        """(operator, y, sigma) with every image's rows once a sample."""
-
-        def repeat(rows):
-            per_image = rows.reshape(images, -1, *rows.shape[1:])
-            per_sample = per_image.repeat_interleave(self.num_samples, dim=0)
-            return per_sample.reshape(-1, *rows.shape[1:])
-
-        return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
-
-    def _figures(self, operator, y, sigma, means):
-        """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
-        figures = [{} for _ in means]
-        if torch.is_tensor(sigma) or sigma > 0:
-            x_hat = means.reshape(-1, *operator.in_shape).to(self.device)
-            residual = (y - operator.forward(x_hat)) / sigma
-            for found, image in zip(figures, residual.chunk(len(figures)), strict=True):
-                found["residual"] = image.square().mean().sqrt().item()
-        if torch.is_tensor(sigma):
-            for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):
-                found["sigma"] = image.square().mean().sqrt().item()
-        return figures
+def _figures(operator, y, sigma, mean) -> list[dict[str, float]]:
+    """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
+    figures: list[dict[str, float]] = [{} for _ in mean]
+    if torch.is_tensor(sigma) or sigma > 0:
+        residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
+        for found, image in zip(figures, residual.chunk(len(figures)), strict=True):
+            found["residual"] = image.square().mean().sqrt().item()
+    if torch.is_tensor(sigma):
+        for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):
+            found["sigma"] = image.square().mean().sqrt().item()
+    return figures

@@ -1,337 +1,45 @@
 """Train a prior, or continue one: ``python -m guided_diffusion.train --help``."""
 
 import argparse
-import csv
-import math
 import os
-import signal
 import sys
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data.crops import TrainingCrops, to_channels
-from data.dataloader import list_images, read_image
-from guided_diffusion.dist_util import (
-    load_checkpoint,
-    load_weights_only,
-    native_bf16,
-    pick_memory_format,
-    save_checkpoint,
-    setup_dist,
-)
-from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.losses import loss_weights, timestep_probabilities, training_loss
-from guided_diffusion.unet import create_model
-from util.config import (
-    REQUIRED,
-    check_keys,
-    parse_yaml_value,
-    read_diffusion_config,
-    read_model_config,
-    read_yaml,
-)
+from data.dataloader import read_image
+from data.sources import find_shares, find_sources
+from guided_diffusion.config import read_model_config, read_schedule
+from guided_diffusion.devices import native_bf16, pick_device
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
+from guided_diffusion.launch import setup_dist
+from guided_diffusion.losses import loss_weights, timestep_probabilities
+from guided_diffusion.training.config import Budget, TrainConfig, read_train_config
+from guided_diffusion.training.logs import LossLog, Validation
+from guided_diffusion.training.state import first_state, load_state
+from guided_diffusion.training.trainer import Trainer
+from guided_diffusion.unet import UNetModel
 from util.errors import ArgumentParser, UserError
-from util.files import replacing
-
-TRAIN_SCHEMA = {
-    "model_config": (str, REQUIRED),
-    "diffusion_config": (str, REQUIRED),
-    "init_from": (str, ""),
-    "crop_size": (int, 256),
-    "batch_size": (int, REQUIRED),
-    "flip": (bool, True),
-    "augment": (float, 0.0),
-    "num_workers": (int, 0),
-    "max_steps": (int, 0),
-    "learning_rate": (float, REQUIRED),
-    "weight_decay": (float, 0.0),
-    "warmup_steps": (int, 0),
-    "grad_clip": (float, 1.0),
-    "ema_decay": (float, 0.999),
-    "loss_weighting": (str, "uniform"),
-    "min_snr_gamma": (float, 5.0),
-    "timestep_sampling": (str, "uniform"),
-    "compile": (bool, False),
-    "seed": (int, 0),
-    "log_steps": (int, 25),
-    "val_minutes": (float, 15.0),
-    "val_images": (int, 8),
-    "val_timesteps": (list, [20, 50, 100, 200, 400, 700]),
-    "save_minutes": (float, 5.0),
-}
+from util.flags import minutes
 
 
-def validate(diffusion, model, images, timesteps, autocast):
-    """PSNR (dB) of one-evaluation denoising at each timestep, over whole images, fixed noise."""
-    psnr = []
-    with torch.no_grad(), autocast():
-        for t in timesteps:
-            mse = []
-            for i, x_0 in enumerate(images):
-                generator = torch.Generator().manual_seed(1000 * t + i)
-                noise = torch.randn(x_0.shape, generator=generator).to(x_0.device)
-                steps = torch.tensor([t], device=x_0.device)
-                x_t = diffusion.q_sample(x_0, steps, noise)
-                x_hat = diffusion.p_mean_variance(model, x_t, steps)["pred_xstart"]
-                mse.append(((x_hat.float() - x_0) / 2).square().mean().item())
-            psnr.append(float(np.mean([-10 * math.log10(m) for m in mse])))
-    return psnr
+@dataclass(frozen=True)
+class Options:
+    """What the command line says, see `parse_args`."""
+
+    config: str
+    data_dir: list[str]
+    val_dir: list[str]
+    out: str
+    max_minutes: float
+    set: list[str]
 
 
-def append_csv(path, header, row):
-    new = not os.path.exists(path)
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(header)
-        writer.writerow(row)
-
-
-class Trainer:
-    """The training loop and its state: weights, their average, the optimiser, step and clock."""
-
-    def __init__(self, config, model_config, diffusion_config, args):
-        self.config = config
-        self.out = args.out
-        self.max_minutes = args.max_minutes
-        self.rank, self.world = setup_dist()
-        self.device = self._device()
-        if config["batch_size"] % self.world:
-            raise UserError(
-                f"train config: batch_size {config['batch_size']} cannot be shared equally by "
-                f"{self.world} processes"
-            )
-        diffusion_config = {**diffusion_config, "timestep_respacing": "", "start": ""}
-        diffusion_config.pop("method", None)
-        self.diffusion = create_sampler(**diffusion_config)
-        self.weights = loss_weights(
-            config["loss_weighting"], self.diffusion.alphas_cumprod, config["min_snr_gamma"]
-        )
-        self.weights = self.weights.to(self.device)
-
-        torch.manual_seed(config["seed"])
-        self.model = create_model(**{**model_config, "model_path": "", "use_fp16": False})
-        if config["init_from"]:
-            load_checkpoint(self.model, config["init_from"])
-        layout = pick_memory_format(self.device, differentiated=True)
-        self.model.to(self.device, memory_format=layout)
-        # parameters() has one order for equal architectures
-        self.ema = create_model(**{**model_config, "model_path": "", "use_fp16": False})
-        self.ema.load_state_dict(self.model.state_dict())
-        self.ema.to(self.device, memory_format=layout)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config["learning_rate"],
-            weight_decay=config["weight_decay"],
-        )
-        self.step = 0
-        self.minutes = 0.0
-        self.stopped = False
-        self._resume()
-
-        channels, multiple = self.model.in_channels, self.model.size_multiple
-        if config["crop_size"] < multiple or config["crop_size"] % multiple:
-            raise UserError(
-                f"train config: crop_size: this network takes multiples of {multiple}, found "
-                f"{config['crop_size']}"
-            )
-        self.crops = TrainingCrops(
-            list_images(args.data_dir, "--data_dir"),
-            channels,
-            timestep_probabilities(config["timestep_sampling"], self.diffusion.alphas_cumprod),
-            config["crop_size"],
-            config["flip"],
-            config["augment"],
-            config["seed"],
-        )
-        self.val_images = []
-        if args.val_dir:
-            paths = list_images(args.val_dir, "--val_dir")
-            picked = np.linspace(0, len(paths) - 1, min(config["val_images"], len(paths)))
-            self.val_images = [self._validation_image(paths[int(i)]) for i in picked]
-        self.use_bf16 = native_bf16(self.device)
-
-    def _device(self):
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        local = int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count()
-        torch.cuda.set_device(local)
-        return torch.device("cuda", local)
-
-    def _validation_image(self, path):
-        """One whole image, (1, C, H, W), cut to a size that the network takes."""
-        image = torch.from_numpy(to_channels(read_image(path), self.model.in_channels))
-        multiple = self.model.size_multiple
-        height, width = (n - n % multiple for n in image.shape[1:])
-        return image[None, :, :height, :width].to(self.device)
-
-    @property
-    def state_path(self):
-        return os.path.join(self.out, "state.pt")
-
-    def _resume(self):
-        if not os.path.exists(self.state_path):
-            return
-        state = load_weights_only(self.state_path, "--out")
-        changed = [
-            k for k in ("seed", "batch_size", "crop_size") if state["config"][k] != self.config[k]
-        ]
-        if changed:
-            raise UserError(
-                f"--out {self.out}: holds a run with another {', '.join(changed)}; choose another "
-                "folder, and init_from to continue from its weights"
-            )
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.minutes = state["step"], state["minutes"]
-
-    def save(self):
-        """Write state.pt, from which training resumes, and ema.pt, the weights to use."""
-        if self.rank != 0:
-            return
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "minutes": self.minutes,
-            "config": self.config,
-        }
-        with replacing(self.state_path) as path:
-            torch.save(state, path)
-        save_checkpoint(self.ema, os.path.join(self.out, "ema.pt"))
-
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bf16)
-
-    def progress(self):
-        """Share of the budget used, by steps or by minutes, whichever is further along."""
-        done = []
-        if self.config["max_steps"]:
-            done.append(self.step / self.config["max_steps"])
-        if self.max_minutes:
-            done.append(self.minutes / self.max_minutes)
-        return max(done)
-
-    def learning_rate(self):
-        warmup = min(1.0, (self.step + 1) / max(1, self.config["warmup_steps"]))
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress())))
-        return self.config["learning_rate"] * warmup * cosine
-
-    def batches(self):
-        """This rank's share of the batch of each step to come."""
-        size, share = self.config["batch_size"], self.config["batch_size"] // self.world
-
-        def indices():
-            step = self.step
-            while True:
-                first = step * size + self.rank * share
-                yield list(range(first, first + share))
-                step += 1
-
-        loader = DataLoader(
-            self.crops,
-            batch_sampler=indices(),
-            num_workers=self.config["num_workers"],
-            pin_memory=self.device.type == "cuda",
-        )
-        for batch in loader:
-            yield (v.to(self.device, non_blocking=True) for v in batch)
-
-    def run(self):
-        """Train until the budget is used or a signal asks to stop."""
-        for name in ("SIGINT", "SIGTERM"):
-            signal.signal(getattr(signal, name), lambda *_: setattr(self, "stopped", True))
-        network = self.model
-        if self.config["compile"]:
-            network = torch.compile(network)
-        if self.world > 1:
-            network = DistributedDataParallel(network)
-        self.model.train()
-        form = "{l_bar}{bar}|{postfix}"
-        with tqdm(total=100, disable=self.rank != 0, bar_format=form) as bar:
-            self._loop(network, bar)
-        self.save()
-        self._log_validation()
-        del network  # before its process group
-        if self.world > 1:
-            dist.barrier()
-            dist.destroy_process_group()
-
-    def _loop(self, network, bar):
-        clock = last_save = last_val = time.monotonic()
-        losses = []
-        batches = self.batches()
-        while not self._done():
-            x_0, t, noise = next(batches)
-            lr = self.learning_rate()
-            for group in self.optimiser.param_groups:
-                group["lr"] = lr
-            with self.autocast():
-                loss, simple = training_loss(self.diffusion, network, x_0, t, noise, self.weights)
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config["grad_clip"])
-            self.optimiser.step()
-            self.step += 1
-            self._update_ema()
-            losses.append(simple.mean())
-
-            now = time.monotonic()
-            self.minutes += (now - clock) / 60
-            clock = now
-            if self.rank == 0 and self.step % self.config["log_steps"] == 0:
-                mean = torch.stack(losses).mean().item()
-                losses.clear()
-                append_csv(
-                    os.path.join(self.out, "log.csv"),
-                    ["step", "minutes", "learning_rate", "simple_loss"],
-                    [self.step, f"{self.minutes:.2f}", f"{lr:.3e}", f"{mean:.5f}"],
-                )
-                bar.n = min(100, round(100 * self.progress(), 1))
-                bar.set_postfix_str(f"step {self.step}, {self.minutes:.0f} min, loss {mean:.4f}")
-            if now - last_save > 60 * self.config["save_minutes"]:
-                self.save()
-                last_save = now
-            if now - last_val > 60 * self.config["val_minutes"]:
-                self._log_validation()
-                last_val = now
-
-    def _done(self):
-        """Whether to stop; all ranks agree."""
-        done = self.stopped or self.progress() >= 1
-        if self.world == 1:
-            return done
-        any_done = torch.tensor(float(done), device=self.device)
-        dist.all_reduce(any_done, dist.ReduceOp.MAX)
-        return bool(any_done)
-
-    def _update_ema(self):
-        decay = min(self.config["ema_decay"], (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(value, 1 - decay)
-
-    def _log_validation(self):
-        if self.rank != 0 or not self.val_images:
-            return
-        timesteps = self.config["val_timesteps"]
-        psnr = validate(self.diffusion, self.ema, self.val_images, timesteps, self.autocast)
-        append_csv(
-            os.path.join(self.out, "validation.csv"),
-            ["step", "minutes"] + [f"psnr_t{t}" for t in timesteps],
-            [self.step, f"{self.minutes:.2f}"] + [f"{p:.3f}" for p in psnr],
-        )
-
-
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> Options:
+    """Read the command line; a mistake ends the program with one sentence and status 2."""
     parser = ArgumentParser(
         prog="python -m guided_diffusion.train",
         description="Train a diffusion prior on a folder of images, or continue one.",
@@ -340,12 +48,28 @@ def parse_args(argv=None):
     parser.add_argument(
         "--config", default="configs/train_config_mri.yaml", help="YAML file of the training run"
     )
-    parser.add_argument("--data_dir", required=True, help="folder of training images")
-    parser.add_argument("--val_dir", default="", help="folder of images of other patients")
+    parser.add_argument(
+        "--data_dir",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="FOLDER",
+        help="folders of training images, each a source of its own, named after the folder or "
+        "NAME=FOLDER; one that holds only folders stands for these. A source's share of the crops "
+        "is in proportion to the square root of its size, unless shares in the YAML says another",
+    )
+    parser.add_argument(
+        "--val_dir",
+        default=[],
+        nargs="+",
+        action="extend",
+        metavar="FOLDER",
+        help="folders of images of other patients, likewise",
+    )
     parser.add_argument("--out", required=True, help="folder for weights, state and logs")
     parser.add_argument(
         "--max_minutes",
-        type=float,
+        type=minutes,
         default=0.0,
         help="budget over all runs into --out; 0 leaves it to max_steps",
     )
@@ -356,37 +80,142 @@ def parse_args(argv=None):
         metavar="KEY=VALUE",
         help="replace keys of the training YAML",
     )
-    return parser.parse_args(argv)
+    return Options(**vars(parser.parse_args(argv)))
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def prepare(options: Options) -> Trainer:
+    """Read the training file and the images' names, build the network and load its state.
+
+    Raises:
+        UserError: a flag, file or key that is not as it should be.
+    """
+    config = read_train_config(options.config, options.set)
+    budget = Budget(config.max_steps, options.max_minutes)
+    if not budget.steps and not budget.minutes:
+        raise UserError(f"{options.config}: give max_steps, or --max_minutes on the command line")
+    model_config = read_model_config(config.model_config)
+    if model_config.class_cond:
+        raise UserError(f"{config.model_config}: class_cond: true, and no labels are read")
+    schedule = replace(read_schedule(config.diffusion_config), timestep_respacing="", start="")
+    diffusion = create_sampler(**schedule.sampler_arguments())
+    rank, world = setup_dist()
+    device = pick_device(0)
+    state = first_state(config, model_config, device)
+    load_state(state, options.out, config)
+    _check_sizes(config, state.model, diffusion, world)
+    sources = find_sources(options.data_dir, "--data_dir")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=native_bf16(device))
+    weights = loss_weights(config.loss_weighting, diffusion.alphas_cumprod, config.min_snr_gamma)
+    trainer = Trainer(
+        config,
+        budget,
+        options.out,
+        state,
+        diffusion,
+        weights.to(device),
+        _crops(config, sources, state.model.in_channels, diffusion),
+        LossLog(
+            os.path.join(options.out, "log.csv"),
+            list(sources),
+            torch.zeros(2, len(sources), device=device),
+        ),
+        Validation(
+            os.path.join(options.out, "validation.csv"),
+            diffusion,
+            _validation_images(options.val_dir, config.val_images, state.model, device),
+            config.val_timesteps,
+            autocast,
+        ),
+        device,
+        autocast,
+        rank,
+        world,
+    )
+    _make_folder(options.out)
+    return trainer
+
+
+def _make_folder(path: str) -> None:
     try:
-        config = read_yaml(args.config)
-        for item in args.set:
-            key, found, value = item.partition("=")
-            if not found:
-                raise UserError(f"--set: expected KEY=VALUE, found {item!r}")
-            config[key] = parse_yaml_value(value)
-        config = check_keys(config, TRAIN_SCHEMA, args.config)
-        if not args.max_minutes and not config["max_steps"]:
-            raise UserError(f"{args.config}: give max_steps, or --max_minutes on the command line")
-        model_config = read_model_config(config["model_config"])
-        diffusion_config = read_diffusion_config(config["diffusion_config"])
-        if model_config["class_cond"]:
-            raise UserError(f"{config['model_config']}: class_cond: true, and no labels are read")
-        try:
-            os.makedirs(args.out, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out: cannot make {args.out} ({error.strerror})") from None
-        trainer = Trainer(config, model_config, diffusion_config, args)
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: cannot make {path} ({error.strerror})") from None
+
+
+def _check_sizes(
+    config: TrainConfig, model: UNetModel, diffusion: GaussianDiffusion, world: int
+) -> None:
+    """Raise UserError for what does not fit the processes, the network or its noise schedule."""
+    if config.batch_size % world:
+        raise UserError(
+            f"train config: batch_size {config.batch_size} cannot be shared equally by "
+            f"{world} processes"
+        )
+    if config.crop_size % model.size_multiple:
+        raise UserError(
+            f"train config: crop_size: this network takes multiples of {model.size_multiple}, "
+            f"found {config.crop_size}"
+        )
+    if max(config.val_timesteps, default=0) >= diffusion.num_timesteps:
+        raise UserError(
+            f"train config: val_timesteps: expected integers below {diffusion.num_timesteps}, "
+            f"the steps of {config.diffusion_config}, found {config.val_timesteps}"
+        )
+
+
+def _crops(
+    config: TrainConfig,
+    sources: dict[str, list[str]],
+    channels: int,
+    diffusion: GaussianDiffusion,
+) -> TrainingCrops:
+    sizes = {name: len(paths) for name, paths in sources.items()}
+    return TrainingCrops(
+        list(sources.values()),
+        find_shares(sizes, config.shares, "train config: shares"),
+        channels,
+        timestep_probabilities(config.timestep_sampling, diffusion.alphas_cumprod),
+        config.crop_size,
+        config.flip,
+        config.augment,
+        config.seed,
+    )
+
+
+def _validation_images(
+    folders: list[str], count: int, model: UNetModel, device: torch.device
+) -> dict[str, list[torch.Tensor]]:
+    """`count` whole images of each source, or all where it has fewer, evenly spaced.
+
+    Returns:
+        source → images, (1, C, H, W), cut to sizes that the network takes.
+    """
+
+    def image(path: str) -> torch.Tensor:
+        whole = torch.from_numpy(to_channels(read_image(path), model.in_channels))
+        height, width = (n - n % model.size_multiple for n in whole.shape[1:])
+        return whole[None, :, :height, :width].to(device)
+
+    found = {}
+    for name, paths in find_sources(folders, "--val_dir").items():
+        places = np.linspace(0, len(paths) - 1, min(count, len(paths)))
+        found[name] = [image(paths[int(place)]) for place in places]
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line asks; returns the exit status."""
+    options = parse_args(argv)
+    try:
+        trainer = prepare(options)
         trainer.run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if trainer.rank == 0:
-        done = f"{trainer.step} steps, {trainer.minutes:.0f} minutes; weights in {args.out}/ema.pt"
-        more = "" if trainer.progress() >= 1 else "; the same command goes on from here"
+        state = trainer.state
+        done = f"{state.step} steps, {state.minutes:.0f} minutes; weights in {options.out}/ema.pt"
+        more = "" if trainer.used() >= 1 else "; the same command resumes it"
         print(done + more)
     return 0
 

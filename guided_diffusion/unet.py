@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from guided_diffusion.dist_util import load_checkpoint
+from guided_diffusion.checkpoints import load_checkpoint
+from guided_diffusion.normalisation import GroupNorm
 from util.config import parse_numbers
 from util.errors import UserError
 
@@ -42,17 +43,6 @@ def timestep_embedding(t, dim, max_period=10000):
     return F.pad(embedding, (0, dim % 2))
 
 
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation over 32 groups whose statistics are accumulated in float32."""
-
-    def __init__(self, channels):
-        super().__init__(32, channels)
-
-    def forward(self, x):
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-
-
 class Upsample(nn.Module):
     """Nearest-neighbour upsampling ×2, then a 3×3 convolution if `use_conv`."""
 
@@ -69,10 +59,9 @@ class Downsample(nn.Module):
 
     def __init__(self, channels, use_conv):
         super().__init__()
+        self.op: nn.Module = nn.AvgPool2d(2)
         if use_conv:
             self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        else:
-            self.op = nn.AvgPool2d(2)
 
     def forward(self, x):
         return self.op(x)
@@ -97,12 +86,11 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
+        self.resample: nn.Module = nn.Identity()
         if resample == "up":
             self.resample = Upsample(channels, use_conv=False)
         elif resample == "down":
             self.resample = Downsample(channels, use_conv=False)
-        else:
-            self.resample = nn.Identity()
         emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
         self.out_layers = nn.Sequential(
@@ -126,7 +114,7 @@ class ResBlock(nn.Module):
         emb = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
         if self.use_scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)
-            h = torch.addcmul(shift, out_norm(h), 1 + scale)
+            h = out_norm(h, scale, shift)
         else:
             h = out_norm(h + emb)
         for layer in out_rest:
@@ -178,7 +166,7 @@ class AttentionBlock(nn.Module):
 class Stage(nn.Sequential):
     """Layers in sequence; the timestep embedding goes to those that take it."""
 
-    def forward(self, x, emb):
+    def forward(self, x, emb):  # type: ignore[override]
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x
@@ -367,14 +355,14 @@ def create_model(
             )
         channel_mult = DEFAULT_CHANNEL_MULT[image_size]
     else:
-        channel_mult = parse_numbers(channel_mult, "channel_mult")
+        channel_mult = parse_numbers(channel_mult, "model config: channel_mult")
     for mult in channel_mult:
         if int(mult * num_channels) % 32 or int(mult * num_channels) == 0:
             raise UserError(
                 f"model config: num_channels {num_channels} times channel_mult {mult:g} must be "
                 "a multiple of 32, the number of normalisation groups"
             )
-    resolutions = parse_numbers(attention_resolutions, "attention_resolutions")
+    resolutions = parse_numbers(attention_resolutions, "model config: attention_resolutions")
     model = UNetModel(
         in_channels=in_channels,
         model_channels=num_channels,

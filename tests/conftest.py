@@ -71,7 +71,7 @@ def tiny_run(tmp_path, monkeypatch):
     import imageio.v3 as iio
 
     import main
-    from guided_diffusion.dist_util import save_checkpoint
+    from guided_diffusion.checkpoints import save_checkpoint
     from guided_diffusion.unet import create_model
 
     monkeypatch.chdir(tmp_path)

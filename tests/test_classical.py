@@ -1,14 +1,9 @@
-"""The classical methods that the quality benchmark compares DMPS with, and the benchmark."""
+"""The classical methods that the benchmarks compare DMPS with."""
 
-import csv
-import os
-
-import numpy as np
 import pytest
 import torch
 
 from guided_diffusion.measurements import get_operator
-from tests.benchmarks import quality
 from tests.benchmarks.classical import CLASSICAL, bicubic, tv_deconvolution, wiener
 from tests.conftest import rnd
 from util.metrics import image_metrics
@@ -101,56 +96,3 @@ def test_denoisers_halve_the_error(name, sigma):
     y = x + sigma * rnd(x.shape, seed=2)
     x_hat = CLASSICAL[name].restore(get_operator("denoise", (1, 48, 48)), y, sigma, strength=1)
     assert (x_hat - x).square().mean().sqrt() < sigma / 2
-
-
-def table(path):
-    with open(path, encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def run_benchmark(*arguments):
-    return quality.main(
-        ["--root", "images", "--model_config", "model.yaml", "--diffusion_config"]
-        + ["diffusion.yaml", "--precision", "fp32", "--out", "out", *arguments]
-    )
-
-
-def test_benchmark_tables(tiny_run, capsys):
-    os.remove("images/a10.png")
-    methods = ["tv", "dmps", "dmps_mean", "denoiser"]
-    assert run_benchmark("--tasks", "denoise", "sr4", "--methods", *methods, "wiener",
-                         "--num_samples", "2", "--batch_size", "2") == 0  # fmt: skip
-    with open("out/quality.md", encoding="utf-8") as file:
-        assert file.read().endswith(capsys.readouterr().out)
-    lines, images = table("out/quality.csv"), table("out/quality_images.csv")
-    assert [(r["task"], r["method"]) for r in lines] == [
-        ("denoise", "tv"), ("denoise", "denoiser"), ("denoise", "dmps"), ("denoise", "dmps_mean"),
-        ("sr4", "wiener"), ("sr4", "dmps"), ("sr4", "dmps_mean"),
-    ]  # fmt: skip
-    assert len(images) == 2 * len(lines)
-    psnr = [float(r["psnr"]) for r in images if (r["task"], r["method"]) == ("sr4", "dmps")]
-    assert float(lines[5]["psnr"]) == pytest.approx(np.mean(psnr), rel=1e-5)
-
-    # one sample is what main.py restores, of the same measurement
-    tiny_run("--limit", "2")
-    (path,) = [
-        os.path.join(d, "metrics.csv") for d, _, f in os.walk("results") if "metrics.csv" in f
-    ]
-    assert [float(r["psnr"]) for r in table(path)] == pytest.approx(psnr, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--tasks", "denoise", "--methods", "bicubic"), "none of bicubic is for denoise"),
-        (("--root", "nowhere", "--methods", "dmps"), "--root: no folder nowhere"),
-        (("--tasks", "sr4", "--methods", "dmps", "--gpu", "99"), "there is no GPU 99"),
-        (("--methods", "dmps", "--out", "model.yaml"), "--out: cannot write to model.yaml"),
-        (("--tasks", "sr4", "--methods", "wiener", "--out", "."), "--out: cannot write"),
-    ],
-)
-def test_benchmark_errors(tiny_run, capsys, arguments, message):
-    os.mkdir("quality.csv")  # stands where a table belongs
-    assert run_benchmark(*arguments) == 2
-    error = capsys.readouterr().err
-    assert "error: " in error and message in error

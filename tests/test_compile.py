@@ -8,7 +8,7 @@ import torch
 import torch._dynamo
 from torch._dynamo.testing import CompileCounter
 
-from guided_diffusion.dist_util import compile_network
+from guided_diffusion.devices import compile_network
 from guided_diffusion.unet import create_model
 from tests.conftest import TINY, rnd, write_yaml
 

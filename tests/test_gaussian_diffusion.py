@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.condition_methods import Vanilla
-from guided_diffusion.gaussian_diffusion import create_sampler, space_timesteps
+from guided_diffusion.gaussian_diffusion import (
+    GaussianDiffusion,
+    create_sampler,
+    space_timesteps,
+)
 from tests.conftest import LINEAR, rnd
 from util.errors import UserError
 from util.random import ImageRandom, image_generator
+
+PRIOR_ALONE = GaussianDiffusion.p_sample
 
 
 def sampler(**changes):
@@ -61,7 +66,10 @@ def test_sections_are_respaced_one_by_one():
     assert space_timesteps(7, "") == list(range(7))
 
 
-@pytest.mark.parametrize("respacing", [1001, "600,600", "ddim999", "ddim", "a,b", 0, -3, 1.5, True])
+@pytest.mark.parametrize(
+    "respacing",
+    [1001, "600,600", "ddim999", "ddim", "quad1001", "quad", "a,b", 0, -3, 1.5, True],
+)
 def test_impossible_respacing_is_refused(respacing):
     with pytest.raises(UserError, match="timestep_respacing"):
         space_timesteps(1000, respacing)
@@ -179,7 +187,7 @@ def test_samplers_draw_from_a_known_prior(settings):
     )
     random = ImageRandom([image_generator("x", i, 0) for i in range(4)])
     x_T = random.randn_like(torch.zeros(4, 1, 32, 32))
-    x_0 = diffusion.p_sample_loop(gaussian_prior(diffusion), x_T, Vanilla().step, random.randn_like)
+    x_0 = diffusion.p_sample_loop(gaussian_prior(diffusion), x_T, PRIOR_ALONE, random.randn_like)
     assert x_0.mean().item() == pytest.approx(MU, abs=0.02)
     assert x_0.std().item() == pytest.approx(SIGMA, abs=0.02)
 
@@ -191,7 +199,7 @@ def test_ddim_without_noise_is_deterministic_and_draws_none():
         raise AssertionError("drew noise")
 
     x_T = rnd((1, 1, 8, 8), 1)
-    diffusion.p_sample_loop(gaussian_prior(diffusion), x_T, Vanilla().step, no_noise)
+    diffusion.p_sample_loop(gaussian_prior(diffusion), x_T, PRIOR_ALONE, no_noise)
 
 
 def test_a_batch_is_its_images_and_no_graph_is_built():
@@ -206,7 +214,7 @@ def test_a_batch_is_its_images_and_no_graph_is_built():
         random = ImageRandom([image_generator(n, 0, 7) for n in names])
         x_T = random.randn_like(torch.zeros(len(names), 1, 8, 8))
         return diffusion.p_sample_loop(
-            model, x_T, Vanilla().step, random.randn_like, lambda *state: seen.append(state)
+            model, x_T, PRIOR_ALONE, random.randn_like, lambda *state: seen.append(state)
         )
 
     together = run(["a", "b", "c"])

@@ -116,7 +116,7 @@ def test_a_stop_while_an_image_is_restored_anew_leaves_no_old_row(tiny_run, monk
     """Stopped after the truth of the new image is written, and before its metrics are."""
     import util.results
 
-    def stop(x, truth):
+    def stop(x, truth, mask):
         raise KeyboardInterrupt
 
     assert tiny_run("--save_dir", "out") == 0

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-import main
 import util.results
-from guided_diffusion.dist_util import save_checkpoint
+from guided_diffusion.checkpoints import save_checkpoint
+from guided_diffusion.run import Run
 from guided_diffusion.unet import create_model
 from tests.conftest import LINEAR, TINY, write_yaml
-from util.journal import Journal, read_rows, write_rows
+from util.journal import Journal, read_table, write_rows
 
 SMALL = {**TINY, "image_size": 16, "channel_mult": "1", "attention_resolutions": "64"}
 IMAGES = 200
-COLUMNS = ("psnr", "ssim", "seconds")
 
 
 def resident_megabytes():
@@ -33,7 +32,7 @@ def test_memory_and_work_are_flat_over_many_images(tiny_run, monkeypatch):
     for i in range(IMAGES):
         wave = np.sin(rows / 5 + i) * np.cos(cols / 7)
         iio.imwrite(f"images/b{i}.png", np.uint8(127.5 + 100 * wave))
-    restore, tensors, memory, tables = main.Run.restore, [], [], []
+    restore, tensors, memory, tables = Run.restore, [], [], []
 
     def watched(self, *arguments):
         restore(self, *arguments)
@@ -46,7 +45,7 @@ def test_memory_and_work_are_flat_over_many_images(tiny_run, monkeypatch):
         tables.append(len(rows))
         write_rows(path, columns, rows)
 
-    monkeypatch.setattr(main.Run, "restore", watched)
+    monkeypatch.setattr(Run, "restore", watched)
     monkeypatch.setattr(util.results, "write_rows", counted)
     assert tiny_run("--save_dir", "out") == 0
     assert tensors[1] <= tensors[0]
@@ -63,7 +62,7 @@ def test_a_table_that_grew_row_by_row_says_the_same(tmp_path):
     write_rows(whole, ("psnr", "seconds"), rows)
     with open(grown, "rb") as a, open(whole, "rb") as b:
         assert a.read() == b.read()
-    assert read_rows(grown, COLUMNS) == rows
+    assert read_table(grown).rows == rows
 
 
 def test_the_last_word_on_an_image_counts(tmp_path):
@@ -72,13 +71,56 @@ def test_the_last_word_on_an_image_counts(tmp_path):
     journal.add("a", {"psnr": 1.0})
     journal.add("b", {"psnr": 2.0})
     journal.add("a", {})
-    assert read_rows(path, COLUMNS) == {"a": None, "b": {"psnr": 2.0}}
+    assert read_table(path).rows == {"a": None, "b": {"psnr": 2.0}}
     Journal(path, ["psnr"]).add("a", {"psnr": 3.0, "ssim": 0.5})
-    assert read_rows(path, COLUMNS)["a"] == {"psnr": 3.0, "ssim": 0.5}
+    assert read_table(path).rows["a"] == {"psnr": 3.0, "ssim": 0.5}
     # a row whose writing was cut short, though what there is of it looks whole
     with open(path, "a", encoding="utf-8") as file:
         file.write("b,2.5,0.")
-    assert read_rows(path, COLUMNS)["b"] == {"psnr": 2.0}
+    assert read_table(path).rows["b"] == {"psnr": 2.0}
+
+
+def test_columns_of_others_and_an_image_called_image_are_kept(tmp_path):
+    path = str(tmp_path / "table.csv")
+    journal = Journal(path)
+    journal.add("image", {"psnr": 1.0, "theirs": 2.0})
+    journal.add("b", {"psnr": 3.0, "remark": "odd, but good"})
+    found = read_table(path)
+    assert found.rows == {
+        "image": {"psnr": 1.0, "theirs": 2.0},
+        "b": {"psnr": 3.0, "remark": "odd, but good"},
+    }
+    assert found.columns == ["psnr", "theirs", "remark"] and not found.unread
+    write_rows(path, found.columns, found.rows)
+    assert read_table(path) == found
+
+
+def test_a_resumed_run_keeps_columns_it_does_not_know(tiny_run):
+    assert tiny_run("--save_dir", "out", "--limit", "2") == 0
+    table = "out/tiny/super_resolution/x4/0.05/metrics.csv"
+    with open(table, encoding="utf-8") as file:
+        heading, *lines = file.read().splitlines()
+    grades = ["4", "blurred"]
+    with open(table, "w", encoding="utf-8") as file:
+        file.write(f"{heading},grade\n")
+        file.writelines(f"{line},{g}\n" for line, g in zip(lines, grades, strict=True))
+    assert tiny_run("--save_dir", "out") == 0
+    found = read_table(table)
+    assert [row.get("grade") for row in found.rows.values()] == [4.0, "blurred", None]
+    assert len(found.rows) == 3 and found.columns[-1] == "grade"
+
+
+@pytest.mark.parametrize("what", [b"\xff\xfe\x00 no text", b"image,psnr\na1,2,3,4,5\nnot ours\n"])
+def test_what_cannot_be_read_of_a_table_is_kept_aside(tiny_run, capsys, what):
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    table = "out/tiny/super_resolution/x4/0.05/metrics.csv"
+    with open(table, "wb") as file:
+        file.write(what)
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert "metrics.csv.unread1" in capsys.readouterr().err
+    with open(f"{table}.unread1", "rb") as file:
+        assert file.read() == what
+    assert list(read_table(table).rows)[0] == "a1"
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -72,7 +72,7 @@ def test_a_run_writes_every_file(tiny_run, capsys):
     assert pixels(f"{SR}/comparison.png").shape[1] > 500
     printed = capsys.readouterr()
     assert "a10: PSNR" in printed.out and "PSNR (dB)" in printed.out
-    assert "image 3/3 a10" in printed.err
+    assert "images 3/3" in printed.err and "a10: step 6/6" in printed.err
 
 
 def test_results_do_not_depend_on_batch_neighbours_or_recording(tiny_run):

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.signal import convolve2d
 
-from util.metrics import calibration, high_frequency_ratio
+from util.metrics import calibration, high_frequency_ratio, image_metrics
 
 
 def wave(shape, rows, cols):
@@ -55,3 +56,53 @@ def test_calibration_leaves_the_air_out():
     samples = np.stack([truth - 0.1, truth + 0.1])
     samples[:, 0, :4] = 1.0  # a certain error, in the air only
     assert calibration(samples, truth)["in_90"] == 1
+
+
+def test_a_mask_leaves_out_what_lies_outside_it():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(-1, 1, (1, 48, 48))
+    mask = np.zeros((48, 48), bool)
+    mask[8:40, 8:40] = True
+    x = truth + 0.1 * rng.standard_normal(truth.shape)
+    wrong = np.where(mask, x, 1.0)
+    inside = image_metrics(x[:, 8:40, 8:40], truth[:, 8:40, 8:40])
+    for image in (x, wrong):  # whatever the outside is
+        found = image_metrics(image, truth, mask)
+        assert found["psnr"] == pytest.approx(inside["psnr"])
+        assert found["nmse"] == pytest.approx(inside["nmse"])
+    apart = [image_metrics(image, truth, mask)["haarpsi"] for image in (x, wrong)]
+    assert apart[0] == pytest.approx(apart[1])
+    assert image_metrics(x, truth, np.ones_like(mask))["ssim"] == pytest.approx(
+        image_metrics(x, truth)["ssim"], abs=0.01
+    )  # the whole takes no windows that reach over the border
+    half = mask.copy()
+    half[:, :24] = False
+    only_left = np.where(half, truth, x)
+    assert image_metrics(only_left, truth, half)["psnr"] == np.inf
+
+
+def test_haarpsi_against_its_definition():
+    """Reisenhofer et al. 2018, eq. 7-12: C = 30, α = 4.2, weights of the third scale."""
+    rng = np.random.default_rng(1)
+    images = rng.uniform(-1, 1, (2, 1, 32, 32))
+    halves = [255 * (v[0].reshape(16, 2, 16, 2).mean(axis=(1, 3)) + 1) / 2 for v in images]
+
+    def coefficients(image, scale):
+        size = 2**scale
+        kernel = np.ones((size, size)) / size  # 2^-scale, and its lower half negative
+        kernel[size // 2 :] *= -1
+        full = [np.abs(convolve2d(image, k)) for k in (kernel, kernel.T)]
+        first = size // 2  # of the middle part, as MATLAB's "same" cuts it
+        return [v[first : first + 16, first : first + 16] for v in full]
+
+    above = below = 0.0
+    for direction in (0, 1):
+        a, b = ([coefficients(v, s)[direction] for s in (1, 2, 3)] for v in halves)
+        pairs = zip(a[:2], b[:2], strict=True)
+        local = sum((2 * p * q + 30) / (p**2 + q**2 + 30) for p, q in pairs)
+        weight = np.maximum(a[2], b[2])
+        above += np.sum(weight / (1 + np.exp(-4.2 * local / 2)))
+        below += np.sum(weight)
+    expected = (np.log(above / (below - above)) / 4.2) ** 2
+    assert image_metrics(*images)["haarpsi"] == pytest.approx(expected, rel=1e-6)
+    assert math.isnan(image_metrics(*images[:, :, :12])["haarpsi"])

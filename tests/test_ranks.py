@@ -17,10 +17,11 @@ import pytest
 import torch
 
 import main
-from guided_diffusion import dist_util
+from guided_diffusion import devices, launch
 from guided_diffusion.condition_methods import DMPS
 from tests.conftest import LINEAR, REPOSITORY, SR, contents, write_yaml
 from tests.volume_files import head, write_nifti
+from util.errors import UserError
 
 ARGUMENTS = ["--model_config", "model.yaml", "--diffusion_config", "diffusion.yaml"]
 ARGUMENTS += ["--task_config", "task.yaml", "--precision", "fp32"]
@@ -59,7 +60,7 @@ class Started:
         if pid:
             return pid
         found = (rank, count, rank, count, "127.0.0.1", port)
-        os.environ.update(zip(dist_util.TORCHRUN_VARIABLES, map(str, found), strict=True))
+        os.environ.update(zip(launch.TORCHRUN_VARIABLES, map(str, found), strict=True))
         os.setpgid(0, 0)
         file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
@@ -230,22 +231,24 @@ def test_a_mistake_is_said_once(folder):
 def test_processes_take_a_gpu_each_and_share_the_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "0"), ("MASTER_ADDR", "x")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     taken = []
     for rank in range(3):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        taken.append(dist_util.pick_device(0).index)
+        taken.append(devices.pick_device(0).index)
     assert taken == [0, 1, 0]
-    assert dist_util.pick_device(-1).type == "cpu"
+    assert devices.pick_device(-1).type == "cpu"
 
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    dist_util.share_threads()
+    launch.share_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    dist_util.share_threads()
+    launch.share_threads()
     assert threads == [2]
 
 
@@ -253,7 +256,7 @@ def test_one_process_needs_no_mpi(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("PMI_SIZE", "1")
-    assert dist_util.launched() == (0, 1)
+    assert launch.launched() == (0, 1)
     monkeypatch.setenv("PMI_SIZE", "2")
-    with pytest.raises(dist_util.UserError, match="mpiexec: 2 processes need mpi4py"):
-        dist_util.launched()
+    with pytest.raises(UserError, match="mpiexec: 2 processes need mpi4py"):
+        launch.launched()

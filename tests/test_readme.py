@@ -1,5 +1,6 @@
 """What the READMEs and the notebook say exists: paths, flags, YAML keys, methods, defaults."""
 
+import dataclasses
 import json
 import os
 import re
@@ -10,19 +11,21 @@ import yaml
 
 import main
 from guided_diffusion import train
-from guided_diffusion.condition_methods import METHODS, PARAMETERS
-from tests.benchmarks import accelerator, peers, quality
-from tests.conftest import REPOSITORY
-from util.config import (
-    DIFFUSION_SCHEMA,
-    MODEL_SCHEMA,
-    REQUIRED,
-    TASK_SCHEMA,
-    read_diffusion_config,
+from guided_diffusion.config import (
+    DataConfig,
+    ModelConfig,
+    NoiseConfig,
+    Schedule,
     read_model_config,
+    read_schedule,
     read_task_config,
-    read_yaml,
 )
+from guided_diffusion.methods import METHODS, method_names
+from guided_diffusion.operators import OPERATORS
+from guided_diffusion.training.config import TrainConfig
+from tests.benchmarks import accelerator, run_all
+from tests.conftest import REPOSITORY
+from util.config import config_fields, read_yaml
 
 READMES = ("README.md", "README.es.md")
 NOT_IN_THE_REPOSITORY = ("results/", "path/to/", "models/mine", "models/model080000.pt")
@@ -107,31 +110,31 @@ def test_the_spanish_commands_are_the_english_ones(manual):
 
 
 def flags_of_train():
-    return vars(train.parse_args(["--data_dir", "", "--out", ""]))
+    return {**vars(train.parse_args(["--data_dir", "", "--out", ""])), "data_dir": None}
 
 
 @pytest.mark.parametrize("name", [*READMES, "DMPS.ipynb"])
 def test_every_flag_that_is_named_exists(name):
     named = set(re.findall(r"[`\"]--([a-z]\w*)", read(name)))
     known = {*vars(main.parse_args([])), *flags_of_train(), *OF_OTHER_PROGRAMS}
-    for benchmark in (accelerator, peers, quality):
+    for benchmark in (accelerator, run_all):
         known |= {*vars(benchmark.parse_args([]))}
     assert named <= known
 
 
 def task_keys():
     keys = {"conditioning.method", "conditioning.params"}
-    keys |= {f"data.{key}" for key in TASK_SCHEMA["data"]}
-    for part, schema in TASK_SCHEMA["measurement"].items():
-        keys |= {f"measurement.{part}.{key}" for key in schema}
-    return keys
+    operator_keys = {"name", "in_shape"}.union(*(o.parameters for o in OPERATORS.values()))
+    keys |= {f"data.{key}" for key in config_fields(DataConfig)}
+    keys |= {f"measurement.noise.{key}" for key in config_fields(NoiseConfig)}
+    return keys | {f"measurement.operator.{key}" for key in operator_keys}
 
 
 @pytest.mark.parametrize("name", [*READMES, "DMPS.ipynb"])
 def test_every_task_key_that_is_named_exists(name):
     form = r"[`\"]((?:conditioning|data|measurement)\.[a-z_]+(?:\.[a-z_]+)*)[`\":]"
     named = set(re.findall(form, read(name)))
-    params = {f"conditioning.params.{key}" for keys in PARAMETERS.values() for key in keys}
+    params = {f"conditioning.params.{key}" for m in METHODS.values() for key in m.parameters}
     assert named and named <= task_keys() | params
 
 
@@ -155,25 +158,31 @@ def test_every_flag_is_in_a_table_with_its_default(manual):
 def test_every_task_key_and_method_is_in_a_table(manual):
     assert set(table(manual, "Task file")) == task_keys()
     methods = table(manual, "Methods")
-    assert set(methods) - {"--method"} == set(METHODS)
-    for name in METHODS:
-        for key, value in PARAMETERS[name].items():
-            assert f"`{key}` ({value:g})" in methods[name][0]
+    assert set(methods) - {"--method"} == set(method_names())
+    for name, method in METHODS.items():
+        for key, parameter in method.parameters.items():
+            assert f"`{key}` ({parameter.default:g}" in methods[name][0]
+            for task, default in parameter.defaults_for.items():
+                assert f"{task}: {default:g}" in methods[name][0]
 
 
 @pytest.mark.parametrize(
     "title, schema",
     [
-        ("Diffusion file", DIFFUSION_SCHEMA),
-        ("Model file", MODEL_SCHEMA),
-        ("Training", train.TRAIN_SCHEMA),
+        ("Diffusion file", Schedule),
+        ("Model file", ModelConfig),
+        ("Training", TrainConfig),
     ],
 )
 def test_every_key_is_in_a_table_with_its_default(manual, title, schema):
     rows = {k: v for k, v in table(manual, title).items() if not k.startswith("--")}
-    assert set(rows) == set(schema)
-    for key, (_, default) in schema.items():
-        if default is REQUIRED:
+    fields = config_fields(schema)
+    assert set(rows) == set(fields)
+    for key, field in fields.items():
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if default is dataclasses.MISSING:
             assert rows[key][0] == "required"
         elif default is not None:
             assert yaml.safe_load(rows[key][0].strip("`")) == default
@@ -187,9 +196,9 @@ def test_every_shipped_config_is_valid():
         if name.startswith("model_"):
             read_model_config(path)
         elif name.startswith("diffusion_"):
-            read_diffusion_config(path)
+            read_schedule(path)
         elif name.startswith("train_"):
-            assert set(read_yaml(path)) == set(train.TRAIN_SCHEMA)
+            assert set(read_yaml(path)) == set(config_fields(TrainConfig))
         else:
             read_task_config(path)
     assert len(names) == 15

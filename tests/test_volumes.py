@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from data.dataloader import read_picture
-from data.volumes import find_scale, write_volumes
+from data.scale import find_scale
 from guided_diffusion.measurements import get_operator
 from tests.conftest import LINEAR, task, write_yaml
 from tests.volume_files import (
+    dicom_values,
     head,
     items_of,
     not_a_number,
+    write_back,
     write_dicom,
     write_nifti,
     write_series,
@@ -27,21 +29,6 @@ from util.errors import UserError
 
 DENOISE = "tiny/denoise/gaussian/0.1"
 OBLIQUE = np.array([[0, 0.3, 4.9, 9], [-1.1, 0.1, 0.2, 5], [0.1, 1.2, -1, -7], [0, 0, 0, 1.0]])
-
-
-def dicom_values(path):
-    dataset = pydicom.dcmread(path)
-    slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
-    return dataset.pixel_array * slope + intercept
-
-
-def write_back(items, folder, enlarge=1):
-    """Keep each slice as it was read, enlarged, and put the volume together."""
-    os.makedirs(f"{folder}/slices", exist_ok=True)
-    for item in items:
-        image = item.read().repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-        np.save(f"{folder}/slices/{item.name}.npy", image)
-    return list(write_volumes(items, {i.name for i in items}, folder, "dmps test", "settings"))
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, 2])

@@ -4,10 +4,19 @@ import os
 
 import nibabel as nib
 import numpy as np
+import pydicom
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 
 from data.dataloader import list_items
+from data.volumes import write_volumes
+from util.files import printable
 
 
 def head(shape=(32, 32, 3), seed=0):
@@ -32,7 +41,7 @@ def write_dicom(path, pixels, place, series="1.2.3", **tags):
     """One slice; `place` in mm along the normal of an oblique plane."""
     dataset = Dataset()
     dataset.SOPClassUID = MRImageStorage
-    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[printable(str(path))])
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2", series
     dataset.PatientName, dataset.PatientID, dataset.Modality = "Doe^Jane", "7", "MR"
     dataset.SeriesDescription, dataset.SeriesNumber = "t1", 4
@@ -49,7 +58,9 @@ def write_dicom(path, pixels, place, series="1.2.3", **tags):
     dataset.file_meta.TransferSyntaxUID = tags.pop("syntax", ExplicitVRLittleEndian)
     for keyword, value in tags.items():
         if value is None:
-            delattr(dataset, keyword)
+            dataset.pop(keyword, None)
+        elif isinstance(value, DataElement):
+            dataset.add(value)
         else:
             setattr(dataset, keyword, value)
     dataset.save_as(path, enforce_file_format=True)
@@ -62,8 +73,8 @@ def write_series(folder, voxels, **tags):
         write_dicom(f"{folder}/{9 - k}.dcm", voxels[..., k], 3.0 * k, **tags)
 
 
-def items_of(data):
-    return list_items({"measured": False, **data})
+def items_of(data, **options):
+    return list_items({"measured": False, **data}, **options)
 
 
 def four_dimensions():
@@ -74,3 +85,63 @@ def not_a_number():
     voxels = head().astype(np.float32)
     voxels[3, 3, 1] = np.nan
     write_nifti("images/bad.nii", voxels)
+
+
+def write_enhanced(path, voxels, places, **tags):
+    """An enhanced multi-frame MR file; (rows, columns, frames), a place in mm for each frame."""
+    item = Dataset
+    frames = []
+    for number, place in enumerate(places):
+        frame, content, plane, echo = item(), item(), item(), item()
+        in_stack = sorted(set(places)).index(place) + 1
+        content.FrameAcquisitionNumber, content.DimensionIndexValues = 1, [1, in_stack]
+        content.StackID, content.InStackPositionNumber = "1", in_stack
+        plane.ImagePositionPatient = [10 - 0.6 * place, 20 + 0.8 * place, 30]
+        echo.EffectiveEchoTime = float(10 + 20 * (places[:number].count(place)))
+        frame.FrameContentSequence, frame.PlanePositionSequence = [content], [plane]
+        frame.MREchoSequence = [echo]
+        frames.append(frame)
+    shared, measures, direction, scale = item(), item(), item(), item()
+    measures.PixelSpacing, measures.SliceThickness = [0.5, 0.75], 3
+    direction.ImageOrientationPatient = [0.8, 0.6, 0, 0, 0, -1]
+    scale.RescaleSlope, scale.RescaleIntercept, scale.RescaleType = "2.5", "-100", "US"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [direction]
+    shared.PixelValueTransformationSequence = [scale]
+    stack, in_stack = item(), item()
+    stack.DimensionIndexPointer, stack.FunctionalGroupPointer = 0x00209056, 0x00209111
+    in_stack.DimensionIndexPointer, in_stack.FunctionalGroupPointer = 0x00209057, 0x00209111
+    dataset = {
+        "SOPClassUID": EnhancedMRImageStorage,
+        "DimensionIndexSequence": [stack, in_stack],
+        "NumberOfFrames": len(places),
+        "PerFrameFunctionalGroupsSequence": frames,
+        "SharedFunctionalGroupsSequence": [shared],
+        "Rows": voxels.shape[0],
+        "Columns": voxels.shape[1],
+        "PixelData": np.moveaxis(voxels, 2, 0).astype("<u2").tobytes(),
+        "ImagePositionPatient": None,
+        "ImageOrientationPatient": None,
+        "PixelSpacing": None,
+    }
+    write_dicom(path, voxels, 0, **{**dataset, **tags})
+
+
+def write_back(items, folder, enlarge=1):
+    """Keep each slice as it was read, enlarged, and put the volume together."""
+    os.makedirs(f"{folder}/slices", exist_ok=True)
+    for item in items:
+        image = item.read().repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+        np.save(f"{folder}/slices/{item.name}.npy", image)
+    found = write_volumes(items, {i.name for i in items}, str(folder), "dmps test", "settings")
+    return list(found)
+
+
+def dicom_values(path):
+    dataset = pydicom.dcmread(path)
+    slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
+    return dataset.pixel_array * slope + intercept
+
+
+def series_values(folder):
+    """(slices, H, W) of the series in a folder, by file name."""
+    return np.stack([dicom_values(os.path.join(folder, n)) for n in sorted(os.listdir(folder))])

@@ -1,18 +1,45 @@
-"""Reading and checking YAML files."""
+"""YAML files into dataclasses: checked once, at the door, with one sentence for each mistake."""
 
-import io
+import codecs
+import dataclasses
 import math
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
 from util.errors import UserError
-from util.remote import local_file
+from util.remote import is_remote, local_file
 
-REQUIRED = object()
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+T = TypeVar("T")
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+REST = "rest"
+NAMES = {str: "text", int: "an integer", float: "a number"}
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that also knows the one Python tag published task files use."""
+    """A safe loader that also knows the one Python tag published task files use.
+
+    A key that is given twice is an error: YAML forbids it, and PyYAML would keep the last.
+    """
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                first = lines.setdefault((key.tag, key.value), line)
+                if first != line:
+                    raise yaml.composer.ComposerError(
+                        problem=f"the key {key.value!r} is there twice, first at line {first}",
+                        problem_mark=key.start_mark,
+                    )
+        return node
 
 
 _Loader.add_constructor(
@@ -21,16 +48,39 @@ _Loader.add_constructor(
 )
 
 
-def read_yaml(path):
-    """Read a YAML mapping from a local or remote path.
+def locate(path: str, near: str = "") -> str:
+    """Where a path that a user or a YAML file gives leads to.
+
+    A home folder is filled in for "~". A relative path that does not exist from the current
+    folder is looked for beside the file `near`, then in this program's own folder, so that
+    shipped configs and weights are found from everywhere.
+
+    Returns:
+        The path; as it was given if there is no such file anywhere.
+    """
+    if not path or is_remote(path):
+        return path
+    path = os.path.expanduser(path)
+    if os.path.isabs(path) or os.path.exists(path):
+        return path
+    folders = [REPOSITORY]
+    if near and not is_remote(near):
+        folders.insert(0, os.path.dirname(near))
+    found = (os.path.join(folder, path) for folder in folders)
+    return next(filter(os.path.exists, found), path)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Read a YAML mapping, in UTF-8 or UTF-16, from a local or remote path.
 
     Raises:
         UserError: the file is missing, cannot be read or is malformed.
     """
     try:
         with local_file(path) as local, open(local, "rb") as file:
-            text = file.read().decode("utf-8")
-        config = yaml.load(io.StringIO(text), Loader=_Loader)
+            data = file.read()
+        text = data.decode("utf-16" if data.startswith(UTF16) else "utf-8-sig")
+        config = yaml.load(text, Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError:
@@ -38,89 +88,139 @@ def read_yaml(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "no YAML"
-        raise UserError(f"{path}: not valid YAML{at} ({problem})") from None
+        raise UserError(f"{path}: not valid YAML{_problem(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected keys and values, found {describe(config)}")
     return config
 
 
-def parse_yaml_value(text):
+def parse_yaml_value(text: str, where: str = "command line") -> Any:
     """A value given on the command line, read as the YAML file would read it."""
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {text!r} is not valid YAML{_problem(error)}") from None
 
 
-def describe(value):
+def _problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    at = f" at line {mark.line + 1}" if mark else ""
+    return f"{at} ({getattr(error, 'problem', None) or 'no YAML'})"
+
+
+def describe(value: Any) -> str:
     """A value and its type, as an error message shows them."""
     return "nothing" if value is None else f"{type(value).__name__} {value!r}"
 
 
-def check_keys(config, schema, where):
-    """Validate a mapping against a schema and fill in defaults.
+def rest() -> Any:
+    """A field that takes the keys which no other field of its dataclass has, as a dict."""
+    return dataclasses.field(default_factory=dict, metadata={REST: True})
+
+
+def internal(default: Any) -> Any:
+    """A field that is no key of the YAML file."""
+    return dataclasses.field(default=default, metadata={"internal": True})
+
+
+def config_fields(cls: Any) -> dict[str, dataclasses.Field]:
+    """The keys of the YAML mapping that a dataclass describes, with their fields."""
+    return {f.name: f for f in dataclasses.fields(cls) if f.init and "internal" not in f.metadata}
+
+
+def build(cls: type[T], config: Any, where: str) -> T:
+    """Check a mapping and make a dataclass of it.
 
     Args:
+        cls: its fields say what the keys are: names, types, defaults. A field whose type is a
+            dataclass is a nested mapping. `float` also takes integers and numbers that YAML 1.1
+            reads as text (1e-4); `int` does not take booleans; the texts of a `Literal` stand for
+            themselves. See `rest` and `internal`.
         config: the mapping read.
-        schema: key → (type or tuple of types, default), or key → nested schema. A default of
-            `REQUIRED` makes the key mandatory. `float` also takes integers and numbers that
-            YAML 1.1 reads as text (1e-4); `int` does not take booleans; a text among the
-            types stands for itself.
         where: file and key path for error messages.
-
-    Returns:
-        New dict with every key of the schema.
 
     Raises:
         UserError: unknown key, missing key or wrong type.
     """
     if not isinstance(config, dict):
         raise UserError(f"{where}: expected keys and values, found {describe(config)}")
+    fields, hints = config_fields(cls), typing.get_type_hints(cls)
+    others = next((name for name, f in fields.items() if REST in f.metadata), None)
+    known = [name for name in fields if name != others]
+    values: dict[str, Any] = {}
     for key in config:
-        if key not in schema:
-            raise UserError(f"{where}: unknown key {key!r} (known: {', '.join(schema)})")
-    checked = {}
-    for key, rule in schema.items():
-        if isinstance(rule, dict):
-            if key not in config:
-                raise UserError(f"{where}: missing key {key!r}")
-            checked[key] = check_keys(config[key], rule, f"{where}: {key}")
-            continue
-        types, default = rule
-        if key not in config:
-            if default is REQUIRED:
-                raise UserError(f"{where}: missing key {key!r}")
-            checked[key] = default
-            continue
-        checked[key] = _check_type(config[key], types, f"{where}: {key}")
-    return checked
+        if key not in known and others is None:
+            raise UserError(f"{where}: unknown key {key!r} (known: {', '.join(known)})")
+    for key in known:
+        field = fields[key]
+        if key in config:
+            values[key] = check_type(config[key], hints[key], f"{where}: {key}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: missing key {key!r}")
+    if others is not None:
+        values[others] = {k: v for k, v in config.items() if k not in known}
+    return cls(**values)
 
 
-def _check_type(value, types, where):
-    types = types if isinstance(types, tuple) else (types,)
-    words = [t for t in types if isinstance(t, str)]
-    types = tuple(t for t in types if not isinstance(t, str))
-    if value in words:
+def check_type(value: Any, hint: Any, where: str) -> Any:
+    """The value, as the type `hint` that it must have, see `build`; raises UserError."""
+    choices = _choices(hint)
+    for choice in choices:
+        if dataclasses.is_dataclass(choice) and (len(choices) == 1 or isinstance(value, dict)):
+            return build(cast(type, choice), value, where)
+    if any(isinstance(c, str) and value == c for c in choices):
         return value
+    kinds = tuple(c for c in choices if isinstance(c, type))
+    if value is None and type(None) in kinds:
+        return None
     if isinstance(value, bool):
-        if bool in types:
+        if bool in kinds:
             return value
-    elif isinstance(value, types):
+    elif isinstance(value, kinds):
         return value
-    elif float in types and isinstance(value, (int, str)):
+    elif float in kinds and isinstance(value, (int, str)):
         try:
             return float(value)
         except ValueError:
             pass
-    names = [
-        {"str": "text", "int": "an integer", "float": "a number"}.get(t.__name__, f"a {t.__name__}")
-        for t in types
-    ]
-    raise UserError(f"{where}: expected {' or '.join(names + words)}, found {describe(value)}")
+    names = [NAMES.get(k, f"a {k.__name__}") for k in kinds if k is not type(None)]
+    names += [c for c in choices if isinstance(c, str)]
+    raise UserError(f"{where}: expected {' or '.join(names)}, found {describe(value)}")
 
 
-def parse_numbers(value, key):
-    """Parse "32,16,8", 16 or [32, 16] into a tuple of numbers."""
+def _choices(hint: Any) -> list[Any]:
+    """The types of a union, and the texts of its literals."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return [c for part in typing.get_args(hint) for c in _choices(part)]
+    if origin is Literal:
+        return list(typing.get_args(hint))
+    return [origin or hint]
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The mapping that a YAML file would hold for a dataclass, without keys of value None."""
+    found: dict[str, Any] = {}
+    for name, field in config_fields(config).items():
+        value = getattr(config, name)
+        if REST in field.metadata:
+            found |= value
+        elif dataclasses.is_dataclass(value):
+            found[name] = as_dict(value)
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+def portable(path: str) -> str:
+    """A path as it is from this program's own folder, if it lies there; for settings on record."""
+    inside = os.path.isabs(path) and path.startswith(REPOSITORY + os.sep)
+    return os.path.relpath(path, REPOSITORY) if inside else path
+
+
+def parse_numbers(value: str | float | Sequence[float], where: str) -> tuple[float, ...]:
+    """Parse "32,16,8", 16 or [32, 16] into a tuple of positive numbers."""
+    parts: Sequence[Any]
     if isinstance(value, str):
         parts = [p.strip() for p in value.split(",") if p.strip()]
     elif isinstance(value, (list, tuple)):
@@ -131,129 +231,17 @@ def parse_numbers(value, key):
         numbers = tuple(float(p) for p in parts)
     except (TypeError, ValueError):
         raise UserError(
-            f"model config: {key}: expected numbers separated by commas, found {value!r}"
+            f"{where}: expected numbers separated by commas, found {value!r}"
         ) from None
     if not all(0 < n < math.inf for n in numbers):
-        raise UserError(f"model config: {key}: expected positive numbers, found {value!r}")
+        raise UserError(f"{where}: expected positive numbers, found {value!r}")
     return numbers
 
 
-MODEL_SCHEMA = {
-    "image_size": (int, REQUIRED),
-    "num_channels": (int, REQUIRED),
-    "num_res_blocks": (int, REQUIRED),
-    "in_channels": (int, 3),
-    "channel_mult": ((str, list), ""),
-    "learn_sigma": (bool, False),
-    "class_cond": (bool, False),
-    "use_checkpoint": (bool, False),
-    "attention_resolutions": ((str, int, list), "16"),
-    "num_heads": (int, 1),
-    "num_head_channels": (int, -1),
-    "num_heads_upsample": (int, -1),
-    "use_scale_shift_norm": (bool, False),
-    "dropout": (float, 0.0),
-    "resblock_updown": (bool, False),
-    "use_fp16": (bool, False),
-    "use_new_attention_order": (bool, False),
-    "model_path": (str, REQUIRED),
-}
-
-DIFFUSION_SCHEMA = {
-    "sampler": (str, "ddpm"),
-    "steps": (int, REQUIRED),
-    "noise_schedule": (str, "linear"),
-    "model_mean_type": (str, "epsilon"),
-    "model_var_type": (str, "learned_range"),
-    "dynamic_threshold": (bool, False),
-    "clip_denoised": ((bool, "auto"), True),
-    "rescale_timesteps": (bool, False),
-    "timestep_respacing": ((int, str, list), ""),
-    "start": ((int, str), ""),
-    "eta": (float, 0.0),
-    "method": (str, None),
-}
-
-# An operator's own keys are checked by guided_diffusion.measurements; here, their types.
-# in_shape is read, for published files have it, and not used: every image's own size counts.
-TASK_SCHEMA = {
-    "conditioning": {"method": (str, REQUIRED), "params": (dict, {})},
-    "data": {
-        "name": (str, ""),
-        "root": (str, REQUIRED),
-        "measured": (bool, False),
-        "axis": (int, None),
-        "volume": (int, None),
-        "series": ((int, str), None),
-    },
-    "measurement": {
-        "operator": {
-            "name": (str, REQUIRED),
-            "type": (str, None),
-            "in_shape": ((tuple, list), None),
-            "scale_factor": (int, None),
-            "kernel_size": (int, None),
-            "intensity": ((float, list), None),
-            "singular_value_threshold": (float, None),
-        },
-        "noise": {"name": (str, REQUIRED), "sigma": ((float, "auto"), None)},
-    },
-}
-PRIOR_SCHEMA = {"conditioning": {"method": (str, REQUIRED), "params": (dict, {})}}
-
-
-def read_model_config(path):
-    return check_keys(read_yaml(path), MODEL_SCHEMA, path)
-
-
-def read_diffusion_config(path):
-    """A schedule, checked; "method" is there only if the file names one."""
-    config = check_keys(read_yaml(path), DIFFUSION_SCHEMA, path)
-    if config["method"] is None:
-        del config["method"]
-    return config
-
-
-def read_task_config(path, method=None, measured=False):
-    """A task file, checked; where the method is "vanilla" it needs `conditioning` alone.
-
-    Args:
-        method: replaces the file's conditioning.method, and, if it is another, drops the
-            parameters that belong to the file's.
-        measured: the images are measurements, as if the file had data.measured: true.
-
-    Returns:
-        dict with "conditioning", and unless vanilla "data" and "measurement"; keys of the
-        data and of the operator that the file leaves out are left out.
-    """
-    config = read_yaml(path)
-    conditioning = config.get("conditioning")
-    if method and isinstance(conditioning, dict) and conditioning.get("method") != method:
-        conditioning = {"method": method}
-        config["conditioning"] = conditioning
-    if isinstance(conditioning, dict) and conditioning.get("method") == "vanilla":
-        if measured:
-            raise UserError(f"{path}: method vanilla takes no images, and so no --measured")
-        return check_keys({"conditioning": conditioning}, PRIOR_SCHEMA, path)
-    config = check_keys(config, TASK_SCHEMA, path)
-    operator, noise = config["measurement"]["operator"], config["measurement"]["noise"]
-    operator.pop("in_shape")
-    config["measurement"]["operator"] = {k: v for k, v in operator.items() if v is not None}
-    config["data"] = {k: v for k, v in config["data"].items() if v is not None}
-    if noise["sigma"] is None:
-        if noise["name"] != "clean":
-            raise UserError(f"{path}: measurement: noise: missing key 'sigma'")
-        noise["sigma"] = 0.0
-    config["data"]["measured"] = config["data"]["measured"] or measured
-    if noise["sigma"] == "auto":
-        if not config["data"]["measured"]:
-            raise UserError(
-                f"{path}: measurement: noise: sigma: auto estimates the noise of measured images "
-                "(data.measured: true or --measured); noise that is simulated needs a number"
-            )
-        if noise["name"] not in ("gaussian", "rician"):
-            raise UserError(
-                f"{path}: measurement: noise: sigma: auto estimates gaussian or rician noise, "
-                f"found {noise['name']}"
-            )
-    return config
+def replaced(config: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """A YAML mapping with one key, "measurement.noise.sigma" for instance, set to another value."""
+    first, _, others = dotted.partition(".")
+    if others:
+        inner = config.get(first)
+        value = replaced(inner if isinstance(inner, dict) else {}, others, value)
+    return {**config, first: value}

@@ -1,15 +1,28 @@
-"""Writing files so that none is ever seen half-written."""
+"""Files: written so that none is ever seen half-written, opened by content, safely named."""
 
+import bz2
 import contextlib
+import gzip
+import hashlib
 import os
+from collections.abc import Iterator
+from typing import IO, BinaryIO, cast
+
+LONGEST_NAME = 255  # bytes of one name on the usual file systems
+LONGEST_STEM = 200  # of them for a result's name: _z000, _12, .part- and .nii.gz come on top
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+UNSAFE = frozenset('/\\:*?"<>|')  # in names on one of the usual file systems
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str) -> Iterator[str]:
     """Yield a temporary path beside `path`; it takes path's place when the block succeeds."""
     folder, name = os.path.split(os.path.abspath(path))
     # One name a file, so that what a killed run leaves is written over by the next.
-    temporary = os.path.join(folder, f".part-{name}")
+    temporary = f".part-{name}"
+    if len(os.fsencode(temporary)) > LONGEST_NAME:
+        temporary = f".part-{_digest(name)}"
+    temporary = os.path.join(folder, temporary)
     try:
         yield temporary
         _to_disk(temporary)
@@ -27,7 +40,61 @@ def _to_disk(path):
 
 
 @contextlib.contextmanager
-def replacing_text(path):
+def replacing_text(path: str) -> Iterator[IO[str]]:
     """Like `replacing`, but yield an open UTF-8 text file."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         yield file
+
+
+def open_plain(path: str) -> BinaryIO:
+    """Open a file for reading, decompressed where its contents are gzip or bzip2.
+
+    The name plays no part: scanners' exports and downloads are often named wrongly.
+    """
+    with open(path, "rb") as file:
+        start = file.read(3)
+    if start[:2] == b"\x1f\x8b":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if start == b"BZh":
+        return cast(BinaryIO, bz2.open(path, "rb"))
+    return open(path, "rb")
+
+
+def read_head(path: str, count: int = 1024) -> bytes:
+    """Up to the first `count` bytes of a file, decompressed; b"" where they cannot be read."""
+    try:
+        with open_plain(path) as file:
+            return file.read(count)
+    except (OSError, EOFError, ValueError):  # no file, no permission, no gzip file after all
+        return b""
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether these first bytes are the text that Git LFS keeps in place of a file."""
+    return head.startswith(LFS_POINTER)
+
+
+def printable(name: str) -> str:
+    """A file's name as one line of valid Unicode: other bytes and control characters escaped."""
+    text = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def safe_name(stem: str) -> str:
+    """The name of a source's results: its own, if every usual file system takes it.
+
+    Otherwise what is unsafe in it becomes "_", and a digest of the whole name keeps it unique;
+    the same source always gets the same name.
+    """
+    safe = "".join("_" if c in UNSAFE or not c.isprintable() else c for c in stem)
+    safe = safe.rstrip(" .")
+    safe = "_" + safe[1:] if safe[:1] in ("", ".", " ") else safe
+    if safe == stem and len(stem.encode()) <= LONGEST_STEM:
+        return stem
+    digest = _digest(stem)
+    cut = safe.encode()[: LONGEST_STEM - len(digest) - 1].decode("utf-8", "ignore")
+    return f"{cut}-{digest}"
+
+
+def _digest(name):
+    return hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]

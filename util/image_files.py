@@ -2,13 +2,17 @@
 
 import math
 import os
+from collections.abc import Iterable, Sequence
 
 import imageio.v2 as iio
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from util.files import replacing
 
+Frame = NDArray[np.uint8]  # (H, W) or (H, W, 3)
 GIF_SECONDS = 5.0  # of motion
 HOLD_SECONDS = 1.5  # on the result, before the loop starts again
 GIF_BYTES = 1_500_000  # at most, so that a page shows several
@@ -16,7 +20,7 @@ GIF_FRAMES = 40  # at most, of a grey image
 GIF_SIDE = 384  # pixels; larger images are reduced
 
 
-def to_uint8(image):
+def to_uint8(image: NDArray) -> Frame:
     """Fixed map of (C, H, W) in [-1, 1] to 8 bits, (H, W) or (H, W, 3); outside is clipped."""
     image = np.clip((np.asarray(image, np.float32) + 1) * 127.5, 0, 255)
     image = np.rint(image).astype(np.uint8).transpose(1, 2, 0)
@@ -29,42 +33,42 @@ class Recorder:
     Called as a callback, ``recorder(t, x_t)`` with x_t (N, C, H, W) after step t.
     """
 
-    def __init__(self, steps, frames=100):
+    def __init__(self, steps: int, frames: int = 100):
         self.every = max(1, round(steps / frames))
-        self.kept = []
+        self.kept: list[Frame] = []
 
-    def __call__(self, t, x_t):
+    def __call__(self, t: int, x_t: torch.Tensor) -> None:
         if t % self.every == 0:
             self.frame(x_t)
 
-    def frame(self, x_t):
+    def frame(self, x_t: torch.Tensor) -> None:
         pixels = (x_t.float().clamp(-1, 1) + 1) * 127.5
         self.kept.append(pixels.round().to("cpu", copy=True).numpy().astype(np.uint8))
 
-    def movie(self, i, images):
+    def movie(self, i: int, images: int) -> list[Frame]:
         """The frames of image i of `images`: list of (H, W) or (H, W, 3) uint8."""
         return [self._pixels(f.reshape(images, -1, *f.shape[2:])[i]) for f in self.kept]
 
     @staticmethod
-    def _pixels(frame):
+    def _pixels(frame: Frame) -> Frame:
         return frame[0] if len(frame) == 1 else frame.transpose(1, 2, 0)
 
 
-def write_png(path, image):
+def write_png(path: str, image: NDArray) -> None:
     """Write (C, H, W) in [-1, 1], or a ready (H, W[, 3]) uint8 array, as an 8-bit PNG."""
     pixels = image if image.dtype == np.uint8 else to_uint8(image)
     with replacing(path) as temporary:
         iio.imwrite(temporary, pixels, format="png")
 
 
-def read_png(path):
+def read_png(path: str) -> NDArray[np.float32]:
     """Read what `write_png` wrote, as (C, H, W) in [-1, 1]."""
-    pixels = iio.imread(path)
+    pixels = np.asarray(iio.imread(path))
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
 
 
-def write_floats(path, image):
+def write_floats(path: str, image: NDArray) -> None:
     """Write (C, H, W) floats as they are: .npy, or .tif as (H, W) or (H, W, 3)."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         if path.endswith(".npy"):
@@ -74,7 +78,7 @@ def write_floats(path, image):
             iio.imwrite(file, pixels, format="tiff")
 
 
-def write_gif(path, frames):
+def write_gif(path: str, frames: Sequence[Frame]) -> None:
     """Write uint8 frames (H, W[, 3]) as a looping GIF that pauses on the last one.
 
     It stays below GIF_BYTES by showing fewer frames, more of them towards the end, where the
@@ -98,7 +102,7 @@ def write_gif(path, frames):
 def _gif_frames(frames, count, factor):
     """About `count` of the frames with as many grey levels as their noise leaves visible."""
     last, final = len(frames) - 1, frames[-1].astype(np.float32)
-    picked = range(last + 1)
+    picked: Iterable[int] = range(last + 1)
     if last >= count:
         left = np.linspace(1, 0, count) ** 2
         picked = np.unique(np.rint(last * (1 - left)).astype(int))
@@ -114,10 +118,10 @@ def _gif_frames(frames, count, factor):
     return shown
 
 
-def write_mp4(path, frames):
+def write_mp4(path: str, frames: Sequence[Frame]) -> None:
     """Write uint8 frames as H.264 in MP4, in the pixel format that browsers play."""
     fps = max(1, round(len(frames) / GIF_SECONDS))
-    frames = frames + [frames[-1]] * round(fps * HOLD_SECONDS)
+    frames = [*frames] + [frames[-1]] * round(fps * HOLD_SECONDS)
     with (
         replacing(path) as temporary,
         iio.get_writer(
@@ -134,7 +138,7 @@ def write_mp4(path, frames):
         for pixels in frames:
             if pixels.ndim == 2:
                 pixels = np.repeat(pixels[..., None], 3, axis=2)
-            writer.append_data(pixels)
+            writer.append_data(pixels)  # type: ignore[attr-defined]
 
 
 def _figure(width, height):
@@ -156,7 +160,7 @@ def _heat_map(figure, axis, image, scale, colour_bar_axes):
         bar.ax.tick_params(labelsize=6)
 
 
-def write_std_map(path, std):
+def write_std_map(path: str, std: NDArray) -> None:
     """A heat map of pixelwise standard deviations, (C, H, W) in units of the [-1, 1] image."""
     share = std.mean(axis=0) / 2
     figure = _figure(4.2, 3.6)
@@ -169,7 +173,7 @@ def write_std_map(path, std):
         figure.savefig(temporary, format="png")
 
 
-def write_comparison(path, rows, title):
+def write_comparison(path: str, rows: Sequence[tuple], title: str) -> None:
     """A labelled figure: input, reconstruction, truth and error of each image, a row each.
 
     Args:

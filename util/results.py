@@ -6,9 +6,13 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from util.errors import UserError
 from util.files import replacing_text
@@ -22,44 +26,50 @@ from util.image_files import (
     write_png,
     write_std_map,
 )
-from util.journal import Journal, read_rows, write_rows
-from util.metrics import image_metrics
-from util.remote import base_name
+from util.journal import Journal, Row, read_table, set_aside, write_rows
+from util.lock import NAME as LOCK
+from util.lock import Lock, Locked
+from util.metrics import METRICS, Column, image_metrics
 
-FOLDERS = ("input", "recon", "truth", "samples", "std", "slices", "volumes")
-FOLDERS += ("progress", "gif", "video")
+FOLDERS = (
+    *("input", "recon", "truth", "samples", "std", "slices", "volumes"),
+    *("progress", "gif", "video"),
+)
 FILES = ("metrics.csv", "summary.json", "comparison.png")
-LABELS = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "nmse": "NMSE",
-    "sample_psnr": "PSNR of one sample (dB)",
-    "sample_ssim": "SSIM of one sample",
-    "sample_nmse": "NMSE of one sample",
-    "residual": "residual / noise",
-    "sigma": "estimated sigma",
-    "seconds": "seconds",
-}
 COMPARED = 4  # images in comparison.png
+SOURCE = "source"  # column: the name of a file whose results could not carry it
+FIGURES = {  # what is known of an image without its truth
+    "residual": Column("residual / noise", ".3g"),
+    "sigma": Column("estimated sigma", ".3g"),
+    "seconds": Column("seconds", ".1f"),
+}
 
 
-def results_folder(save_dir, model_config, task_config):
-    """{save_dir}/{model}/{task}/{variant}/{sigma}, or {save_dir}/{model}/vanilla."""
-    path = model_config["model_path"]
-    model = os.path.splitext(base_name(path))[0] or "untrained"
-    if "measurement" not in task_config:
-        return os.path.join(save_dir, model, "vanilla")
-    operator, noise = (task_config["measurement"][k] for k in ("operator", "noise"))
-    variant = noise["name"]
-    if operator["name"] == "deblur":
-        variant = operator.get("type", "gaussian")
-    elif operator["name"] == "super_resolution":
-        variant = f"x{operator.get('scale_factor', 4)}"
-    sigma = noise["sigma"] if noise["sigma"] == "auto" else f"{noise['sigma']:g}"
-    return os.path.join(save_dir, model, operator["name"], variant, sigma)
+class Item(Protocol):
+    """One image of a run.
+
+    floats: where its result is also kept as floats, a folder and an ending, or None.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def floats(self) -> tuple[str, str] | None: ...
+
+    def to_floats(self, x: NDArray) -> NDArray: ...
 
 
-def versions():
+def columns() -> dict[str, Column]:
+    """The columns of metrics.csv, in their order; those that are not here come after them."""
+    of_one = {
+        f"sample_{name}": Column(f"{metric.label} of one sample", metric.format, metric.unit)
+        for name, metric in METRICS.items()
+    }
+    return {**METRICS, **of_one, **FIGURES, SOURCE: Column("source")}
+
+
+def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -67,55 +77,97 @@ def versions():
     }
 
 
-class Results:
-    """Writes one run's files; `rows` holds the metrics of each image by name.
+def open_results(
+    folder: str,
+    title: str,
+    settings: Mapping[str, Any],
+    items: Sequence[Item],
+    overwrite: bool,
+    rank: int | None = None,
+) -> "Results":
+    """Claim a results folder, for a run or for one of the processes that share it.
 
-    A folder that a run with the same settings left unfinished is gone on with. Of several
-    processes the first opens the folder; each notes its rows in a table of its own, and one of
-    them merges these at the end, or the next run does.
+    A folder that a run with the same settings left unfinished is resumed. Of several processes
+    the first opens the folder; each notes its rows in a table of its own, and one of them merges
+    these at the end, or the next run does.
 
     Args:
         title: stands over the comparison picture.
         settings: all that decides the files' contents; another run's folder is refused.
-        names: of the images to restore, in the order of the tables.
-        items: name → the item restored, whose `floats` says where its result is also kept as
-            floats, a folder and an ending, or None; `to_floats(x)` gives them.
+        items: the images to restore, in the order of the tables.
         rank: this process's number where several share the images; None for one on its own.
 
     Raises:
-        UserError: the folder cannot be written, or holds a run with other settings (or files
-            that no run wrote) and `overwrite` is not given.
+        UserError: the folder cannot be written, is in use by another run, or holds a run with
+            other settings (or files that no run wrote) and `overwrite` is not given.
     """
-
-    def __init__(self, folder, title, settings, names, overwrite, items, rank=None):
-        self.folder = folder
-        self.names = names
-        self.items = items
-        self.title = title
-        self.settings = json.loads(json.dumps(settings))  # as they are read back
-        self.rows = {}
-        table = os.path.join(folder, "metrics.csv")
+    settings = json.loads(json.dumps(settings))  # as they are read back
+    lock = Lock(folder)
+    table = os.path.join(folder, "metrics.csv")
+    own = table if rank is None else os.path.join(folder, f"metrics.rank{rank}.csv")
+    results = Results(folder, title, settings, list(items), lock, Journal(own))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock.acquire(shared=bool(rank))
         if rank:  # the first process has opened the folder
-            self.rows = read_rows(table, LABELS)
-        else:
-            self._claim(overwrite)
+            results.read([table])
+            return results
+        if set(os.listdir(folder)) - {LOCK}:
+            results.check_earlier(overwrite)
+        results.write_summary(finished=False)
         if rank is None:
-            self.journal = Journal(table, self._columns(self.rows))
+            results.journal = Journal(own, results.columns_of(list(results.rows)))
         else:
-            self.journal = Journal(os.path.join(folder, f"metrics.rank{rank}.csv"))
+            lock.share()
+    except Locked as owner:
+        raise UserError(
+            f"--save_dir: {folder} is in use by {owner}; wait for its end or choose another "
+            "--save_dir (several processes share the images of one run if torchrun or mpiexec "
+            "starts them, not srun alone)"
+        ) from None
+    except OSError as error:
+        lock.release()
+        raise UserError(f"--save_dir: cannot write {folder} ({error.strerror or error})") from None
+    except BaseException:
+        lock.release()
+        raise
+    return results
 
-    def _claim(self, overwrite):
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-            if os.listdir(self.folder):
-                self._check_earlier(overwrite)
-            self.write_summary(finished=False)
-        except OSError as error:
-            raise UserError(
-                f"--save_dir: cannot write {self.folder} ({error.strerror or error})"
-            ) from None
 
-    def _check_earlier(self, overwrite):
+@dataclass
+class Results:
+    """One run's files, see `open_results`; `rows` holds the metrics of each image by name."""
+
+    folder: str
+    title: str
+    settings: Mapping[str, Any]
+    items: list[Item]
+    lock: Lock
+    journal: Journal
+    rows: dict[str, Row] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)  # columns of metrics.csv that are not ours
+    notes: list[str] = field(default_factory=list)  # what a user is to be told
+
+    @property
+    def names(self) -> list[str]:
+        return [item.name for item in self.items]
+
+    def read(self, paths: Iterable[str]) -> None:
+        """Read what was noted, in these tables; the last word counts."""
+        rows: dict[str, Row | None] = {}
+        for path in paths:
+            table = read_table(path)
+            if table.unread:
+                self.notes.append(
+                    f"{path} holds lines that are no rows of it, kept in {set_aside(path)}"
+                )
+            rows |= table.rows
+            known = columns()
+            self.extra += [c for c in table.columns if c not in known and c not in self.extra]
+        self.rows = {name: row for name, row in rows.items() if row is not None}
+
+    def check_earlier(self, overwrite: bool) -> None:
+        """Take over a folder that is not empty; raises UserError, see `open_results`."""
         try:
             with open(os.path.join(self.folder, "summary.json"), encoding="utf-8") as file:
                 earlier = json.load(file)["settings"]
@@ -141,57 +193,64 @@ class Results:
                 if os.path.exists(path):
                     os.remove(path)
 
-    def _rank_tables(self):
+    def _rank_tables(self) -> list[str]:
         """The tables of a run of several processes, where they are not merged yet."""
         return sorted(glob.glob(os.path.join(glob.escape(self.folder), "metrics.rank*.csv")))
 
-    def merge(self):
+    def merge(self) -> None:
         """Read what all processes have noted, and write metrics.csv in its final form."""
         table, others = os.path.join(self.folder, "metrics.csv"), self._rank_tables()
-        self.rows = {}
-        for path in [table, *others]:
-            self.rows |= read_rows(path, LABELS)
-        self.rows = {name: row for name, row in self.rows.items() if row is not None}
+        self.read([table, *others])
+        listed = set(self.names)
         names = [n for n in self.names if n in self.rows]
-        listed = set(names)
         names += [n for n in self.rows if n not in listed]
         if names:
-            write_rows(table, self._columns(names), {name: self.rows[name] for name in names})
+            write_rows(table, self.columns_of(names), {name: self.rows[name] for name in names})
         elif os.path.exists(table):  # part of a row, which none must be added to
             os.remove(table)
         for path in others:
             os.remove(path)
 
-    def is_done(self, name, kind, image, gif, mp4):
+    def is_done(self, item: Item, kind: str, image: NDArray | None, gif: bool, mp4: bool) -> bool:
         """Whether an earlier run with the same settings wrote all files of this very image.
 
         Args:
             kind, image: the folder that shows the image read, "truth" or "input", and the image,
-                (C, H, W) in [-1, 1]; None and None for a sample of the prior.
+                (C, H, W) in [-1, 1]; "" and None for a sample of the prior.
         """
         files = [("recon", ".png")] + [("gif", ".gif")] * gif + [("video", ".mp4")] * mp4
-        files += [self.items[name].floats] if self._keeps_floats(name) else []
+        files += [] if item.floats is None else [item.floats]
         files += [] if image is None else [(kind, ".png")]
-        paths = [os.path.join(self.folder, kind, name + end) for kind, end in files]
-        if name not in self.rows or not all(map(os.path.exists, paths)):
+        paths = [os.path.join(self.folder, kind, item.name + end) for kind, end in files]
+        if item.name not in self.rows or not all(map(os.path.exists, paths)):
             return False
         return image is None or np.array_equal(to_uint8(read_png(paths[-1])), to_uint8(image))
 
-    def _keeps_floats(self, name):
-        return name in self.items and self.items[name].floats is not None
-
-    def begin(self, name):
+    def begin(self, name: str) -> None:
         """Take back the row of an image that is restored anew, as its files will not match it."""
         if self.rows.pop(name, None) is not None:
             self.journal.add(name, {})
 
-    def path(self, kind, name):
+    def path(self, kind: str, name: str) -> str:
         """Path of a file in one of the subfolders, which is made if need be."""
         folder = os.path.join(self.folder, kind)
         os.makedirs(folder, exist_ok=True)
         return os.path.join(folder, name)
 
-    def add(self, name, mean, samples, truth, y, figures, frames, seconds, gif, mp4):
+    def add(
+        self,
+        item: Item,
+        mean: NDArray,
+        samples: NDArray,
+        truth: NDArray | None,
+        y: NDArray | None,
+        mask: NDArray[np.bool_] | None,
+        figures: Mapping[str, float],
+        frames: Sequence[NDArray[np.uint8]],
+        gif: bool,
+        mp4: bool,
+        source: str = "",
+    ) -> str:
         """Write an image's files, and last its row of metrics.csv, which says that it is done.
 
         Args:
@@ -199,28 +258,29 @@ class Results:
             samples: (K, C, H, W) in [-1, 1], the posterior samples.
             truth, y: (C, H, W) and the measurement; truth is None for a measured image, and both
                 are for a sample of the prior.
-            figures: what is known without a truth, "residual" and "sigma".
+            mask: (H, W), the pixels of which metrics are taken; None for all.
+            figures: what is known without a truth, see `FIGURES`.
             frames: uint8 frames of the sampling, for progress/ and a GIF, an MP4, or both.
-            seconds: what the image took.
+            source: what the image is called where `item.name` is not its own name.
 
         Returns:
             One line for the terminal.
         """
-        row, line, png = {}, [], f"{name}.png"
+        name, png = item.name, f"{item.name}.png"
+        row: dict[str, float] = {}
         write_png(self.path("recon", png), mean)
-        if self._keeps_floats(name):
-            folder, end = self.items[name].floats
-            write_floats(self.path(folder, name + end), self.items[name].to_floats(mean))
+        if item.floats is not None:
+            folder, end = item.floats
+            write_floats(self.path(folder, name + end), item.to_floats(mean))
         if len(samples) > 1:
             self._write_spread(name, samples)
         if y is not None:
             write_png(self.path("input", png), y)
         if truth is not None:
             write_png(self.path("truth", png), truth)
-            row = image_metrics(mean, truth)
-            line += [f"PSNR {row['psnr']:.2f} dB", f"SSIM {row['ssim']:.4f}"]
+            row = image_metrics(mean, truth, mask)
             if len(samples) > 1:
-                single = image_metrics(samples[0], truth)
+                single = image_metrics(samples[0], truth, mask)
                 row |= {f"sample_{k}": v for k, v in single.items()}
         if gif:
             for i, frame in enumerate(frames):
@@ -229,61 +289,71 @@ class Results:
         if mp4:
             write_mp4(self.path("video", f"{name}.mp4"), frames)
         # Rounded here already, so that means do not depend on having been read back.
-        row |= {**figures, "seconds": seconds}
-        self.rows[name] = {k: float(f"{v:.6g}") for k, v in row.items()}
+        row = {k: float(f"{v:.6g}") for k, v in (row | dict(figures)).items()}
+        self.rows[name] = {**row, SOURCE: source} if source else {**row}
         self.journal.add(name, self.rows[name])
-        line += [f"{k} {v:.3g}" for k, v in figures.items()]
-        return f"{name}: {', '.join([*line, f'{seconds:.1f} s'])}"
+        return f"{name}: {', '.join(self._shown(row))}"
 
-    def _write_spread(self, name, samples):
+    @staticmethod
+    def _shown(row: Mapping[str, float]) -> list[str]:
+        """What the line that is printed for an image says of it."""
+        line = [m.show(row[k]) for k, m in METRICS.items() if m.line and k in row]
+        line += [f"{k} {row[k]:.3g}" for k in FIGURES if k in row and k != "seconds"]
+        return [*line, f"{row['seconds']:.1f} s"]
+
+    def _write_spread(self, name: str, samples: NDArray) -> None:
         for k, sample in enumerate(samples):
             write_png(self.path("samples", f"{name}_{k}.png"), sample)
         std = samples.std(axis=0, ddof=1)
         write_floats(self.path("std", f"{name}.npy"), std)
         write_std_map(self.path("std", f"{name}.png"), std)
 
-    def _columns(self, names):
-        """The metrics of these images, each with its values."""
-        rows = [self.rows[n] for n in names if n in self.rows]
-        columns = {k: [r[k] for r in rows if k in r] for k in LABELS}
-        return {k: v for k, v in columns.items() if v}
+    def columns_of(self, names: Iterable[str]) -> list[str]:
+        """The columns that these images have values in, in the order of the table."""
+        found = {key for n in names if n in self.rows for key in self.rows[n]}
+        return [key for key in (*columns(), *self.extra) if key in found]
 
-    def write_comparison(self):
+    def write_comparison(self) -> None:
         """Write comparison.png, of the first images that were measured, with the truth if known."""
         rows = []
         for name in [n for n in self.names if n in self.rows][:COMPARED]:
-            row, caption = self.rows[name], ""
-            if "psnr" in row:
-                caption = f"PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
-            elif "residual" in row:
-                caption = f"residual {row['residual']:.3g}"
+            numbers = {k: v for k, v in self.rows[name].items() if isinstance(v, float)}
+            shown = [m.show(numbers[k]) for k, m in METRICS.items() if m.line and k in numbers]
+            if not shown and "residual" in numbers:
+                shown = [f"residual {numbers['residual']:.3g}"]
             kinds = ("input", "recon", "truth")
             paths = [os.path.join(self.folder, k, f"{name}.png") for k in kinds]
             images = [read_png(p) if os.path.exists(p) else None for p in paths]
             if images[0] is not None:
-                rows.append((name, *images, caption))
+                rows.append((name, *images, ", ".join(shown)))
         if rows:
             write_comparison(os.path.join(self.folder, "comparison.png"), rows, self.title)
 
-    def means(self):
+    def _defined(self) -> dict[str, list[float]]:
+        """This run's columns of numbers, without NaN, the NMSE of a black truth."""
+        rows = [self.rows[n] for n in self.names if n in self.rows]
+        found = {}
+        for key in self.columns_of(self.names):
+            values = [row[key] for row in rows if key in row]
+            numbers = [v for v in values if isinstance(v, float) and not math.isnan(v)]
+            if numbers:
+                found[key] = numbers
+        return found
+
+    def means(self) -> dict[str, float]:
         """Mean of each metric over this run's images, but those where it is not defined."""
         return {k: float(np.mean(v)) for k, v in self._defined().items()}
 
-    def _defined(self):
-        """This run's columns without NaN, the NMSE of a black truth."""
-        columns = self._columns(self.names).items()
-        columns = {k: [v for v in values if not math.isnan(v)] for k, values in columns}
-        return {k: values for k, values in columns.items() if values}
-
-    def table(self):
+    def table(self) -> str:
         """Means and standard deviations over this run's images, as lines of text."""
-        done = sum(n in self.rows for n in self.names)
+        done, known = sum(n in self.rows for n in self.names), columns()
         lines = [f"{done} images in {self.folder}"]
         for key, values in self._defined().items():
-            lines.append(f"  {LABELS[key]:<24} {np.mean(values):9.4f} ± {np.std(values):.4f}")
+            heading = known[key].heading if key in known else key
+            lines.append(f"  {heading:<24} {np.mean(values):9.4f} ± {np.std(values):.4f}")
         return "\n".join(lines)
 
-    def write_summary(self, finished=True, failed=()):
+    def write_summary(self, finished: bool = True, failed: Iterable[str] = ()) -> None:
         summary = {
             "finished": finished,
             "images": sum(n in self.rows for n in self.names),

@@ -12,16 +12,17 @@ On a CPU: --size 64 --batch_sizes 1 --repeats 2, or it takes very long.
 import argparse
 import os
 import sys
+from dataclasses import replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
-from guided_diffusion.dist_util import compile_network, pick_device
+from guided_diffusion.config import read_model_config
+from guided_diffusion.devices import compile_network, pick_device
 from guided_diffusion.unet import create_model
 from tests.benchmarks.speed import DTYPES, REPOSITORY, machine, milliseconds, sampler_time
-from util.config import read_model_config
 from util.errors import ArgumentParser, UserError
 from util.flags import positive
 
@@ -84,11 +85,12 @@ def measure(args):
     print("| network | precision | batch | ms | images/s | TFLOP/s | of the peak | DMPS adds, ms |")
     print("|---|---|---|---|---|---|---|---|")
     for path in args.model_configs:
-        config = {**read_model_config(path), "model_path": "", "use_fp16": False}
-        model = create_model(**config).requires_grad_(False)
+        config = replace(read_model_config(path), model_path="", use_fp16=False)
+        model = create_model(**vars(config)).requires_grad_(False)
         if args.size % model.size_multiple:
             raise UserError(
-                f"--size: expected a multiple of {model.size_multiple} for {path}, found {args.size}"
+                f"--size: expected a multiple of {model.size_multiple} for {path}, "
+                f"found {args.size}"
             )
         model.to(device, memory_format=torch.channels_last)
         flops = count_flops(model, args.size, device)

@@ -42,7 +42,7 @@ def on_unit_range(denoise):
 
 def block_matching(u, sigma, strength):
     """BM3D, told `strength` times the true noise."""
-    from bm3d import bm3d  # an optional package; quality.py looks for it before it starts
+    from bm3d import bm3d  # an optional package, of tests/requirements.txt
 
     return bm3d(u, strength * sigma)
 

@@ -1,8 +1,9 @@
 """Speed and memory of this machine: ``python tests/benchmarks/speed.py``.
 
 Prints Markdown tables: milliseconds per network evaluation for each precision, the sampler's own
-cost a step as a share of the network's, peak memory of the main job, and, with --psnr, what bf16
-changes in the restored images.
+cost of a step as a share of the network's, peak memory of the main job, and, with --psnr, what bf16
+changes in the restored images. With ``--out saved_results/benchmarks/speed`` they are also written
+as CSVs, of which report.py makes those of the page.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 
 import torch
 import yaml
@@ -21,11 +23,13 @@ import yaml
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from guided_diffusion.condition_methods import get_conditioning_method
-from guided_diffusion.dist_util import pick_device
+from guided_diffusion.config import read_model_config, read_schedule
+from guided_diffusion.devices import pick_device
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_operator
 from guided_diffusion.unet import create_model
-from util.config import read_diffusion_config, read_model_config
+from tests.benchmarks.tables import markdown
+from util.files import replacing_text
 from util.random import ImageRandom, image_generator
 
 REPOSITORY = sys.path[0]
@@ -62,12 +66,13 @@ def network_times(model, device, batch, repeats):
 
 
 def sampler_time(model, device, batch, size, repeats):
-    """ms a DMPS step takes without its network, for super-resolution ×4 to size × size pixels."""
+    """ms that a DMPS step of ×4 takes to size × size pixels, without its network."""
     channels = model.in_channels
     operator = get_operator("super_resolution", (channels, size, size), device=device)
     y = torch.zeros(batch, *operator.out_shape, device=device)
     method = get_conditioning_method("dmps", operator, y, 0.05)
-    diffusion = create_sampler(**read_diffusion_config("configs/diffusion_config.yaml"))
+    schedule = read_schedule("configs/diffusion_config.yaml")
+    diffusion = create_sampler(**schedule.sampler_arguments())
     x = torch.randn(batch, channels, size, size, device=device)
     output = torch.randn(batch, model.out_channels, size, size, device=device)
     random = ImageRandom([image_generator(str(i), 0, 0) for i in range(batch)])
@@ -119,44 +124,74 @@ def machine(device):
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def main():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_config", default="configs/model_config_mri.yaml")
-    parser.add_argument("--gpu", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--psnr", type=int, default=0, metavar="N",
-                        help="also compare bf16 with fp32 on the first N samples, 100 steps")  # fmt: skip
-    args = parser.parse_args()
-    os.chdir(REPOSITORY)
+    add = parser.add_argument
+    add("--model_config", default="configs/model_config_mri.yaml")
+    add("--gpu", type=int, default=0)
+    add("--batch_size", type=int, default=1)
+    add("--repeats", type=int, default=10)
+    add(
+        "--psnr",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also compare bf16 with fp32 on the first N samples, 100 steps",
+    )
+    add("--out", metavar="FOLDER", help="write the tables there, too, as CSVs")
+    return parser.parse_args(argv)
+
+
+def tables(args):
+    """Yield (name, headings, lines) of every table."""
     device = pick_device(args.gpu)
-    model = create_model(**{**read_model_config(args.model_config), "use_fp16": False}).to(device)
-    print(f"{machine(device)}, batch {args.batch_size} of {model.image_size}×{model.image_size}\n")
+    config = read_model_config(args.model_config)
+    model = create_model(**vars(replace(config, use_fp16=False))).to(device)
+    size = model.image_size
+    batch = f"batch {args.batch_size} of {size}×{size}"
+    yield "machine", ["measured on"], [[f"{machine(device)}, {batch}"]]
 
     times = network_times(model, device, args.batch_size, args.repeats)
-    print("| network evaluation | ms | relative |\n|---|---|---|")
-    for name, value in times.items():
-        print(f"| {name} | {value:.0f} | {times['fp32, autograd, contiguous'] / value:.1f}× |")
+    slowest = times["fp32, autograd, contiguous"]
+    lines = [[name, f"{ms:.0f}", f"{slowest / ms:.1f}×"] for name, ms in times.items()]
+    yield "network", ["network evaluation", "ms", "relative"], lines
 
-    own = sampler_time(model, device, args.batch_size, model.image_size, 5 * args.repeats)
-    fastest = min(times.values())
-    print("\n| sampler's own cost a step | ms | share of the fastest network's |\n|---|---|---|")
-    print(f"| DMPS, super-resolution ×4 | {own:.2f} | {100 * own / fastest:.1f} % |")
+    own = sampler_time(model, device, args.batch_size, size, 5 * args.repeats)
+    head = ["sampler's own cost of a step", "ms", "share of the fastest network's"]
+    share = f"{100 * own / min(times.values()):.1f} %"
+    yield "sampler", head, [["DMPS, super-resolution ×4", f"{own:.2f}", share]]
 
     with tempfile.TemporaryDirectory() as folder:
         base = ["--model_config", args.model_config, "--gpu", str(args.gpu)]
-        print("\n| peak memory of the main job, batch 1, --record | MB |\n|---|---|")
+        lines = []
         for images in (1, 4):
             peak, _ = run_main(folder, 5, *base, "--limit", str(images), "--record")
-            print(f"| {images} image{'s' * (images > 1)} | {peak:.0f} |")
+            lines.append([f"{images} image{'s' * (images > 1)}", f"{peak:.0f}"])
+        yield "memory", ["peak memory of the main job, batch 1, --record", "MB"], lines
         if args.psnr:
-            print(f"\n| precision, {args.psnr} images, 100 steps | PSNR | SSIM |\n|---|---|---|")
-            for precision in ("fp32", "bf16"):
-                _, rows = run_main(
-                    folder, 100, *base, "--limit", str(args.psnr), "--precision", precision
-                )
-                psnr, ssim = (statistics.mean(float(r[k]) for r in rows) for k in ("psnr", "ssim"))
-                print(f"| {precision} | {psnr:.3f} | {ssim:.4f} |")
+            yield precision_table(folder, base, args.psnr)
+
+
+def precision_table(folder, base, images):
+    lines = []
+    for precision in ("fp32", "bf16"):
+        flags = ("--limit", str(images), "--precision", precision)
+        _, rows = run_main(folder, 100, *base, *flags)
+        psnr, ssim = (statistics.mean(float(r[k]) for r in rows) for k in ("psnr", "ssim"))
+        lines.append([precision, f"{psnr:.3f}", f"{ssim:.4f}"])
+    return "precision", [f"precision, {images} images, 100 steps", "PSNR", "SSIM"], lines
+
+
+def main():
+    args = parse_args()
+    out = args.out and os.path.abspath(args.out)
+    os.chdir(REPOSITORY)
+    for name, head, lines in tables(args):
+        print(markdown(head, lines), flush=True)
+        if out:
+            os.makedirs(out, exist_ok=True)
+            with replacing_text(os.path.join(out, f"{name}.csv")) as file:
+                csv.writer(file, lineterminator="\n").writerows([head, *lines])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""The part of an image that counts for its metrics: the head, not the air around it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from data.dataloader import list_items
+from data.volumes import Slice
+from util.errors import UserError
+
+Mask = NDArray[np.bool_]
+SMOOTHING = 2.0  # pixels, so that noise in the air makes no islands
+SHARE_OF_OTSU = 0.4  # scalp and fluid lie far below the threshold between air and brain
+LEAST_SHARE = 0.01  # of the pixels; less is no head
+
+
+def head_mask(image: NDArray) -> Mask:
+    """Where the head is: the largest bright part of a slice, its holes filled.
+
+    Args:
+        image: (C, H, W) in [-1, 1], without noise.
+
+    Returns:
+        (H, W); all pixels, where nothing stands out from a background.
+    """
+    light = ndimage.gaussian_filter((np.mean(image, axis=0, dtype=np.float64) + 1) / 2, SMOOTHING)
+    whole = np.ones(light.shape, dtype=bool)
+    if np.ptp(light) < 1e-3:
+        return whole
+    bright = light > SHARE_OF_OTSU * threshold_otsu(light)
+    labels, count = ndimage.label(bright)
+    if not count:
+        return whole
+    largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    filled = ndimage.binary_fill_holes(ndimage.binary_closing(largest, iterations=3) | largest)
+    return filled if filled.mean() >= LEAST_SHARE else whole
+
+
+def open_masks(
+    mask: str | None, options: dict[str, Any], items: Sequence[Any]
+) -> Callable[[Any, NDArray], Mask | None]:
+    """How to find the mask of each item's image.
+
+    Args:
+        mask: None; "auto", see `head_mask`; or a file or folder of masks, pictures or volumes of
+            the images' own grid, in which what is not 0 counts: one for all images, or one for
+            each in the same order.
+        options: the task's `data`, of which a volume of masks takes `axis` and `volume`.
+        items: all images of data.root.
+
+    Returns:
+        (item, its truth (C, H, W)) → (H, W), or None where all pixels count. It raises UserError
+        for a mask that cannot be read or has another size.
+
+    Raises:
+        UserError: the masks cannot be listed, or are more or fewer than the images.
+    """
+    if mask is None:
+        return lambda item, truth: None
+    if mask == "auto":
+        return lambda item, truth: head_mask(truth)
+    kept = {k: v for k, v in options.items() if k in ("axis", "volume")}
+    masks = list_items({"root": mask, "measured": False, **kept})
+    if len(masks) not in (1, len(items)):
+        raise UserError(
+            f"data.mask: expected one mask, or one for each of {len(items)} images, found "
+            f"{len(masks)} in {mask}"
+        )
+    both = {item.name: masks[i if len(masks) > 1 else 0] for i, item in enumerate(items)}
+    # A volume of masks is read once as a whole: read slice by slice, it and the images' volume
+    # would take turns in the place that the reader has for one.
+    volumes: dict[Any, list[Mask]] = {}
+
+    def read(found: Any) -> Mask:
+        return (found.read() > -1).any(axis=0)
+
+    def of(item: Any, truth: NDArray) -> Mask:
+        found = both[item.name]
+        if not isinstance(found, Slice):
+            seen = read(found)
+        else:
+            volume = found.volume
+            if volume not in volumes:
+                volumes.clear()
+                volumes[volume] = [read(piece) for piece in volume.slices]
+            seen = volumes[volume][found.index]
+        if seen.shape != truth.shape[1:]:
+            size = "×".join(map(str, seen.shape[::-1]))
+            raise UserError(
+                f"data.mask: {found.label} has {size} pixels, and {item.label} has "
+                f"{truth.shape[2]}×{truth.shape[1]}"
+            )
+        if not seen.any():  # a slice above the head; its metrics are those of all pixels
+            seen[:] = True
+        return seen
+
+    return of

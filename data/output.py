@@ -1,0 +1,147 @@
+"""--output: the one restored picture, volume or series, written where the user wants it."""
+
+import gzip
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+
+from data.volumes import Slice
+from util.errors import UserError
+from util.files import replacing
+from util.remote import kept_file
+
+SAME = {".jpeg": ".jpg", ".tiff": ".tif"}
+ANY_PICTURE = (".tif", ".npy")  # formats that hold every kind of pixel
+NIFTI = (".nii", ".nii.gz")
+
+
+def suffix(path: str) -> str:
+    """The end of a name that tells its format, in one spelling; "" for a folder's."""
+    name = os.path.basename(path).lower()
+    end = ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]
+    return SAME.get(end, end)
+
+
+def check_output(path: str | None, items: Sequence[Any]) -> None:
+    """Find out before the work whether the result can go to `path`.
+
+    Args:
+        path: the value of --output, None if it is not given.
+        items: what the run restores.
+
+    Raises:
+        UserError: there is not one input, it is of another format than `path` is named, or
+            nothing can be written there.
+    """
+    if path is None:
+        return
+    sources = dict.fromkeys(i.volume if isinstance(i, Slice) else i for i in items)
+    if len(sources) != 1:
+        raise UserError(
+            f"--output: expected one picture, volume or series to restore, found {len(sources)}; "
+            "--save_dir keeps the results of any number"
+        )
+    (source,) = sources
+    if isinstance(items[0], Slice) and len(items) < len(source.slices):
+        raise UserError("--output: needs all slices of a volume, and --limit leaves some out")
+    wanted = _formats(source)
+    if suffix(path) not in wanted:
+        names = " or ".join(w or "a folder" for w in wanted)
+        raise UserError(
+            f"--output: {path}: expected {names}, the format of {source.label}, found "
+            f"{suffix(path) or 'no suffix'}"
+        )
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f"--output: {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output: {path}: {folder} cannot be written to")
+    if os.path.isdir(path):
+        own = {f"{piece.name}.dcm" for piece in getattr(source, "slices", [])}
+        others = sorted(set(os.listdir(path)) - own)
+        if suffix(path):
+            raise UserError(f"--output: {path} is a folder, expected the name of a file")
+        if others:
+            raise UserError(f"--output: {path} holds other files ({others[0]}); name a new folder")
+
+
+def _formats(source: Any) -> tuple[str, ...]:
+    """Suffixes that a result of this source may have; "" is a folder."""
+    if not hasattr(source, "slices"):
+        own = suffix(source.label)
+        return (own, *(s for s in ANY_PICTURE if s != own))
+    own = suffix(getattr(source, "path", ""))
+    if own in NIFTI or own in (".img", ".hdr"):
+        return NIFTI
+    return (own,) if own and not hasattr(source, "paths") else ("",)
+
+
+def write_output(path: str, items: Sequence[Any], folder: str) -> str:
+    """Write the run's one result to `path`; returns a line that says so.
+
+    Args:
+        items: what the run restored; `folder`: its results.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    item = items[0]
+    try:
+        if isinstance(item, Slice):
+            _copy_volume(_result_of(item.volume.name, os.path.join(folder, "volumes")), path)
+        else:
+            _write_picture(item, folder, path)
+    except OSError as error:
+        raise UserError(
+            f"--output: {path} cannot be written ({error.strerror or error}); the results are in "
+            f"{folder}"
+        ) from None
+    return f"restored: {path}"
+
+
+def _result_of(name: str, folder: str) -> str:
+    """The file or folder that a volume was written to."""
+    found = [n for n in os.listdir(folder) if n == name or n.startswith(f"{name}.")]
+    return os.path.join(folder, found[0])
+
+
+def _copy_volume(result: str, path: str) -> None:
+    if os.path.isdir(result):
+        os.makedirs(path, exist_ok=True)
+        for name in sorted(os.listdir(result)):
+            with replacing(os.path.join(path, name)) as temporary:
+                shutil.copyfile(os.path.join(result, name), temporary)
+        return
+    with replacing(path) as temporary, open(temporary, "wb") as target:
+        packed = result.endswith(".gz") and not path.lower().endswith(".gz")
+        with gzip.open(result) if packed else open(result, "rb") as source:
+            shutil.copyfileobj(source, target)
+
+
+def _write_picture(item: Any, folder: str, path: str) -> None:
+    """The result in the file's units and, if `path` is of the same format, its type of pixels."""
+    end = suffix(path)
+    if item.floats is None:
+        pixels = iio.imread(os.path.join(folder, "recon", f"{item.name}.png"))
+    else:
+        pixels = iio.imread(os.path.join(folder, item.floats[0], item.name + item.floats[1]))
+        dtype = _dtype(item.path)
+        if dtype.kind in "iu" and end == suffix(item.label):
+            limits = np.iinfo(dtype)
+            pixels = np.rint(pixels).clip(limits.min, limits.max).astype(dtype)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        if end == ".npy":
+            np.save(file, pixels)
+        else:
+            iio.imwrite(file, pixels, extension=end)
+
+
+def _dtype(path: str) -> np.dtype:
+    local = kept_file(path)
+    if local.lower().endswith(".npy"):
+        return np.load(local, mmap_mode="r").dtype.newbyteorder("=")
+    return np.dtype(iio.improps(local).dtype).newbyteorder("=")

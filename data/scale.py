@@ -1,0 +1,109 @@
+"""The grey scale of a scan: which values are no data, which is shown black and which white."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from util.errors import UserError
+
+PERCENTILES = (0.1, 99.9)  # of the values: what is shown from black to white
+LEAST_PADDING = 0.001  # share of the values; fewer are outliers, which the percentiles cut off
+FAR_OFF = 0.2  # of the other values' range: what lies a smaller gap away may be tissue
+NEGATIVE = 0.01  # of white: how far a magnitude image may go below 0, by interpolation
+
+
+def to_unit(values: NDArray, black: float, white: float) -> NDArray[np.float32]:
+    """Map black to -1 and white to 1, as float32; what lies outside is clipped."""
+    return np.clip(2 * (values - black) / (white - black) - 1, -1, 1).astype(np.float32)
+
+
+def from_unit(x: NDArray, black: float, white: float) -> NDArray[np.float32]:
+    """The inverse of `to_unit`, as float32."""
+    return (black + (x + 1) * ((white - black) / 2)).astype(np.float32)
+
+
+def find_scale(
+    values: NDArray, inverted: bool, label: str, magnitude: bool = False
+) -> tuple[float, float, float]:
+    """The values to show as -1 (black) and as 1 (white).
+
+    Black is 0 where no value is negative, as in a magnitude image, else the 0.1th percentile;
+    white is the 99.9th. An inverted volume (MONOCHROME1) is black at the 99.9th percentile and
+    white at the 0.1th.
+
+    Args:
+        values: of any shape, without those of the padding.
+        magnitude: black must be magnitude 0, as for the Rice model; `inverted` then does not
+            count.
+
+    Returns:
+        (black, white, share of values outside them).
+
+    Raises:
+        UserError: values that are not finite, all the same, or negative where they may not be.
+    """
+    if not values.size:
+        raise UserError(f"{label}: every value is padding, so there is no image in it")
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():  # a NaN among them is the minimum
+        raise UserError(f"{label}: holds values that are not finite")
+    if low == high:
+        raise UserError(f"{label}: every value is {low:g}, so there is no image in it")
+    bottom, top = (float(p) for p in np.percentile(values, PERCENTILES))
+    if magnitude:
+        if bottom < -NEGATIVE * max(top, 0):
+            raise UserError(
+                f"{label}: holds negative values (down to {low:g}), so it is no magnitude image, "
+                "which measurement.noise.name: rician needs; take gaussian"
+            )
+        inverted, low = False, max(low, 0.0)
+    if low >= 0 and not inverted:
+        bottom = 0.0
+    if bottom >= top:  # nearly all values are one
+        bottom, top = low, high
+    clipped = float(np.mean((values < bottom) | (values > top)))
+    return (top, bottom, clipped) if inverted else (bottom, top, clipped)
+
+
+def find_padding(values: NDArray) -> tuple[NDArray[np.bool_] | None, str]:
+    """Recognise the constant that a file holds where there is no data, though it does not say so.
+
+    That is NaN, or a negative whole number far below all others (-32768, -1024, -3.4e38), or one
+    far above all others, if more than LEAST_PADDING of the values have it. NaN must also reach the
+    edge of the image, and a high value fill most of its corners: elsewhere they are damage, or
+    saturation.
+
+    Args:
+        values: (..., H, W) in the file's units.
+
+    Returns:
+        (where, like `values`, and the constant, as text); (None, "") where there is none.
+    """
+    unknown = ~np.isfinite(values)
+    if unknown.any():
+        if unknown.all() or unknown.mean() < LEAST_PADDING or not _reaches_edge(unknown):
+            return None, ""
+        return unknown, "NaN" if np.isnan(values[unknown]).all() else "not finite"
+    for extreme in (np.min, np.max):
+        value = extreme(values)
+        whole = float(value).is_integer()  # others may be what 0 became in a normalisation
+        if not whole or (extreme is np.min and value >= 0):
+            continue
+        where = values == value
+        if where.mean() < LEAST_PADDING or where.all():
+            continue
+        rest = values[~where].astype(np.float64)
+        gap = abs(float(extreme(rest)) - float(value))
+        low, high = np.percentile(rest, PERCENTILES)
+        if not high > low or gap < FAR_OFF * (high - low):
+            continue
+        if extreme is np.min or (gap > high - low and _fills_corners(where)):
+            return where, f"{value:g}"
+    return None, ""
+
+
+def _reaches_edge(where):
+    return bool(where[..., [0, -1], :].any() or where[..., [0, -1]].any())
+
+
+def _fills_corners(where):
+    return where[..., [0, 0, -1, -1], [0, -1, 0, -1]].mean() > 0.5

@@ -1,0 +1,229 @@
+"""What the YAML files of configs/ hold: a model, a schedule, a task."""
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from guided_diffusion.methods import VANILLA
+from guided_diffusion.noise import NOISES
+from util.config import as_dict, build, internal, locate, portable, read_yaml, replaced, rest
+from util.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network and its weights; the keys are the arguments of `create_model`."""
+
+    image_size: int
+    num_channels: int
+    num_res_blocks: int
+    in_channels: int = 3
+    channel_mult: str | list = ""
+    learn_sigma: bool = False
+    class_cond: bool = False
+    use_checkpoint: bool = False
+    attention_resolutions: str | int | list = "16"
+    num_heads: int = 1
+    num_head_channels: int = -1
+    num_heads_upsample: int = -1
+    use_scale_shift_norm: bool = False
+    dropout: float = 0.0
+    resblock_updown: bool = False
+    use_fp16: bool = False
+    use_new_attention_order: bool = False
+    model_path: str
+
+    def settings(self) -> dict[str, Any]:
+        """For the record: paths do not depend on the folder that a run was started in."""
+        return as_dict(replace(self, model_path=portable(self.model_path)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A noise schedule and the steps taken of it; see `create_sampler`.
+
+    method: the method that the schedule is made for, which replaces a task's.
+    """
+
+    sampler: str = "ddpm"
+    steps: int
+    noise_schedule: str = "linear"
+    model_mean_type: str = "epsilon"
+    model_var_type: str = "learned_range"
+    dynamic_threshold: bool = False
+    clip_denoised: bool | Literal["auto"] = True
+    rescale_timesteps: bool = False
+    timestep_respacing: int | str | list = ""
+    start: int | str = ""
+    eta: float = 0.0
+    method: str | None = None
+
+    def sampler_arguments(self) -> dict[str, Any]:
+        """What `create_sampler` takes of it."""
+        return {k: v for k, v in vars(self).items() if k != "method"}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How a measurement steers the sampling: a name of `METHODS`, and its parameters."""
+
+    method: str
+    params: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is restored.
+
+    Attributes:
+        root: a file or a folder, local or remote.
+        measured: the images are measurements, to be restored as they are.
+        axis, volume, series: what to take of a volume, see `data.dataloader.list_items`.
+        mask: "auto", or a file or folder of masks, to which metrics are limited.
+    """
+
+    name: str = ""
+    root: str
+    measured: bool = False
+    axis: int | None = None
+    volume: int | None = None
+    series: int | str | None = None
+    mask: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        mask = self.mask if self.mask is None else portable(self.mask)
+        return as_dict(replace(self, root=portable(self.root), mask=mask))
+
+
+@dataclass(frozen=True)
+class OperatorConfig:
+    """A: a name of `OPERATORS`, and its parameters."""
+
+    name: str
+    params: dict[str, Any] = rest()
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """n: a name of `NOISES`, and its σ in units of the [-1, 1] image; "auto" estimates it."""
+
+    name: str = "gaussian"
+    sigma: float | Literal["auto"] | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How images became measurements, y = A x + n.
+
+    simulated: what is given are the images x, and y is made of them; otherwise y is given.
+    """
+
+    operator: OperatorConfig
+    noise: NoiseConfig
+    simulated: bool = internal(False)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is restored, how it was measured, and by which method.
+
+    data, measurement: None for method vanilla, which draws from the prior alone.
+    """
+
+    conditioning: Conditioning
+    data: DataConfig | None = None
+    measurement: Measurement | None = None
+
+    def settings(self) -> dict[str, Any]:
+        found = as_dict(self)
+        return found if self.data is None else found | {"data": self.data.settings()}
+
+
+def read_model_config(path: str) -> ModelConfig:
+    """Raises UserError, see `build`."""
+    path = locate(path)
+    config = build(ModelConfig, read_yaml(path), path)
+    return replace(config, model_path=locate(config.model_path, path))
+
+
+def read_schedule(path: str) -> Schedule:
+    """Raises UserError, see `build`."""
+    path = locate(path)
+    return build(Schedule, read_yaml(path), path)
+
+
+def read_task_config(
+    path: str,
+    method: str | None = None,
+    measured: bool = False,
+    root: str | None = None,
+    sigma: float | str | None = None,
+) -> TaskConfig:
+    """A task file; where the method is "vanilla" it needs `conditioning` alone.
+
+    Args:
+        method: replaces the file's conditioning.method, and, if it is another, drops the
+            parameters that belong to the file's.
+        measured: the images are measurements, as if the file had data.measured: true.
+        root: replaces data.root.
+        sigma: replaces measurement.noise.sigma.
+
+    Raises:
+        UserError: see `build`; or a noise level that cannot be had.
+    """
+    path = locate(path)
+    config = read_yaml(path)
+    conditioning = config.get("conditioning")
+    if method and isinstance(conditioning, dict) and conditioning.get("method") != method:
+        conditioning = {"method": method}
+        config["conditioning"] = conditioning
+    if isinstance(conditioning, dict) and conditioning.get("method") == VANILLA:
+        for given, flag in ((measured, "measured"), (root, "input"), (sigma, "sigma")):
+            if given:
+                raise UserError(f"{path}: method vanilla takes no images, and so no --{flag}")
+        return build(TaskConfig, {"conditioning": conditioning}, path)
+    if root is not None:
+        config = replaced(config, "data.root", os.path.expanduser(root))
+    if sigma is not None:
+        config = replaced(config, "measurement.noise.sigma", sigma)
+    for key in ("data", "measurement"):
+        if key not in config:
+            raise UserError(f"{path}: missing key {key!r}")
+    task = build(TaskConfig, config, path)
+    assert task.data is not None and task.measurement is not None
+    data = task.data
+    data = replace(
+        data,
+        measured=data.measured or measured,
+        root=data.root if root is not None else locate(data.root, path),
+        mask=data.mask if data.mask in (None, "auto") else locate(data.mask or "", path),
+    )
+    # Published files have in_shape; every image's own size counts.
+    operator = task.measurement.operator
+    params = {k: v for k, v in operator.params.items() if k != "in_shape" and v is not None}
+    measurement = Measurement(
+        replace(operator, params=params),
+        _checked_noise(task.measurement.noise, data.measured, path),
+        simulated=not data.measured,
+    )
+    return replace(task, data=data, measurement=measurement)
+
+
+def _checked_noise(noise: NoiseConfig, measured: bool, path: str) -> NoiseConfig:
+    where = f"{path}: measurement: noise"
+    if noise.sigma is None:
+        if noise.name != "clean":
+            raise UserError(f"{where}: missing key 'sigma'")
+        return replace(noise, sigma=0.0)
+    if noise.sigma == "auto":
+        if not measured:
+            raise UserError(
+                f"{where}: sigma: auto estimates the noise of measured images (data.measured: true "
+                "or --measured); noise that is simulated needs a number"
+            )
+        can = [name for name, model in NOISES.items() if model.can_be_estimated]
+        if noise.name not in can:
+            raise UserError(
+                f"{where}: sigma: auto estimates {' or '.join(can)} noise, found {noise.name}"
+            )
+    return noise

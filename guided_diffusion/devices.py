@@ -1,0 +1,78 @@
+"""Where the network runs: device, precision, memory layout, compilation."""
+
+import torch
+from torch import nn
+
+from guided_diffusion.launch import local_rank, processes_started
+from util.errors import UserError
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether this device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # x86 alone can be asked; without these instructions bf16 is slower than float32.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(hasattr(torch.cpu, check) and getattr(torch.cpu, check)() for check in checks)
+
+
+def pick_device(gpu: int) -> torch.device:
+    """The device that --gpu asks for: an index, or -1 for the CPU; GPU 0 falls back to the CPU.
+
+    Processes that torchrun or mpiexec started take one GPU each, in turn, from that index on.
+
+    Raises:
+        UserError: there is no such GPU.
+    """
+    count = torch.cuda.device_count()
+    if gpu != -1 and count and processes_started() > 1:
+        gpu = (gpu + local_rank()) % count
+    if gpu == -1 or (gpu == 0 and count == 0):
+        return torch.device("cpu")
+    if not 0 <= gpu < count:
+        have = f"GPUs 0 to {count - 1}" if count else "none, and -1 for the CPU"
+        raise UserError(f"--gpu: there is no GPU {gpu} on this machine (it has {have})")
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
+
+
+def pick_dtype(
+    precision: str, device: torch.device, use_fp16: bool = False
+) -> torch.dtype:
+    """The torso's dtype for --precision; auto takes what the hardware is fast at.
+
+    `use_fp16` is the model config's: with auto it stands on a GPU.
+    """
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision != "auto":
+        return names[precision]
+    if use_fp16 and device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if native_bf16(device) else torch.float32
+
+
+def pick_memory_format(device: torch.device, differentiated: bool) -> torch.memory_format:
+    """channels_last, but where a network is differentiated on a CPU: there, the backward pass of
+    PyTorch's group normalisation is 70 times slower in it.
+    """
+    if differentiated and device.type == "cpu":
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def compile_network(model: nn.Module, device: torch.device) -> None:
+    """torch.compile the network in place; the first evaluation then takes minutes.
+
+    The first shape of a batch is compiled for itself, for speed. From the second on, the sizes
+    that changed are left open, so that a folder of many sizes compiles a few times, not each time.
+    Evaluations under autograd (dps, pigdm) are compiled apart.
+
+    Raises:
+        UserError: torch.compile does not work on this machine.
+    """
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except (RuntimeError, ImportError, OSError) as error:  # no compiler, no Triton, new Python
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise UserError(f"--compile: torch.compile does not work here ({reason})") from None
+    model.compile()

@@ -1,0 +1,146 @@
+"""What a run is to do: its configs and images, read and checked; nothing of it is done here."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.dataloader import list_items
+from data.masks import Mask, open_masks
+from data.output import check_output
+from guided_diffusion.config import (
+    ModelConfig,
+    Schedule,
+    TaskConfig,
+    read_model_config,
+    read_schedule,
+    read_task_config,
+)
+from guided_diffusion.methods import METHODS
+from guided_diffusion.operators import variant
+from guided_diffusion.options import Options
+from guided_diffusion.prior import Prior
+from guided_diffusion.restoration import check_restoration
+from util.config import as_dict
+from util.errors import UserError
+from util.remote import base_name
+
+VANILLA_SAMPLES = 10
+
+
+@dataclass(frozen=True)
+class PriorSample:
+    """An image of which nothing is known, an item like those of `data.dataloader.list_items`."""
+
+    name: str
+    shape: tuple[int, int, int]
+    floats = None
+    note = None
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    def read(self) -> NDArray[np.float32]:
+        return np.zeros(self.shape, np.float32)
+
+    def padding(self) -> None:
+        return None
+
+    def check_writable(self, factor: int = 1) -> None:
+        """A sample is an 8-bit picture alone."""
+
+    def to_floats(self, x: NDArray) -> NDArray:
+        return x
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is to do, read and checked; nothing of it is done."""
+
+    options: Options
+    model: ModelConfig
+    schedule: Schedule
+    task: TaskConfig
+    params: dict[str, Any]
+    items: list[Any]
+    mask: Callable[[Any, NDArray], Mask | None]
+
+    @property
+    def method(self) -> str:
+        return self.task.conditioning.method
+
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether the result depends on the prior's statistics."""
+        measured = self.task.measurement is not None
+        return measured and (METHODS[self.method].uses_statistics or self.schedule.start != "")
+
+
+def read_job(options: Options) -> Job:
+    """Read the configs and list the images.
+
+    Raises:
+        UserError: a file or flag that is not as it should be.
+    """
+    model = read_model_config(options.model_config)
+    schedule = read_schedule(options.diffusion_config)
+    task = read_task_config(
+        options.task_config,
+        options.method or schedule.method,
+        options.measured,
+        options.input,
+        options.sigma,
+    )
+    conditioning, measurement = task.conditioning, task.measurement
+    params = check_restoration(
+        model, measurement, conditioning.method, conditioning.params, schedule
+    )
+    if measurement is None or task.data is None:
+        if options.num_samples > 1:
+            raise UserError(
+                "--num_samples: vanilla restores nothing that could be sampled more than once; "
+                "--limit says how many samples of the prior to draw"
+            )
+        check_output(options.output, [])
+        shape = (model.in_channels, model.image_size, model.image_size)
+        count = options.limit or VANILLA_SAMPLES
+        samples = [PriorSample(f"sample_{i:03d}", shape) for i in range(count)]
+        return Job(options, model, schedule, task, params, samples, lambda item, truth: None)
+    data = as_dict(task.data)
+    items = list_items(data, magnitude=measurement.noise.name == "rician")
+    mask = open_masks(task.data.mask, data, items)
+    items = items[: options.limit]
+    check_output(options.output, items)
+    return Job(options, model, schedule, task, params, items, mask)
+
+
+def results_folder(job: Job) -> str:
+    """{save_dir}/{model}/{task}/{variant}/{sigma}, or {save_dir}/{model}/vanilla."""
+    model = os.path.splitext(base_name(job.model.model_path))[0] or "untrained"
+    measurement = job.task.measurement
+    if measurement is None:
+        return os.path.join(job.options.save_dir, model, "vanilla")
+    operator, noise = measurement.operator, measurement.noise
+    kind = variant(as_dict(operator)) or noise.name
+    sigma = noise.sigma if isinstance(noise.sigma, str) else f"{noise.sigma:g}"
+    return os.path.join(job.options.save_dir, model, operator.name, kind, sigma)
+
+
+def settings_of(job: Job, prior: Prior) -> dict[str, Any]:
+    """All that decides the contents of a run's files."""
+    task = job.task.settings()
+    task["conditioning"] = {"method": job.method, "params": job.params}
+    found = {
+        "model_config": job.model.settings(),
+        "checkpoint_sha256": prior.digest,
+        "diffusion_config": as_dict(job.schedule),
+        "task_config": task,
+        "seed": job.options.seed,
+        "num_samples": job.options.num_samples,
+        "precision": str(prior.dtype).removeprefix("torch."),
+    }
+    return found | ({"statistics": asdict(prior.statistics)} if job.uses_statistics else {})

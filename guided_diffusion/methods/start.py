@@ -1,0 +1,64 @@
+"""Where a restoration starts, if the schedule says ``start: auto`` or a timestep."""
+
+import math
+
+import torch
+
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.operators.base import Operator, Sigma
+
+WIDEST_STD = 3.0  # √r_t above which an image is lost in noise, and steps would be wasted
+FINISH = 0.2  # of the best direction's noise: how far below it the prior goes on cleaning up
+SAMPLE_FINISH = 0.1  # the same, where what the measurement leaves open is to be drawn
+
+
+def useful_levels(operator: Operator, sigma: Sigma, sample: bool = False) -> tuple[float, float]:
+    """The noise levels √r_t between which a measurement is worth sampling at, (high, low).
+
+    Where A sees a direction with singular value s, its measurement is an image with noise σ/s.
+    Above the largest of these (or WIDEST_STD, if A is blind to some direction) the measurement
+    knows more than a state can; some way below the smallest it adds nothing to what a state holds.
+    For denoising all are σ, and one evaluation of the network is the posterior mean; a `sample` of
+    the posterior goes on from there, like everywhere else.
+    """
+    s = operator.singular_values
+    widest, narrowest = (
+        (float(sigma.max()), float(sigma.min())) if torch.is_tensor(sigma) else (sigma, sigma)
+    )
+    low = narrowest / float(s.max())
+    high = min(WIDEST_STD, widest / float(s.min())) if operator.sees_all else WIDEST_STD
+    if sample:
+        return high, SAMPLE_FINISH * low
+    return (high, FINISH * low) if high > low else (low, low)
+
+
+def start_state(
+    operator: Operator,
+    y: torch.Tensor,
+    sigma: Sigma,
+    diffusion: GaussianDiffusion,
+    noise: torch.Tensor,
+    mean_intensity: float,
+) -> torch.Tensor:
+    """x_t at the diffusion's first step t, from the measurement instead of pure noise.
+
+    A direction whose measurement has less noise than the state starts there, noise filled up;
+    the others at the prior's mean intensity.
+
+    Args:
+        y: (N, *operator.out_shape); sigma: its noise, a number or (N, 1, 1, 1).
+        noise: (N, C, H, W) standard normal.
+        mean_intensity: see `guided_diffusion.statistics.PriorStatistics`.
+
+    Returns:
+        (N, C, H, W).
+    """
+    alpha_bar = diffusion.alphas_cumprod[-1]
+    r = (1 - alpha_bar) / alpha_bar
+    measured, std = operator.inverted(operator.Ut(y), sigma)
+    variance = std**2
+    used = variance <= r
+    state = mean_intensity + math.sqrt(r) * noise
+    fill = (r - torch.where(used, variance, 0.0)).clamp(min=0).sqrt()
+    target = measured + fill * operator.Vt(noise)
+    return math.sqrt(alpha_bar) * (state + operator.correction(state, target, where=used))

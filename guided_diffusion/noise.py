@@ -1,0 +1,271 @@
+"""The noise n of y = A x + n: models of it, how strong it is, and what it does to magnitudes.
+
+To add a model: a subclass of `Noise` here and a row of `NOISES`.
+"""
+
+import math
+from typing import ClassVar, Protocol, cast
+
+import numpy as np
+import torch
+from scipy.ndimage import convolve, maximum_filter, minimum_filter, uniform_filter
+from scipy.special import i0e, i1e, ndtr, ndtri
+from scipy.stats import ncx2
+
+from guided_diffusion.operators.base import Sigma
+from util.errors import UserError
+
+Moments = tuple[np.ndarray, np.ndarray]
+
+# Immerkær 1996: takes away what is locally linear, and leaves white noise its variance.
+HIGH_PASS = np.outer([1, -2, 1], [1, -2, 1])[None] / 6
+LOCAL_MEAN = (1, 5, 5)
+WIDER = (9, 15)  # sides of the means that are to show that a pixel is air
+GREY_LEVELS = 12  # groups of pixels of like brightness
+QUANTILE = 1 / 3  # of the groups' estimates: edges and texture make some of them too large
+LEAST_PIXELS = 10 * GREY_LEVELS
+LEAST_SIGMA = 1e-4  # below the rounding of 8 and 12 bits
+TINY = np.finfo(float).tiny  # a probability whose quantile is finite
+FAR = 8  # σ above black: Rice noise is normal from here on, to 0.02 σ
+SIGNAL = np.linspace(-2, 8, 501)  # of the tables, in units of σ above black
+
+
+def clipped_moments(signal: np.ndarray) -> Moments:
+    """Mean and standard deviation of max(0, signal + n), n ~ N(0, 1)."""
+    density, below = np.exp(-(signal**2) / 2) / np.sqrt(2 * np.pi), ndtr(signal)
+    mean = signal * below + density
+    return mean, np.sqrt((signal**2 + 1) * below + signal * density - mean**2)
+
+
+def rician_moments(signal: np.ndarray) -> Moments:
+    """Mean and standard deviation of |signal + n₁ + i n₂|, n₁, n₂ ~ N(0, 1); signal >= 0."""
+    x = signal**2 / 2
+    mean = np.sqrt(np.pi / 2) * ((1 + x) * i0e(x / 2) + x * i1e(x / 2))
+    return mean, np.sqrt(np.maximum(signal**2 + 2 - mean**2, 0))
+
+
+def estimate_sigma(y: np.ndarray, rician: bool = False) -> float:
+    """Standard deviation of an image's white noise, in units of the [-1, 1] image.
+
+    A high pass leaves the noise, whose standard deviation is taken in groups of pixels of like
+    brightness, for where the file's range ends it is cut off, and in a magnitude image it is Rice
+    distributed. There, a group's mean over its standard deviation tells how far above black (or
+    below white) it is, hence what is missing: for Rice the fixed point of Koay & Basser 2006,
+    for the cut-off normal distribution the same with its moments.
+
+    Args:
+        y: (C, H, W) in [-1, 1]; beyond it only where it was not cut off.
+        rician: whether y is a magnitude image.
+
+    Raises:
+        UserError: too few pixels, a constant image, or one without noise.
+    """
+    inside = (slice(None), slice(1, -1), slice(1, -1))
+    y = y.astype(np.float64)
+    size = (1, 3, 3)
+    varies = (maximum_filter(y, size) > minimum_filter(y, size))[inside]  # air may be painted black
+    if varies.sum() < LEAST_PIXELS:
+        raise UserError(
+            f"measurement.noise.sigma: auto needs at least {LEAST_PIXELS} pixels whose "
+            f"neighbours differ, found {varies.sum()}; give the noise as a number"
+        )
+    noise = convolve(y, HIGH_PASS)[inside][varies]
+    level = uniform_filter(y, LOCAL_MEAN)[inside][varies]
+    cut_off = y.min() >= -1 and y.max() <= 1
+    signal = SIGNAL[SIGNAL >= 0] if rician else SIGNAL
+    mean, std = (rician_moments if rician else clipped_moments)(signal)
+    found = []
+    for group in np.array_split(np.argsort(level, kind="stable"), GREY_LEVELS):
+        measured = np.sqrt(np.mean(noise[group] ** 2))
+        if rician or cut_off:
+            above = np.mean(level[group]) + 1
+            clear = above if rician else min(above, 2 - above)
+            measured /= np.interp(clear / max(measured, 1e-9), mean / std, std)
+        found.append(measured)
+    sigma = float(np.quantile(found, QUANTILE))
+    if sigma < LEAST_SIGMA:
+        raise UserError(
+            "measurement.noise.sigma: auto finds no noise; give it as a number, or name: clean"
+        )
+    return sigma
+
+
+def local_signal(M: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """The signal A of a magnitude image (N, C, H, W) with black at 0, by E[M²] = A² + 2σ².
+
+    The mean is of 5×5 pixels (Gudbjartsson & Patz 1995). Where its A² is below three standard
+    errors of that of air, 2σ²/5, a wider mean counts if it is lower: from so few pixels chance
+    alone would keep air bright, for below 0 it is cut off.
+    """
+    noise = 2 * sigma**2
+    power = uniform_filter(M**2, (1, *LOCAL_MEAN)) - noise
+    faint = 3 * noise / LOCAL_MEAN[-1]
+    for side in WIDER:
+        wider = uniform_filter(M**2, (1, 1, side, side)) - noise
+        power = np.where(power < faint, np.minimum(power, wider), power)
+    return np.sqrt(np.maximum(power, 0))
+
+
+def rician_to_normal(magnitude: np.ndarray, signal: np.ndarray) -> np.ndarray:
+    """z ~ N(0, 1) for a magnitude that is Rice(signal, 1) distributed: the same quantile of it."""
+    far = signal > FAR
+    z = magnitude - signal - 1 / (2 * np.maximum(signal, FAR))  # the mean is off by this there
+    near = magnitude[~far] ** 2, 2, np.maximum(signal[~far], 1e-6) ** 2
+    below, above = (np.maximum(tail, TINY) for tail in (ncx2.cdf(*near), ncx2.sf(*near)))
+    z[~far] = np.where(below < above, ndtri(below), -ndtri(above))
+    return z
+
+
+def rician_to_gaussian(y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+    """Turn a magnitude image's Rice distributed noise into Gaussian noise of standard deviation σ.
+
+    Rice noise is no zero-mean noise: it brightens what is dark, by 1.25 σ in air, and is weaker and
+    skewed there. Every pixel is given the value that has, under N(A, σ²), the quantile which its
+    own has under Rice(A, σ), with A the signal about it, `local_signal`: after it, a restoration
+    that takes the noise for Gaussian is right wherever A is. (A transformation of the whole image
+    to stable variance, Foi 2011, has the same aim, but bends the grey values, so that a blur would
+    no longer be linear in them.)
+
+    Args:
+        y: (N, C, H, W) tensor, black at -1.
+        sigma: a number, or (N, 1, 1, 1).
+
+    Returns:
+        Like y; noise about black is below -1, too. Pixels at exactly -1 remain there: no noise has
+        that value, but air that was painted black.
+    """
+    M = y.cpu().double().numpy() + 1
+    std = np.maximum(torch.as_tensor(sigma).cpu().double().numpy(), 1e-6)
+    A = local_signal(M, std)
+    gaussian = A + std * rician_to_normal(M / std, A / std)
+    return torch.from_numpy(np.where(M > 0, gaussian, 0) - 1).to(y)
+
+
+class Random(Protocol):
+    """What draws a noise model's numbers: `util.random.ImageRandom`, or the module torch."""
+
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def poisson(self, rate: torch.Tensor) -> torch.Tensor: ...
+
+
+GLOBAL = cast(Random, torch)  # torch's global generator
+
+
+class Noise:
+    """A noise model: ``noise(y, random)`` draws it.
+
+    Attributes:
+        sigma: its standard deviation, in units of the [-1, 1] image; "auto" where it is to be
+            estimated from measured images and nothing is simulated.
+        name: in task files (measurement.noise.name).
+        can_be_estimated: whether `estimate` knows this noise.
+    """
+
+    name: ClassVar[str]
+    can_be_estimated: ClassVar[bool] = False
+
+    def __init__(self, sigma: float | str):
+        self.sigma = sigma
+
+    @property
+    def std(self) -> float:
+        """σ, where it is a number."""
+        return float(self.sigma)
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        """Noisy y, (N, C, H, W) like y."""
+        raise NotImplementedError
+
+    def estimate(self, y: np.ndarray) -> float:
+        """σ of a measured image y, (C, H, W) in [-1, 1]; see `estimate_sigma`."""
+        return estimate_sigma(y)
+
+    def to_gaussian(self, y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        """y with its noise made Gaussian, which is what every method takes it for."""
+        return y
+
+
+class GaussianNoise(Noise):
+    """n ~ N(0, σ² I)."""
+
+    name = "gaussian"
+    can_be_estimated = True
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        return y + self.std * random.randn_like(y)
+
+
+class PoissonNoise(Noise):
+    """Photon noise, whose variance follows the signal and is σ² on average over each image.
+
+    With u = (y+1)/2 the counts are Poisson(u·peak); the noise of y has variance 4u/peak, and
+    peak = 4·mean(u)/σ².
+    """
+
+    name = "poisson"
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        if self.sigma == 0:
+            return y
+        u = ((y + 1) / 2).clamp(min=0)
+        peak = 4 * u.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6) / self.std**2
+        # What lies below black (a bicubic undershoot) emits no photons and keeps its value.
+        below = (y + 1).clamp(max=0)
+        return 2 * random.poisson(u * peak) / peak - 1 + below
+
+
+class RicianNoise(Noise):
+    """The noise of a magnitude image, M = |m + n₁ + i n₂| with n₁, n₂ ~ N(0, σ² I).
+
+    Intensities m and M are counted from black: m = y + 1, so that σ is, where the signal is
+    strong, that of Gaussian noise.
+    """
+
+    name = "rician"
+    can_be_estimated = True
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        real = y + 1 + self.std * random.randn_like(y)
+        return torch.hypot(real, self.std * random.randn_like(y)) - 1
+
+    def estimate(self, y: np.ndarray) -> float:
+        return estimate_sigma(y, rician=True)
+
+    def to_gaussian(self, y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        return rician_to_gaussian(y, sigma)
+
+
+class CleanNoise(Noise):
+    """No noise: y = A x, and σ = 0 for the sampler."""
+
+    name = "clean"
+
+    def __init__(self, sigma: float | str = 0.0):
+        super().__init__(0.0)
+
+    def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
+        return y
+
+
+NOISES: dict[str, type[Noise]] = {
+    noise.name: noise for noise in (GaussianNoise, PoissonNoise, RicianNoise, CleanNoise)
+}
+
+
+def get_noise(name: str, sigma: float | str = 0.0) -> Noise:
+    """Build a noise model of `NOISES`.
+
+    Args:
+        sigma: see `Noise`.
+
+    Raises:
+        UserError: an unknown name, or a sigma that is no standard deviation.
+    """
+    if name not in NOISES:
+        raise UserError(
+            f"measurement.noise.name: expected one of {', '.join(NOISES)}, found {name!r}"
+        )
+    if sigma != "auto" and not (math.isfinite(float(sigma)) and float(sigma) >= 0):
+        raise UserError(f"measurement.noise.sigma: expected 0 or more, found {sigma}")
+    return NOISES[name](sigma)

@@ -1,0 +1,192 @@
+"""What an operator is: y = A x, through a singular value decomposition A = U Σ Vᵀ.
+
+To add one: a class in a file of this folder, a row of `OPERATORS` in `__init__.py`, a task YAML in
+configs/. A class states
+
+    name               in task files (measurement.operator.name) and in the results path
+    parameters         its keys under measurement.operator, each a `util.parameters.Parameter`
+    build              (in_shape, device, dtype, **parameters) → the operator, parameters complete
+    variant            (parameters) → the part of the results path that tells its kinds apart
+    restored_size      (size, parameters) → (H, W) restored from a measurement of that (H, W)
+
+and gives `in_shape, out_shape, singular_values, U, Ut, V, Vt, frequency_variance`. Methods see
+nothing else of it. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols, only needs
+`factors_of`, see `separable.py`.
+
+Everything that methods do with a measurement in the singular directions is written here once:
+`inverted`, `correction`, `gain`, `posterior_mean`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from util.errors import UserError
+from util.parameters import Parameters, check_parameters
+
+Shape = tuple[int, int, int]
+Sigma = float | torch.Tensor  # of the noise: a number, or (N, 1, 1, 1) where images have their own
+WHERE = "measurement.operator"
+
+
+class Operator:
+    """A, Aᵀ and the SVD of A on images (N, C, H, W).
+
+    Attributes:
+        in_shape, out_shape: (C, H, W) of x and of y.
+        singular_values: of the shape that spectra have without their batch axis. Spectra, the
+            tensors that `Ut` and `Vt` return, hold one coefficient for each singular direction.
+            Directions that A does not see may be left out, or have singular value 0.
+    """
+
+    name: ClassVar[str] = ""
+    parameters: ClassVar[Parameters] = {}
+
+    in_shape: Shape
+    out_shape: Shape
+    singular_values: torch.Tensor
+
+    @classmethod
+    def build(
+        cls, in_shape: Shape, device: torch.device | str, dtype: torch.dtype, **parameters: Any
+    ) -> "Operator":
+        """The operator for images of `in_shape`, from all its parameters.
+
+        Raises:
+            UserError: parameters that do not fit one another, or the image.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the parameters that a task file gives with the defaults of the others.
+
+        Raises:
+            UserError: an unknown key, or a value of another type or out of range.
+        """
+        return check_parameters(cls.parameters, parameters, WHERE, cls.name)
+
+    @classmethod
+    def variant(cls, parameters: Mapping[str, Any]) -> str:
+        """The part of the results path that tells kinds of this operator apart; "" if it has one.
+
+        Args:
+            parameters: complete, see `check`.
+        """
+        return ""
+
+    @classmethod
+    def restored_size(cls, size: tuple[int, int], parameters: Mapping[str, Any]) -> tuple[int, int]:
+        """(H, W) of the image whose measurement has the given (H, W).
+
+        Args:
+            parameters: complete, see `check`.
+        """
+        return size
+
+    def V(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """Spectrum → image (N, C, H, W); the columns of V are orthonormal."""
+        raise NotImplementedError
+
+    def Vt(self, x: torch.Tensor) -> torch.Tensor:
+        """Image → spectrum, the transpose of `V`."""
+        raise NotImplementedError
+
+    def U(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """Spectrum → measurement (N, *out_shape)."""
+        raise NotImplementedError
+
+    def Ut(self, y: torch.Tensor) -> torch.Tensor:
+        """Measurement → spectrum, the transpose of `U`."""
+        raise NotImplementedError
+
+    def frequency_variance(self, variance: torch.Tensor) -> torch.Tensor:
+        """The variance along each singular direction of a random image that is diagonal in the DCT.
+
+        Args:
+            variance: (H, W), of each DCT coefficient, the same in all channels.
+
+        Returns:
+            diag(Vᵀ C V), C the image's covariance; broadcasts to a spectrum.
+        """
+        raise NotImplementedError
+
+    def in_frequencies(self) -> "Operator":
+        """The same A, its singular directions as near to cosines as they may be chosen.
+
+        Where singular values are equal, any orthonormal basis of their directions will do.
+        """
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A x, (N, *in_shape) → (N, *out_shape)."""
+        return self.U(self.singular_values * self.Vt(x))
+
+    def transpose(self, y: torch.Tensor) -> torch.Tensor:
+        """Aᵀ y, (N, *out_shape) → (N, *in_shape)."""
+        return self.V(self.singular_values * self.Ut(y))
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether no direction of the image is lost."""
+        s = self.singular_values
+        return s.numel() == math.prod(self.in_shape) and bool((s > 0).all())
+
+    def inverted(self, Uty: torch.Tensor, sigma: Sigma) -> tuple[torch.Tensor, torch.Tensor]:
+        """The measurement divided by the singular values, and the noise that it then has.
+
+        Returns:
+            (ȳ = Uᵀy/s, its standard deviation σ/s), spectra; infinite noise where s = 0.
+        """
+        s = self.singular_values
+        seen = s > 0
+        safe = torch.where(seen, s, 1.0)
+        return Uty / safe, torch.where(seen, sigma / safe, torch.inf)
+
+    def correction(
+        self, x: torch.Tensor, spectrum: torch.Tensor, where: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What to add to x so that A sees `spectrum` in it, and all that A does not see stays.
+
+        Args:
+            x: (N, C, H, W).
+            spectrum: the coefficients to give it; ignored where s = 0.
+            where: a spectrum of truth values, the directions to change; all that A sees if None.
+
+        Returns:
+            (N, C, H, W).
+        """
+        where = self.singular_values > 0 if where is None else where
+        return self.V(torch.where(where, spectrum - self.Vt(x), 0.0))
+
+    def gain(self, sigma: Sigma, variance: Sigma) -> torch.Tensor:
+        """Σ (σ² I + variance Σ²)⁻¹, the diagonal of Aᵀ (σ² I + variance A Aᵀ)⁻¹ between V and Uᵀ.
+
+        Directions that A does not see (s = 0) carry no information, also when σ = 0.
+
+        Args:
+            sigma, variance: numbers, or tensors that broadcast to a spectrum.
+        """
+        s = self.singular_values
+        return torch.where(s > 0, s / (sigma**2 + variance * s**2), 0.0)
+
+    def posterior_mean(
+        self, x_0: torch.Tensor, Uty: torch.Tensor, sigma: Sigma, variance: Sigma
+    ) -> torch.Tensor:
+        """E[x | y] for x ~ N(x_0, V variance Vᵀ) and y = A x + σ n.
+
+            x_0 + variance Aᵀ (σ² I + variance A Aᵀ)⁻¹ (y - A x_0)
+
+        Args:
+            x_0: (N, C, H, W); Uty: Uᵀy, a spectrum; sigma, variance: see `gain`.
+        """
+        residual = Uty - self.singular_values * self.Vt(x_0)
+        return x_0 + self.V(variance * self.gain(sigma, variance) * residual)
+
+
+def expect(condition: bool, key: str, expected: str, found: Any) -> None:
+    """Raise the UserError of a parameter that does not fit the others or the image."""
+    if not condition:
+        raise UserError(f"{WHERE}.{key}: expected {expected}, found {found!r}")

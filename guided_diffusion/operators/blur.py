@@ -1,0 +1,91 @@
+"""Deblurring: separable blurs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from guided_diffusion.operators.base import Shape, expect
+from guided_diffusion.operators.separable import (
+    Factors,
+    SeparableOperator,
+    identity_factor,
+    matrix_factor,
+)
+from util.parameters import Parameter
+
+TYPES = ("gaussian", "uniform", "aniso")
+
+
+def blur_matrix(size: int, kernel: torch.Tensor) -> torch.Tensor:
+    """(size, size) band matrix that correlates with a 1-D kernel, zero outside the image."""
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    for tap, weight in enumerate(kernel):
+        offset = tap - len(kernel) // 2
+        if abs(offset) < size:
+            matrix.diagonal(offset).fill_(weight)
+    return matrix
+
+
+def gaussian_kernel(kernel_size: int, intensity: float) -> torch.Tensor:
+    """(kernel_size+1)//2 taps of a Gaussian of standard deviation `intensity`, summing to 1.
+
+    The halving is the published program's: its "61" spans 31 pixels.
+    """
+    taps = (kernel_size + 1) // 2
+    offsets = torch.arange(taps, dtype=torch.float64) - taps // 2
+    kernel = torch.exp(-0.5 * (offsets / intensity) ** 2)
+    return kernel / kernel.sum()
+
+
+class Deblur(SeparableOperator):
+    """Correlation with a Gaussian or a box along rows and columns, zero outside the image."""
+
+    name = "deblur"
+    parameters = {
+        "type": Parameter("gaussian", "gaussian, uniform, or aniso", (str,), choices=TYPES),
+        "kernel_size": Parameter(
+            None, "width; default 9 for uniform, else 61, which spans 31 pixels", (int,), low=1
+        ),
+        "intensity": Parameter(
+            3.0,
+            "standard deviation in pixels; for aniso a pair, along rows and along columns; "
+            "uniform, in published files, has no use for it",
+            (float, list),
+        ),
+        **SeparableOperator.parameters,
+    }
+
+    @classmethod
+    def factors_of(cls, in_shape: Shape, **parameters: Any) -> Factors:
+        kernels = cls._kernels(
+            parameters["type"], parameters["kernel_size"], parameters["intensity"]
+        )
+        rows, cols = (
+            matrix_factor(blur_matrix(n, kernel), parameters["singular_value_threshold"])
+            for n, kernel in zip(in_shape[1:], kernels, strict=True)
+        )
+        return identity_factor(in_shape[0]), rows, cols
+
+    @staticmethod
+    def _kernels(
+        kind: str, size: int | None, intensity: float | list[float]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The kernels along the rows' axis and along the columns' axis."""
+        if kind == "uniform":
+            size = size or 9
+            kernel = torch.full((size,), 1 / size, dtype=torch.float64)
+            return kernel, kernel
+        pair = intensity if kind == "aniso" else (intensity, intensity)
+        try:
+            vertical, horizontal = (float(v) for v in pair)  # type: ignore[union-attr, arg-type]
+            valid = vertical > 0 and horizontal > 0
+        except (TypeError, ValueError):
+            valid = False
+        numbers = "two positive numbers" if kind == "aniso" else "a positive number"
+        expect(valid, "intensity", f"{numbers} for {kind}", intensity)
+        return gaussian_kernel(size or 61, vertical), gaussian_kernel(size or 61, horizontal)
+
+    @classmethod
+    def variant(cls, parameters: Mapping[str, Any]) -> str:
+        return parameters["type"]

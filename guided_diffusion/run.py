@@ -1,0 +1,322 @@
+"""A run of main.py: its images, restored batch by batch, and what becomes of them."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from data.masks import Mask
+from data.output import write_output
+from data.volumes import Slice, write_volumes
+from guided_diffusion.config import Measurement
+from guided_diffusion.devices import pick_device
+from guided_diffusion.job import Job, read_job, results_folder, settings_of
+from guided_diffusion.methods import METHODS
+from guided_diffusion.options import Options
+from guided_diffusion.prior import Prior, load_prior
+from guided_diffusion.ranks import Ranks
+from guided_diffusion.restoration import (
+    Restored,
+    enlargement,
+    estimate_noise,
+    fit,
+    noise_of,
+    own_schedules,
+    restore,
+)
+from guided_diffusion.statistics import NATURAL_IMAGES
+from util.errors import UserError
+from util.image_files import Recorder
+from util.results import Results, open_results
+
+UNSURE = (
+    "samples of spectral lie closer together than those of the posterior; for an honest "
+    "spread take configs/diffusion_config_samples.yaml"
+)
+NO_STATISTICS = (
+    "no statistics of the prior's images beside its weights, those of natural images are taken; "
+    "python -m guided_diffusion.statistics measures them"
+)
+
+
+def run(options: Options, ranks: Ranks) -> int:
+    """One process's part of a run; returns its exit status.
+
+    Raises:
+        UserError: nothing can be restored.
+    """
+    job = read_job(options)
+    prior = load_prior(job.model, pick_device(options.gpu), options.precision, options.compile)
+    folder = results_folder(job)
+    title = os.path.relpath(folder, options.save_dir)
+    if ranks.rank:
+        ranks.open(len(job.items))
+    results = open_results(
+        folder, title, settings_of(job, prior), job.items, options.overwrite, ranks.rank
+    )
+    if not ranks.rank:
+        ranks.open(len(job.items))
+    closing = False
+    try:
+        part = Run(job, prior, results, ranks)
+        part.restore_all()
+        ranks.close()
+        records = ranks.leave(found=part.found, failed=part.failed)
+        closing = records is not None
+        return 0 if records is None else part.close(records)
+    finally:
+        ranks.close()
+        results.lock.release(last=closing or not ranks)
+
+
+@dataclass
+class Run:
+    """What a process does of a job."""
+
+    job: Job
+    prior: Prior
+    results: Results
+    ranks: Ranks
+    found: int = 0  # images that an earlier run had restored
+    failed: list[str] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+    sigmas: dict[str, torch.Tensor] = field(default_factory=dict)  # estimated, by name
+    volume_sigmas: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    def restore_all(self) -> None:
+        """Restore every image that falls to this process."""
+        options = self.job.options
+        self._tell_notes()
+        self._check_writing()
+        if self.job.task.measurement is not None:
+            method = METHODS[self.job.method]
+            if options.num_samples > 1 and not method.honest_spread:
+                self._tell(UNSURE)
+            if self.prior.statistics is NATURAL_IMAGES and self.job.uses_statistics:
+                self._tell(NO_STATISTICS)
+        for items, images in self.batches():
+            if all(self._is_done(i, x) for i, x in zip(items, images, strict=True)):
+                self.found += len(items)
+                self.ranks.advance(len(items), done=len(items), found=len(items))
+                continue
+            for item in items:
+                self.results.begin(item.name)
+            self.restore(items, images)
+
+    def _check_writing(self) -> None:
+        """Before the first network evaluation, name the volumes that could not be written."""
+        measurement = self.job.task.measurement
+        for item in self.job.items:
+            try:
+                item.check_writable(enlargement(measurement))
+            except UserError as error:
+                self._say_once(error)
+
+    def _tell(self, note: str | None) -> None:
+        if note and note not in self.told:
+            self.ranks.say(f"note: {note}", error=True)
+            self.told.add(note)
+
+    def _say_once(self, error: Exception | str) -> None:
+        if str(error) not in self.told:  # a damaged volume has one error for all its slices
+            self.ranks.say(f"error: {error}", error=True)
+        self.told.add(str(error))
+
+    def fail(self, item: Any, error: Exception | str) -> None:
+        """Report an image that cannot be restored; the others still are."""
+        self.failed.append(item.name)
+        self._say_once(error)
+
+    def batches(self) -> Iterator[tuple[list[Any], torch.Tensor]]:
+        """Yield (items, images), images (N, C, H, W) in [-1, 1] of one shape: this rank's share.
+
+        Which images make a batch is decided by their order alone, not by what was done before.
+        """
+        single = own_schedules(self.job.task.measurement, self.job.schedule)
+        size = 1 if single else self.job.options.batch_size
+        for i in self.ranks.share(-(-len(self.job.items) // size)):
+            yield from self._batch(self.job.items[i * size : (i + 1) * size])
+
+    def _batch(self, part: list[Any]) -> Iterator[tuple[list[Any], torch.Tensor]]:
+        items: list[Any] = []
+        images: list[torch.Tensor] = []
+        for item in part:
+            try:
+                image = self._read(item)
+            except UserError as error:
+                self.fail(item, error)
+                self.ranks.advance(1, done=1)
+                continue
+            if items and image.shape != images[0].shape:
+                yield items, torch.stack(images)
+                items, images = [], []
+            items.append(item)
+            images.append(image)
+        if items:
+            yield items, torch.stack(images)
+
+    def _read(self, item: Any) -> torch.Tensor:
+        image = torch.from_numpy(item.read())
+        measurement = self.job.task.measurement
+        if measurement is None:
+            return image
+        try:
+            image = fit(image, measurement, self.prior)
+            if measurement.noise.sigma == "auto":
+                self.sigmas[item.name] = self._estimate_sigma(item, image, measurement)
+        except UserError as error:
+            raise UserError(f"{item.label}: {error}") from None
+        item.check_writable(enlargement(measurement))
+        self._tell(item.note)
+        return image
+
+    def _estimate_sigma(
+        self, item: Any, image: torch.Tensor, measurement: Measurement
+    ) -> torch.Tensor:
+        """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
+        if not isinstance(item, Slice):
+            return estimate_noise(image, measurement, self.prior)
+        if item.volume not in self.volume_sigmas:
+            sigma = noise_of(measurement).estimate(item.volume.sample())
+            self.volume_sigmas[item.volume] = torch.tensor([sigma])
+        return self.volume_sigmas[item.volume]
+
+    def restore(self, items: list[Any], images: torch.Tensor) -> None:
+        """Restore one batch and write its files."""
+        start, options = time.perf_counter(), self.job.options
+        recorder: Recorder | None = None
+        which = items[0].name if len(items) == 1 else f"{items[0].name} … {items[-1].name}"
+
+        def watch(left: int, steps: int, x: torch.Tensor) -> None:
+            nonlocal recorder
+            self.results.lock.touch()
+            if left == steps and (options.record or options.video):
+                recorder = Recorder(steps)
+                recorder.frame(x)
+            elif recorder:
+                recorder(left, x)
+            now = f"{which}: step {steps - left}/{steps}"
+            self.ranks.advance(0 if left == steps else len(items) / steps, now)
+
+        sigma = torch.cat([self.sigmas.pop(i.name) for i in items]) if self.sigmas else None
+        restored = restore(
+            images,
+            self.job.task.measurement,
+            self.prior,
+            self.job.method,
+            self.job.schedule,
+            self.job.params,
+            names=[i.name for i in items],
+            num_samples=options.num_samples,
+            seed=options.seed,
+            sigma=sigma,
+            watch=watch,
+        )
+        seconds = (time.perf_counter() - start) / len(items)
+        for i, item in enumerate(items):
+            if restored.finite[i]:
+                self._write(i, item, images[i].numpy(), restored, recorder, seconds)
+            else:
+                self.fail(item, f"{item.label}: {self._not_finite()}")
+            self.ranks.advance(0, done=1)
+
+    def _not_finite(self) -> str:
+        half = self.prior.dtype == torch.float16
+        hint = "--precision fp32 has a wider range" if half else "the prior may be damaged"
+        return f"the network's output is not finite (nan or inf), so there is no image; {hint}"
+
+    def _write(
+        self,
+        i: int,
+        item: Any,
+        image: NDArray,
+        restored: Restored,
+        recorder: Recorder | None,
+        seconds: float,
+    ) -> None:
+        options, measurement = self.job.options, self.job.task.measurement
+        truth = image if measurement is not None and measurement.simulated else None
+        try:
+            mask = None if truth is None else self._mask(item, truth)
+        except UserError as error:
+            self.fail(item, error)
+            return
+        rows = len(restored.mean) * options.num_samples
+        stem = item.volume.name if isinstance(item, Slice) else item.name
+        line = self.results.add(
+            item,
+            restored.mean[i],
+            restored.samples[i],
+            truth,
+            restored.measurements[i],
+            mask,
+            {**restored.figures[i], "seconds": seconds},
+            recorder.movie(i * options.num_samples, rows) if recorder else [],
+            gif=options.record,
+            mp4=options.video,
+            source="" if item.label.startswith(stem) else item.label,
+        )
+        self.ranks.say(line)
+
+    def _mask(self, item: Any, truth: NDArray) -> Mask | None:
+        """The pixels of which metrics are taken: the mask's, but those that are no data."""
+        mask, padding = self.job.mask(item, truth), item.padding()
+        if padding is None:
+            return mask
+        return ~padding if mask is None else mask & ~padding
+
+    def _is_done(self, item: Any, image: torch.Tensor) -> bool:
+        measurement = self.job.task.measurement
+        gif, mp4 = self.job.options.record, self.job.options.video
+        if measurement is None:
+            return self.results.is_done(item, "", None, gif, mp4)
+        kind = "truth" if measurement.simulated else "input"
+        return self.results.is_done(item, kind, image.numpy(), gif, mp4)
+
+    def _tell_notes(self) -> None:
+        for note in self.results.notes:
+            self._tell(note)
+
+    def _write_volumes(self, done: set[str]) -> bool:
+        """Put the volumes together; returns whether that failed for one."""
+        title = self.results.title.replace(os.sep, "/")
+        description = f"{self.job.method} {title}"
+        identity = json.dumps(self.results.settings, sort_keys=True)
+        folder = self.results.folder
+        failed = False
+        for line, bad in write_volumes(self.job.items, done, folder, description, identity):
+            self.ranks.say(f"error: {line}" if bad else line, error=bad)
+            failed = failed or bad
+        return failed
+
+    def close(self, records: list[dict[str, Any]]) -> int:
+        """Merge what the processes did, say it and return the exit status."""
+        names = [item.name for item in self.job.items]
+        total, found = len(names), sum(r["found"] for r in records)
+        anywhere = {name for r in records for name in r["failed"]}
+        failed = [name for name in names if name in anywhere]
+        self.results.merge()
+        self._tell_notes()
+        missing = [n for n in names if n not in self.results.rows and n not in anywhere]
+        unwritten = self._write_volumes(set(self.results.rows) - anywhere)
+        if found:
+            self.ranks.say(f"{found} of {total} images had been restored by an earlier run")
+        self.results.write_comparison()
+        self.results.write_summary(finished=not missing, failed=failed)
+        self.ranks.say(self.results.table())
+        output = self.job.options.output
+        if output and not (failed or missing or unwritten):
+            self.ranks.say(write_output(output, self.job.items, self.results.folder))
+        for left, what in (
+            (failed, "could not be restored"),
+            (missing, "are left to the next run, as a process died"),
+        ):
+            if left:
+                listed = ", ".join(left)
+                self.ranks.say(f"error: {len(left)} of {total} images {what}: {listed}", error=True)
+        return 2 if failed or unwritten else int(bool(missing))

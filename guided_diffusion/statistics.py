@@ -1,0 +1,199 @@
+"""What is known of a prior's images besides the network: their power spectrum and mean.
+
+    python -m guided_diffusion.statistics --data_dir TRAIN --out models/mine.json
+
+measures them on the images that the prior was trained on. They are kept beside its weights, under
+the same name, and loaded with them.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import scipy.fft
+import torch
+from tqdm import tqdm
+
+from data.dataloader import list_items
+from util.errors import ArgumentParser, UserError
+from util.files import replacing_text
+from util.remote import local_file
+
+REFERENCE = 256  # pixels; frequencies are counted in half cycles in so many
+# Edges of the frequency bands, octaves. The first holds the lowest frequencies together, for of an
+# image that is symmetric, like a head, those that are odd vanish.
+BANDS = np.append(0.5, 2.05 * 2.0 ** np.arange(9))
+
+
+@dataclass(frozen=True)
+class PriorStatistics:
+    """Second-order statistics of the images that a prior was trained on, in [-1, 1].
+
+    Attributes:
+        mean_intensity: of all pixels.
+        frequencies: spatial frequencies, ascending, in half cycles per 256 pixels, the index of a
+            DCT coefficient of an image of that side.
+        powers: mean squared coefficient of the orthonormal two-dimensional DCT-II at each,
+            the mean over images taken off; between them a power law is taken.
+        source: what they were measured on, for people.
+    """
+
+    mean_intensity: float
+    frequencies: tuple[float, ...]
+    powers: tuple[float, ...]
+    source: str
+
+    @classmethod
+    def load(cls, path: str) -> "PriorStatistics":
+        """Read what `save` wrote, from a local or remote path.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UserError: it cannot be read, or holds no statistics.
+        """
+        try:
+            with local_file(path) as local, open(local, encoding="utf-8") as file:
+                found = json.load(file)
+            statistics = cls(
+                float(found["mean_intensity"]),
+                tuple(float(f) for f in found["frequencies"]),
+                tuple(float(p) for p in found["powers"]),
+                str(found["source"]),
+            )
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}: expected statistics of a prior's images, as "
+                "`python -m guided_diffusion.statistics` writes them"
+            ) from None
+        frequencies, powers = np.array(statistics.frequencies), np.array(statistics.powers)
+        ascending = len(frequencies) > 0 and frequencies[0] > 0 and (np.diff(frequencies) > 0).all()
+        if not (ascending and len(powers) == len(frequencies) and (powers > 0).all()):
+            raise UserError(
+                f"{path}: expected ascending positive frequencies, and a positive power for each"
+            )
+        return statistics
+
+    def save(self, path: str) -> None:
+        """Write the statistics as JSON."""
+        with replacing_text(path) as file:
+            json.dump(asdict(self), file, indent=2)
+            file.write("\n")
+
+    def power_spectrum(self, height: int, width: int) -> torch.Tensor:
+        """Prior variance of each DCT coefficient of an image, (height, width) float64."""
+        rows, cols = REFERENCE / height * np.arange(height), REFERENCE / width * np.arange(width)
+        radius = np.hypot(rows[:, None], cols)
+        log_power = np.interp(
+            np.log(np.maximum(radius, 1)), np.log(self.frequencies), np.log(self.powers)
+        )
+        return torch.from_numpy(np.exp(log_power))
+
+    @classmethod
+    def measure(cls, images: Iterable[np.ndarray], source: str) -> "PriorStatistics":
+        """Measure them on images, each (C, H, W) in [-1, 1]; sizes may differ.
+
+        Raises:
+            UserError: the images are constant, or there is none.
+        """
+        pixels = total = 0.0
+        bands = np.zeros((3, len(BANDS) - 1))  # coefficients, their logarithmic radii, their power
+        for image in images:
+            total, pixels = total + float(image.sum(dtype=np.float64)), pixels + image.size
+            height, width = image.shape[1:]
+            radius = np.hypot(
+                REFERENCE / height * np.arange(height)[:, None],
+                REFERENCE / width * np.arange(width),
+            )
+            power = scipy.fft.dctn(image.astype(np.float64), axes=(1, 2), norm="ortho") ** 2
+            band = np.digitize(radius, BANDS) - 1
+            valid = (band >= 0) & (band < bands.shape[1])  # not the constant
+            for row, values in enumerate(
+                (np.ones_like(radius), np.log(np.maximum(radius, 1e-9)), power.mean(axis=0))
+            ):
+                bands[row] += np.bincount(band[valid], values[valid], bands.shape[1])
+        counts, radii, powers = bands[:, bands[2] > 0]
+        if not len(counts):
+            raise UserError(f"{source}: no image that could be measured, or all are constant")
+        return cls(
+            round(total / pixels, 4),
+            tuple(float(f"{f:.4g}") for f in np.exp(radii / counts)),
+            tuple(float(f"{p:.4g}") for p in powers / counts),
+            source,
+        )
+
+
+# Where nothing was measured: the law of natural images, power ~ 1/f² (Field, "Relations between the
+# statistics of natural images and the response properties of cortical cells", 1987). Mean and scale
+# are those of scikit-image's photographs (astronaut, camera, chelsea, coffee, rocket), in which
+# `measure` finds a power from 3000/f² at f = 1.3 to 800/f² at f = 25.
+NATURAL_IMAGES = PriorStatistics(-0.2, (1.0, 400.0), (1500.0, 1500.0 / 400.0**2), "natural images")
+
+
+def statistics_path(model_path: str) -> str:
+    """Where the statistics of a checkpoint's images lie: beside it, ending in .json."""
+    return os.path.splitext(model_path)[0] + ".json"
+
+
+def load_statistics(model_path: str) -> PriorStatistics | None:
+    """The statistics that lie beside a checkpoint; None if there are none.
+
+    Args:
+        model_path: local or remote; "" for an untrained network.
+
+    Raises:
+        UserError: see `PriorStatistics.load`.
+    """
+    if not model_path:
+        return None
+    try:
+        return PriorStatistics.load(statistics_path(model_path))
+    except FileNotFoundError:
+        return None
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        description="Measure the power spectrum and the mean of a prior's training images.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--data_dir", nargs="+", required=True, help="folders of pictures or volumes, or files"
+    )
+    parser.add_argument(
+        "--out", required=True, help="the JSON file, beside the weights: models/mine.json"
+    )
+    parser.add_argument("--source", default=None, help="what they were measured on, for people")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    args = parse_args(argv)
+    try:
+        items = [
+            item for root in args.data_dir for item in list_items({"root": root, "measured": False})
+        ]
+        source = args.source or f"{len(items)} images of {', '.join(args.data_dir)}"
+        images = (item.read() for item in tqdm(items, unit="image", dynamic_ncols=True))
+        statistics = PriorStatistics.measure(images, source)
+        try:
+            statistics.save(args.out)
+        except OSError as error:
+            raise UserError(f"--out: cannot write {args.out} ({error.strerror})") from None
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: mean intensity {statistics.mean_intensity}, from {source}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

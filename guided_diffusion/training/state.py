@@ -1,0 +1,128 @@
+"""What training changes: weights, their averages, the optimiser. Kept in state.pt and ema.pt."""
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from guided_diffusion.checkpoints import load_checkpoint, load_weights_only, save_checkpoint
+from guided_diffusion.config import ModelConfig
+from guided_diffusion.training.config import TrainConfig
+from guided_diffusion.training.optimiser import Optimiser
+from guided_diffusion.unet import UNetModel, create_model
+from util.config import as_dict
+from util.errors import UserError
+from util.files import replacing
+
+STATE = "state.pt"
+
+
+@dataclass
+class TrainState:
+    """Where a training has come to.
+
+    Attributes:
+        averages: decay → exponential moving average of the weights.
+        step: updates so far.
+        minutes: of training so far, in all runs.
+    """
+
+    model: UNetModel
+    averages: dict[float, UNetModel]
+    optimiser: Optimiser
+    step: int = 0
+    minutes: float = 0.0
+
+    @torch.no_grad()
+    def update_averages(self) -> None:
+        """Move the averages towards the weights; fast at the start, or the first would last."""
+        values = [p.detach() for p in self.model.parameters()]
+        for decay, average in self.averages.items():
+            decay = min(decay, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(average.parameters()), values, 1 - decay)
+
+    def fits_float16(self) -> bool:
+        """Whether the averages are within the range of float16, in which they are kept."""
+        averages = self.averages.values()
+        return all(p.half().isfinite().all() for a in averages for p in a.parameters())
+
+
+def first_state(config: TrainConfig, model: ModelConfig, device: torch.device) -> TrainState:
+    """Random weights, or those of `init_from`, and averages that are equal to them.
+
+    Raises:
+        UserError: the checkpoint cannot be read or does not fit, or this torch lacks the optimiser.
+    """
+
+    def network() -> UNetModel:
+        return create_model(**vars(replace(model, model_path="", use_fp16=False)))
+
+    torch.manual_seed(config.seed)
+    trained = network()
+    if config.init_from:
+        load_checkpoint(trained, config.init_from)
+    trained.to(device).to(memory_format=torch.channels_last)
+    averages = {}
+    for decay in config.ema_decays:
+        average = network()
+        average.load_state_dict(trained.state_dict())
+        averages[decay] = average.to(device).to(memory_format=torch.channels_last)
+    return TrainState(trained, averages, Optimiser(trained, config.optimizer, config.weight_decay))
+
+
+def load_state(state: TrainState, folder: str, config: TrainConfig) -> None:
+    """Bring `state` to where the run in `folder` stopped; nothing if there is none.
+
+    Raises:
+        UserError: the file is damaged, of another version or of a run with another recipe.
+    """
+    path = os.path.join(folder, STATE)
+    if not os.path.exists(path):
+        return
+    found = load_weights_only(path, "--out")
+    if "averages" not in found:
+        raise UserError(
+            f"--out {folder}: {path} is no state that this version writes; choose another folder, "
+            "and init_from to continue from its weights"
+        )
+    keys = ("seed", "batch_size", "crop_size", "optimizer")
+    changed = [key for key in keys if found["config"][key] != getattr(config, key)]
+    changed += ["ema_decay"] if list(found["averages"]) != config.ema_decays else []
+    if changed:
+        raise UserError(
+            f"--out {folder}: holds a run with another {', '.join(changed)}; choose another "
+            "folder, and init_from to continue from its weights"
+        )
+    state.model.load_state_dict(found["model"])
+    for decay, average in state.averages.items():
+        average.load_state_dict(found["averages"][decay])
+    state.optimiser.load_state_dict(found["optimiser"])
+    state.step, state.minutes = found["step"], found["minutes"]
+
+
+def save_state(state: TrainState, folder: str, config: TrainConfig) -> None:
+    """Write state.pt, from which `load_state` resumes, and ema.pt, the weights to use.
+
+    Of several averages the first is ema.pt, the others are ema_DECAY.pt.
+    """
+    contents = {
+        "model": state.model.state_dict(),
+        "averages": {d: average.state_dict() for d, average in state.averages.items()},
+        "optimiser": state.optimiser.state_dict(),
+        "step": state.step,
+        "minutes": state.minutes,
+        "config": as_dict(config),
+    }
+    with replacing(os.path.join(folder, STATE)) as path:
+        torch.save(contents, path)
+    for i, (decay, average) in enumerate(state.averages.items()):
+        save_checkpoint(average, os.path.join(folder, f"ema_{decay}.pt" if i else "ema.pt"))
+
+
+def diverged(folder: str, how: str) -> UserError:
+    """The sentence that ends a training whose numbers have left the range of floats."""
+    there = os.path.exists(os.path.join(folder, STATE))
+    kept = "what it holds is from before" if there else "nothing kept"
+    return UserError(
+        f"--out {folder}: training has diverged, {how}; {kept}, try a lower learning_rate"
+    )

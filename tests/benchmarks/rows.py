@@ -1,0 +1,128 @@
+"""The measured rows, a CSV file for each part: one row for each job and image."""
+
+import csv
+import functools
+import io
+import os
+from collections.abc import Iterable
+
+from tests.benchmarks.settings import ALL_TASKS, NAMES, PARTS, REPOSITORY, SETS, Job, label
+from util.errors import UserError
+from util.files import replacing_text
+
+FOLDER = os.path.join(REPOSITORY, "saved_results", "benchmarks")
+KEY = ("set", "task", "method", "setting", "steps", "image")
+METRICS = ("psnr", "ssim", "haarpsi", "nmse", "hf_ratio")
+CALIBRATION = ("in_50", "in_90", "rescale")  # of means of samples
+COLUMNS = (*KEY, "evaluations", *METRICS, *CALIBRATION, "seconds", "prior", "machine")
+NUMBERS = ("evaluations", *METRICS, *CALIBRATION, "seconds")
+
+Row = dict[str, str]
+
+
+def group_of(job: Job) -> tuple[str, ...]:
+    return job.set, job.task, job.method, label(job.setting), str(job.steps)
+
+
+def key_of(job: Job, image: str) -> tuple[str, ...]:
+    return *group_of(job), image
+
+
+class Rows:
+    """One part's file; every row is on the disk when `add` returns."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.rows = {tuple(r[k] for k in KEY): r for r in read(path)}
+        if os.path.exists(path):
+            self.save()  # without the half row that a stop may have left
+
+    def add(self, key: tuple[str, ...], figures: dict[str, float | str]) -> None:
+        row = dict(zip(KEY, key, strict=True))
+        row |= {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in figures.items()}
+        self.rows[key] = {name: row.get(name, "") for name in COLUMNS}
+        new = not os.path.exists(self.path)
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(self.rows[key])
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save(self) -> None:
+        """Write the file anew, each row once and in the order of the tables."""
+        ordered = sorted(self.rows.values(), key=place)
+        with replacing_text(self.path) as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(ordered)
+
+
+def forget(keys: set[tuple[str, ...]]) -> None:
+    """Take rows out of all files: of another prior, or of a program that has changed."""
+    for path in {row_path for key, row_path in _places().items() if key in keys}:
+        table = Rows(path)
+        table.rows = {key: row for key, row in table.rows.items() if key not in keys}
+        table.save()
+
+
+def _places() -> dict[tuple[str, ...], str]:
+    return {tuple(row[k] for k in KEY): path for path in paths() for row in read(path)}
+
+
+def place(row: Row) -> tuple[tuple[int, str], ...]:
+    """Where a row stands in its file."""
+
+    def rank(names: Iterable[str], name: str) -> tuple[int, str]:
+        known = list(names)
+        return (known.index(name) if name in known else len(known), name)
+
+    return (
+        rank(SETS, row["set"]),
+        rank(ALL_TASKS, row["task"]),
+        rank(NAMES, row["method"]),
+        (0, row["setting"]),
+        (int(row["steps"]), row["image"]),
+    )
+
+
+def read(path: str) -> list[Row]:
+    """The rows of a file, none where there is no file; what a stop amid a row left is skipped.
+
+    Raises:
+        UserError: a file of other columns.
+    """
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        text = file.read()
+    found = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    if tuple(found.fieldnames or ()) != COLUMNS:
+        raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}")
+    return list(found)
+
+
+Group = tuple[str, ...]  # set, task, method, setting, steps
+
+
+def everything() -> dict[Group, dict[str, Row]]:
+    """Every job's rows by image, of all parts, as the files are now."""
+    return _unchanged(tuple((path, os.stat(path).st_mtime_ns) for path in paths()))
+
+
+@functools.lru_cache(maxsize=1)
+def _unchanged(files: tuple[tuple[str, int], ...]) -> dict[Group, dict[str, Row]]:
+    found: dict[Group, dict[str, Row]] = {}
+    for path, _ in files:
+        for row in read(path):
+            found.setdefault(tuple(row[k] for k in KEY[:-1]), {})[row["image"]] = row
+    return found
+
+
+def path_of(part: str) -> str:
+    return os.path.join(FOLDER, f"{part}.csv")
+
+
+def paths() -> list[str]:
+    return [path for part in PARTS if os.path.exists(path := path_of(part))]

@@ -1,0 +1,376 @@
+"""The tables of the pages, as Markdown, made of the measured rows alone."""
+
+import csv
+import os
+import statistics
+from collections.abc import Callable, Iterable
+
+from guided_diffusion.methods import METHODS
+from tests.benchmarks import rows, settings
+from tests.benchmarks.classical import CLASSICAL
+from tests.benchmarks.tuned import grid_of, sweep, tuned
+
+HEADLINE = ("psnr", "ssim", "haarpsi")
+DIGITS = {"psnr": 2, "ssim": 3, "haarpsi": 3, "hf_ratio": 2, "nmse": 4}
+TITLES = {
+    "sr4": "×4",
+    "denoise": "denoising σ 0.2",
+    "denoise_0.75": "denoising σ 0.75",
+    "gauss": "Gaussian blur",
+    "uniform": "uniform blur",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "haarpsi": "HaarPSI",
+}
+OURS = ("spectral", "spectral_sample")
+KINDS = ("published", "tuned")
+MISSING = "Not measured yet.\n"
+Means = dict[str, float]
+
+
+def titles(names: Iterable[str]) -> list[str]:
+    return [TITLES[name] for name in names]
+
+
+def markdown(head: list[str], lines: Iterable[list[str]]) -> str:
+    """A table; a sentence where it would have no line."""
+    body = [head, ["---"] * len(head), *lines]
+    if len(body) == 2:
+        return MISSING
+    return "".join(f"| {' | '.join(line)} |\n" for line in body)
+
+
+def mean(job: settings.Job, images: frozenset[str] | None = None) -> Means | None:
+    """Means of a job's rows over its images, or over `images`; None where any is missing."""
+    found = rows.everything().get(rows.group_of(job), {})
+    if images is not None:
+        if not images <= found.keys():
+            return None
+        found = {name: found[name] for name in images}
+    if not found:
+        return None
+    names = [k for k in rows.NUMBERS if all(row[k] for row in found.values())]
+    means = {k: statistics.fmean(float(row[k]) for row in found.values()) for k in names}
+    return means | {"images": len(found)}
+
+
+def figures(means: Means | None, metrics: Iterable[str] = HEADLINE, most: float = 0) -> str:
+    """A table's cell; the number of images is added where it is less than `most`."""
+    if means is None:
+        return ""
+    text = " / ".join(f"{means[m]:.{DIGITS[m]}f}" for m in metrics)
+    return text if means["images"] >= most else f"{text} ({means['images']})"
+
+
+def setting_of(method: str, task: str, steps: int, kind: str) -> settings.Setting | None:
+    if kind == "published":
+        return settings.compared(method).published(task)
+    return tuned(method, task, steps)
+
+
+def kinds_of(method: str) -> tuple[str, ...]:
+    return KINDS if settings.compared(method).grid else KINDS[:1]
+
+
+def named(method: str, kind: str) -> str:
+    return f"{method}, {'as shipped' if method in OURS and kind == 'published' else kind}"
+
+
+def on_frontier(
+    task: str,
+    method: str,
+    kind: str,
+    steps: int,
+    images: frozenset[str] | None = None,
+) -> Means | None:
+    setting = setting_of(method, task, steps, kind)
+    if setting is None:
+        return None
+    return mean(settings.Job("val", task, method, setting, steps), images)
+
+
+def images_of(part: str) -> frozenset[str]:
+    return frozenset(row["image"] for row in rows.read(rows.path_of(part)))
+
+
+# Tables of the pages; the arguments are the words after the name in the page's marker.
+
+
+def frontier(task: str) -> str:
+    """A row for each method and kind of setting, a column for each number of evaluations."""
+    most, lines = len(images_of("frontier")), []
+    for method in METHODS:
+        for kind in kinds_of(method):
+            found = [on_frontier(task, method, kind, steps) for steps in settings.STEPS]
+            if any(found):
+                lines.append([named(method, kind), *(figures(m, most=most) for m in found)])
+    return markdown(["method", *map(str, settings.STEPS)], lines)
+
+
+def sharpness() -> str:
+    """The ratio of high-frequency energy to the truth's, at 20 and 100 evaluations."""
+    lines = []
+    for method in METHODS:
+        for kind in kinds_of(method):
+            found = [
+                on_frontier(task, method, kind, steps)
+                for steps in (20, 100)
+                for task in settings.TASKS
+            ]
+            if any(found):
+                lines.append([named(method, kind), *(figures(m, ["hf_ratio"]) for m in found)])
+    head = [f"{TITLES[task]}, {steps}" for steps in (20, 100) for task in settings.TASKS]
+    return markdown(["method", *head], lines)
+
+
+def thousand() -> str:
+    """100 and 1000 evaluations on the same slices."""
+    images, lines = images_of("thousand"), []
+    for method in METHODS:
+        for kind in kinds_of(method):
+            for steps in (100, 1000):
+                found = [on_frontier(task, method, kind, steps, images) for task in settings.TASKS]
+                if images and any(found):
+                    lines.append([named(method, kind), str(steps), *map(figures, found)])
+    return markdown(["method", "evaluations", *titles(settings.TASKS)], lines)
+
+
+def ahead(chosen: str) -> str:
+    """`spectral` as shipped at 10 and 20 evaluations beside the best of the others up to 100."""
+    lines = []
+    for task in settings.TASKS:
+        found, images = samples_of(chosen, task), shared_images(chosen, task)
+        ours = [
+            mean(
+                settings.Job(chosen, task, "spectral", shipped_setting("spectral", task), n), images
+            )
+            for n in (10, 20)
+        ]
+        others = [group for group in found if group[2] not in OURS]
+        for metric in HEADLINE if all(ours) and others else ():
+            best, which = max((average(found[g], metric, images), g) for g in others)
+            values = [*(means[metric] for means in ours if means), best]
+            won = [value > best for value in values[:2]]
+            shown = [f"{value:.{DIGITS[metric]}f}" for value in values]
+            bold = [*won, not any(won)]
+            cells = [f"**{v}**" if b else v for v, b in zip(shown, bold, strict=True)]
+            name = f"{which[2]}, {which[3]}, {which[4]} evaluations"
+            lines.append([TITLES[task], TITLES[metric], *cells, name])
+    head = ["task", "measure", "spectral, 10", "spectral, 20", "best of the others", "which"]
+    return markdown(head, lines)
+
+
+def samples_of(chosen: str, task: str) -> dict[rows.Group, dict[str, rows.Row]]:
+    """What restored a set by one sample of up to 100 evaluations; not what has only begun."""
+    found = {
+        group: images
+        for group, images in rows.everything().items()
+        if group[:2] == (chosen, task)
+        and group[2] in METHODS
+        and settings.SAMPLES not in group[3]
+        and int(group[4]) <= 100
+    }
+    most = max(map(len, found.values()), default=0)
+    return {group: images for group, images in found.items() if 3 * len(images) >= most}
+
+
+def shared_images(chosen: str, task: str) -> frozenset[str]:
+    found = [frozenset(images) for images in samples_of(chosen, task).values()]
+    return frozenset.intersection(*found) if found else frozenset()
+
+
+def average(images: dict[str, rows.Row], metric: str, names: frozenset[str]) -> float:
+    return statistics.fmean(float(images[name][metric]) for name in names)
+
+
+def settings_table() -> str:
+    """Published and tuned settings, a row for each method and number of evaluations."""
+    lines = []
+    for method in METHODS:
+        row = settings.compared(method)
+        published = [settings.label(row.published(task)) for task in settings.TASKS]
+        lines.append([named(method, "published"), "", *merged(published)])
+        for steps in row.tuned_at if row.grid else ():
+            found = [tuned(method, task, steps) for task in settings.TASKS]
+            if any(found):
+                cells = [settings.label(s) if s else "" for s in found]
+                lines.append([named(method, "tuned"), str(steps), *cells])
+    return markdown(["method", "at", *titles(settings.TASKS)], lines)
+
+
+def merged(cells: list[str]) -> list[str]:
+    return [cell if i == 0 or cell != cells[i - 1] else '"' for i, cell in enumerate(cells)]
+
+
+def tuning(method: str, steps: str) -> str:
+    """A sweep: a row for each setting of the grid, the best of each task and measure in bold."""
+    classical = method in CLASSICAL
+    tasks = [
+        task
+        for task in (settings.ALL_TASKS if classical else settings.TASKS)
+        if not classical or method in settings.classical_for(task)
+    ]
+    means = {task: sweep(method, task, int(steps)) for task in tasks}
+    labels = dict.fromkeys(settings.label(s) for task in tasks for s in grid_of(method, task))
+    best = {
+        (task, m): max((v[m] for v in means[task].values()), default=0)
+        for task in tasks
+        for m in HEADLINE
+    }
+
+    def cell(task: str, name: str) -> str:
+        if name not in means[task]:
+            return ""
+        parts = [(m, means[task][name][m]) for m in HEADLINE]
+        return " / ".join(
+            f"**{v:.{DIGITS[m]}f}**" if v == best[task, m] else f"{v:.{DIGITS[m]}f}"
+            for m, v in parts
+        )
+
+    lines = [[name or "(none)", *(cell(task, name) for task in tasks)] for name in labels]
+    if not any(means.values()):
+        return MISSING
+    return markdown(["setting", *titles(tasks)], lines)
+
+
+def quality(chosen: str) -> str:
+    """Classical methods with their tuned settings, and what the shipped files give."""
+    tasks, lines = settings.ALL_TASKS, []
+    for name in CLASSICAL:
+        jobs = [
+            settings.Job(chosen, task, name, setting, 0)
+            if name in settings.classical_for(task)
+            and (setting := tuned(name, task, 0)) is not None
+            else None
+            for task in tasks
+        ]
+        found = [mean(job) if job else None for job in jobs]
+        if any(found):
+            lines.append([f"{name}, tuned", *map(figures, found)])
+    for title, method, steps, extra in (
+        ("dmps, the shipped 100 steps", "dmps", 100, {}),
+        ("spectral, 10 evaluations (denoising 1)", "spectral", 10, {}),
+        ("spectral_sample, one sample of 20", "spectral_sample", 20, {}),
+        ("spectral_sample, mean of eight", "spectral_sample", 20, {settings.SAMPLES: 8}),
+    ):
+        cells = [
+            mean(settings.Job(chosen, task, method, shipped_setting(method, task) | extra, steps))
+            for task in tasks
+        ]
+        if any(cells):
+            lines.append([title, *map(figures, cells)])
+    return markdown(["method", *titles(tasks)], lines)
+
+
+def shipped_setting(method: str, task: str) -> settings.Setting:
+    if method == "dmps":
+        return {"scale": settings.SHIPPED_SCALE.get(task, 1)}
+    return settings.compared(method).published(task)
+
+
+def calibration() -> str:
+    """How often the truth lies in the intervals that samples give."""
+    lines = []
+    for job in settings.calibration(tuned):
+        means = mean(job) if settings.SAMPLES in job.setting else None
+        if means is None:
+            continue
+        cells = [f"{100 * means[k]:.0f} %" for k in rows.CALIBRATION[:2]]
+        name = f"{job.method} ({job.steps})"
+        slices = str(means["images"])
+        lines.append(
+            [name, settings.label(job.setting), TITLES[job.task], slices, *cells]
+            + [f"{means['rescale']:.2f}", figures(means)]
+        )
+    lines.sort(key=lambda line: line[:2])
+    head = ["method (evaluations)", "setting", "task", "slices", "in the 50 % interval"]
+    return markdown([*head, "in the 90 % interval", "factor on s", "mean of eight"], lines)
+
+
+def clipping() -> str:
+    """x̂_0 clipped to [-1, 1] in each step, and not."""
+    images, lines = images_of("clipping"), []
+    for method in METHODS:
+        for steps in (20, 100):
+            for clip in (True, False):
+                jobs = [
+                    settings.Job(
+                        "tuning",
+                        task,
+                        method,
+                        settings.compared(method).published(task) | {"clip": clip},
+                        steps,
+                    )
+                    for task in settings.TASKS
+                ]
+                found = [mean(job, images) for job in jobs]
+                if any(found):
+                    answer = "yes" if clip else "no"
+                    lines.append([method, str(steps), answer, *map(figures, found)])
+    head = ["method", "evaluations", "clipped"]
+    return markdown([*head, *titles(settings.TASKS)], lines)
+
+
+def variance() -> str:
+    """DMPS with the variance that the network learned and the posterior's own."""
+    tasks = ("sr4", "denoise")
+    lines = []
+    for kind in ("learned_range", "fixed_small"):
+        setting = {"scale": 1, "variance": kind}
+        found = [mean(settings.Job("tuning", task, "dmps", setting, 100)) for task in tasks]
+        lines.append([f"`{kind}`", *(figures(m, [*HEADLINE, "hf_ratio"]) for m in found)])
+    return markdown(["`model_var_type`", *titles(tasks)], lines)
+
+
+def deepinv() -> str:
+    """deepinv's methods, at 20 evaluations, and this program's own of the same names."""
+    images, lines = images_of("deepinv"), []
+    for method in settings.DEEPINV:
+        found = [mean(settings.Job("val", task, method, {}, 20)) for task in settings.TASKS]
+        if any(found):
+            lines.append([method, *map(figures, found)])
+        own = method.removeprefix("deepinv_")
+        for kind in kinds_of(own):
+            found = [on_frontier(task, own, kind, 20, images) for task in settings.TASKS]
+            if images and any(found):
+                lines.append([named(own, kind), *map(figures, found)])
+    return markdown(["method", *titles(settings.TASKS)], lines)
+
+
+def measured(part: str) -> str:
+    """What a part was measured on: slices, prior, machine."""
+    found = rows.read(rows.path_of(part))
+    if not found:
+        return MISSING
+    priors = sorted({row["prior"] for row in found} - {""})
+    machines = sorted({row["machine"] for row in found})
+    return f"Prior {', '.join(priors) or 'none'}; {', '.join(machines)}.\n"
+
+
+def table_of(name: str, *bold: str) -> str:
+    """A CSV under saved_results/benchmarks/ as it is; `bold`: the largest of each column is."""
+    with open(os.path.join(rows.FOLDER, f"{name}.csv"), encoding="utf-8", newline="") as file:
+        head, *lines = csv.reader(file)
+    for column in range(1, len(head) if bold else 0):
+        numbers = [float(line[column]) for line in lines if line[column]]
+        for line in lines:
+            if head[column] in bold and line[column] and float(line[column]) == max(numbers):
+                line[column] = f"**{line[column]}**"
+    return markdown(head, lines)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    "frontier": frontier,
+    "sharpness": sharpness,
+    "thousand": thousand,
+    "ahead": ahead,
+    "settings": settings_table,
+    "tuning": tuning,
+    "quality": quality,
+    "calibration": calibration,
+    "clipping": clipping,
+    "variance": variance,
+    "deepinv": deepinv,
+    "measured": measured,
+    "csv": table_of,
+}

@@ -1,0 +1,95 @@
+"""Metrics of the head alone."""
+
+import glob
+import json
+import os
+
+import imageio.v3 as iio
+import nibabel
+import numpy as np
+import pytest
+
+from data.masks import head_mask
+from tests.conftest import REPOSITORY, SR, task, write_yaml
+from tests.volume_files import head, write_nifti
+from util.journal import read_table
+
+
+def rows(folder=f"out/{SR}"):
+    return read_table(f"{folder}/metrics.csv").rows
+
+
+def masked_task(mask, root="images"):
+    found = task(root=root)
+    found["data"]["mask"] = mask
+    write_yaml("task.yaml", found)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_the_head_of_a_shipped_slice_is_found(noise):
+    """Nearly all that is bright lies in it, nearly all of the corners outside."""
+    paths = sorted(glob.glob(os.path.join(REPOSITORY, "data/mri_256_orig/*.png")))
+    assert len(paths) == 10
+    for path in paths:
+        image = iio.imread(path) / 127.5 - 1
+        air = np.hypot(noise, noise) * np.abs(np.random.default_rng(0).standard_normal(image.shape))
+        mask = head_mask((image + air)[None])
+        assert mask[image > -0.6].mean() > 0.99
+        assert not mask[:8].any() and not mask[-8:].any()
+        assert mask.mean() < 0.6
+
+
+def test_a_ball_is_found_with_its_hole_and_a_rim_of_two_pixels():
+    rows, cols = np.mgrid[:96, :96]
+    radius = np.hypot(rows - 48, cols - 50)
+    ball = np.where((radius < 30) & (radius > 8), 0.2, -1.0)[None]
+    ball[0, 5, 5] = 1.0  # a speck that is no head
+    found = head_mask(ball)
+    assert found[radius < 30].all() and not found[radius > 33].any()
+    assert head_mask(np.zeros((1, 32, 32))).all()
+
+
+def test_metrics_of_a_mask_from_a_file(tiny_run, capsys):
+    for name in ("a10",):
+        os.remove(f"images/{name}.png")
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:24, 4:28] = 1
+    iio.imwrite("mask.png", mask)
+    masked_task("mask.png")
+    assert tiny_run("--save_dir", "out") == 0
+    for name, row in rows().items():
+        both = [iio.imread(f"out/{SR}/{k}/{name}.png") / 255 for k in ("truth", "recon")]
+        both = [image[8:24, 4:28] for image in both]
+        mse = np.mean((both[0] - both[1]) ** 2)
+        assert row["psnr"] == pytest.approx(-10 * np.log10(mse), abs=0.05)
+    with open(f"out/{SR}/summary.json", encoding="utf-8") as file:
+        assert json.load(file)["settings"]["task_config"]["data"]["mask"] == "mask.png"
+    masked_task("auto")
+    assert tiny_run("--save_dir", "out") == 2  # other metrics, so another run
+    iio.imwrite("mask.png", mask[:16])
+    masked_task("mask.png")
+    assert tiny_run("--save_dir", "other") == 2
+    assert "data.mask: mask.png has 32×16 pixels" in capsys.readouterr().err
+    masked_task("images")
+    assert tiny_run("--save_dir", "whole") == 0
+    masked_task("nowhere")
+    assert tiny_run("--save_dir", "other") == 2
+
+
+def test_a_volume_of_masks_goes_slice_by_slice(tiny_run):
+    voxels = head((32, 32, 3))
+    write_nifti("v.nii.gz", voxels)
+    mask = np.zeros(voxels.shape, np.uint8)
+    for k in range(3):
+        mask[4 : 12 + 4 * k, 6:26, k] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, nibabel.load("v.nii.gz").affine), "mask.nii.gz")
+    masked_task("mask.nii.gz", "v.nii.gz")
+    assert tiny_run("--save_dir", "out") == 0
+    folder = f"out/{SR}"
+    for k, (name, row) in enumerate(rows().items()):
+        both = [iio.imread(f"{folder}/{kind}/{name}.png") / 255 for kind in ("truth", "recon")]
+        # shown with anterior up and the patient's right on the left
+        seen = np.rot90(mask[..., k])[:, ::1] > 0
+        candidates = [np.mean(((both[0] - both[1]) ** 2)[m]) for m in (seen, seen[:, ::-1])]
+        psnr = -10 * np.log10(np.array(candidates))
+        assert np.abs(psnr - row["psnr"]).min() < 0.05

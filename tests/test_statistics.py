@@ -1,0 +1,102 @@
+"""The power spectrum and the mean of a prior's images: measured, stored, found again."""
+
+import json
+import os
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import scipy.fft
+
+from guided_diffusion import statistics
+from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics, load_statistics
+from tests.conftest import REPOSITORY
+from util.errors import UserError
+
+LAW = PriorStatistics(-0.3, (1.0, 400.0), (200.0, 200.0 / 400**2), source="1/f²")
+
+
+def images_of(law, count, height, width, seed=0):
+    """Gaussian images of a given mean and spectrum, (1, height, width)."""
+    rng = np.random.default_rng(seed)
+    std = np.sqrt(law.power_spectrum(height, width).numpy())
+    for _ in range(count):
+        coefficients = std * rng.standard_normal((height, width))
+        coefficients[0, 0] = 0
+        yield law.mean_intensity + scipy.fft.idctn(coefficients, norm="ortho")[None]
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_a_known_law_is_measured(side):
+    found = PriorStatistics.measure(images_of(LAW, 60, side, side), "x")
+    assert found.mean_intensity == pytest.approx(-0.3, abs=1e-3)
+    expected = LAW.power_spectrum(side, side).numpy()[2:, 2:]
+    # within a band of an octave the mean power and the mean frequency differ from a power law's
+    ratio = found.power_spectrum(side, side).numpy()[2:, 2:] / expected
+    assert 0.6 < ratio.min() and ratio.max() < 1.7
+    assert ratio.mean() == pytest.approx(1, abs=0.15)
+
+
+def test_the_variance_of_a_pixel_is_the_spectrum_s_mean():
+    """Parseval: what makes the units of the powers those of the [-1, 1] image."""
+    images = np.concatenate(list(images_of(LAW, 100, 64, 64)))
+    expected = LAW.power_spectrum(64, 64).numpy()
+    expected[0, 0] = 0
+    assert images.var() == pytest.approx(expected.sum() / 64**2, rel=0.1)
+
+
+def test_files_hold_what_was_measured(tmp_path):
+    path = str(tmp_path / "prior.json")
+    LAW.save(path)
+    assert PriorStatistics.load(path) == LAW
+    assert load_statistics(str(tmp_path / "prior.pt")) == LAW
+    assert load_statistics(str(tmp_path / "other.pt")) is None
+    assert load_statistics("") is None
+
+
+def test_the_shipped_prior_has_its_own():
+    found = load_statistics(os.path.join(REPOSITORY, "models", "mri.pt"))
+    assert found is not None and found != NATURAL_IMAGES
+    assert found.mean_intensity == -0.8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON",
+        "[]",
+        json.dumps({"mean_intensity": 0}),
+        json.dumps({**vars(LAW), "powers": [1.0]}),
+        json.dumps({**vars(LAW), "powers": [1.0, -1.0]}),
+        json.dumps({**vars(LAW), "frequencies": [2.0, 1.0]}),
+    ],
+)
+def test_files_that_hold_no_statistics(tmp_path, text):
+    path = tmp_path / "prior.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"prior\.json: expected"):
+        PriorStatistics.load(str(path))
+
+
+def test_the_command_measures_several_folders(tmp_path, capsys):
+    for folder, value in (("a", 0), ("b", 255)):
+        (tmp_path / folder).mkdir()
+        image = np.full((32, 40), value, np.uint8)
+        image[8:16, 10:20] = 128
+        iio.imwrite(tmp_path / folder / f"{folder}.png", image)
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    out = str(tmp_path / "prior.json")
+    assert statistics.main(["--data_dir", *folders, "--out", out]) == 0
+    found = PriorStatistics.load(out)
+    assert found.mean_intensity == pytest.approx(0, abs=0.01)
+    assert "2 images" in found.source
+    assert out in capsys.readouterr().out
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    out = str(tmp_path / "prior.json")
+    assert statistics.main(["--data_dir", str(tmp_path / "none"), "--out", out]) == 2
+    iio.imwrite(tmp_path / "flat.png", np.full((16, 16), 7, np.uint8))
+    assert statistics.main(["--data_dir", str(tmp_path), "--out", out]) == 2
+    assert "all are constant" in capsys.readouterr().err
+    assert not os.path.exists(out)
