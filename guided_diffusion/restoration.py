@@ -186,15 +186,21 @@ def fit(images: torch.Tensor, measurement: Measurement, prior: Prior) -> torch.T
 
 
 def estimate_noise(
-    images: torch.Tensor, measurement: Measurement, prior: Prior
+    images: torch.Tensor,
+    measurement: Measurement,
+    prior: Prior,
+    padding: NDArray[np.bool_] | None = None,
 ) -> torch.Tensor:
     """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
+
+    Args:
+        padding: (H, W), True where the images are no data.
 
     Raises:
         UserError: see `guided_diffusion.noise.estimate_sigma`.
     """
     rows = images.reshape(-1, *_operator_for(images, measurement, prior).out_shape)
-    return torch.tensor([noise_of(measurement).estimate(row) for row in rows.numpy()])
+    return torch.tensor([noise_of(measurement).estimate(row, padding) for row in rows.numpy()])
 
 
 def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[int, int]:
