@@ -168,7 +168,8 @@ def test_a_dicom_series_comes_back_in_its_units(tmp_path, photometric):
         assert after.SeriesDescription == "t1 dmps test"
         assert after.PhotometricInterpretation == photometric
         for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "ImagePositionPatient",
-                        "ImageOrientationPatient", "PixelSpacing", "SOPClassUID", "WindowCenter"):  # fmt: skip
+                        "ImageOrientationPatient", "PixelSpacing", "SOPClassUID",
+                        "WindowCenter"):  # fmt: skip
             assert after[keyword].value == before[keyword].value
         for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"):
             assert after[keyword].value != before[keyword].value
