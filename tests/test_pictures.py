@@ -215,7 +215,7 @@ def test_restoring_and_training_read_alike(tmp_path, plain_install):
     tifffile.imwrite(tmp_path / "b.tif", GREY, photometric="miniswhite")
     [first, second] = [item.read() for item in items_of({"root": str(tmp_path)})]
     assert np.array_equal(first, second)
-    crops = TrainingCrops(list_images(str(tmp_path)), 1, np.ones(1), 30, False, 0.0, 0)
+    crops = TrainingCrops([list_images(str(tmp_path))], [1.0], 1, np.ones(1), 30, False, 0.0, 0)
     rows = {first[0, i : i + 30].tobytes() for i in range(11)}
     assert all(crops[n][0].numpy()[0].tobytes() in rows for n in range(4))
 
