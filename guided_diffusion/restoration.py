@@ -119,7 +119,7 @@ def restore(
     if measurement is not None:
         batch = fit(batch, measurement, prior, volume is not None)
         if measurement.noise.sigma == "auto" and sigma is None:
-            sigma = estimate_noise(batch, measurement, prior, volume is not None)
+            sigma = estimate_noise(batch, measurement, prior, whole=volume is not None)
         if own_schedules(measurement, schedule) and len(batch) > 1:
             assert sigma is not None
             each = zip(batch, names, places, sigma.reshape(len(batch), -1), strict=True)
@@ -224,15 +224,22 @@ def fit(
 
 
 def estimate_noise(
-    images: torch.Tensor, measurement: Measurement, prior: Prior, whole: bool = False
+    images: torch.Tensor,
+    measurement: Measurement,
+    prior: Prior,
+    padding: NDArray[np.bool_] | None = None,
+    whole: bool = False,
 ) -> torch.Tensor:
     """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
+
+    Args:
+        padding: (H, W), True where the images are no data.
 
     Raises:
         UserError: see `guided_diffusion.noise.estimate_sigma`.
     """
     rows = images.reshape(-1, *_operator_for(images, measurement, prior, whole).out_shape)
-    return torch.tensor([noise_of(measurement).estimate(row) for row in rows.numpy()])
+    return torch.tensor([noise_of(measurement).estimate(row, padding) for row in rows.numpy()])
 
 
 def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[int, int]:

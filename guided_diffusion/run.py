@@ -193,9 +193,10 @@ class Run:
     ) -> torch.Tensor:
         """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
         if not isinstance(item, (Slice, Whole)):
-            return estimate_noise(image, measurement, self.prior)
+            return estimate_noise(image, measurement, self.prior, item.padding())
         if item.volume not in self.volume_sigmas:
-            sigma = noise_of(measurement).estimate(item.volume.sample())
+            volume = item.volume
+            sigma = noise_of(measurement).estimate(volume.sample(), volume.sample_padding())
             self.volume_sigmas[item.volume] = torch.tensor([sigma])
         return self.volume_sigmas[item.volume]
 

@@ -93,7 +93,7 @@ class ThickSlices(SeparableOperator):
             expect(
                 found["target_spacing"] in (None, grid.spacing),
                 "target_spacing",
-                f"none, as the simulation's fine slices are the volume's, {grid.spacing:g} mm apart",
+                f"none, as the simulated volume's slices are {grid.spacing:g} mm apart",
                 found["target_spacing"],
             )
             found["target_spacing"] = grid.spacing
