@@ -83,6 +83,12 @@ def run(options: Options, ranks: Ranks) -> int:
         results.lock.release(last=closing or not ranks)
 
 
+OUT_OF_TURN = (
+    "its planes are not taken in turn, as that needs nearly cubic voxels, square within slices, and "
+    "as many slices as the network's least side; the result is coarser across slices"
+)
+
+
 @dataclass
 class Run:
     """What a process does of a job."""
@@ -207,6 +213,9 @@ class Run:
         which = items[0].name if len(items) == 1 else f"{items[0].name} … {items[-1].name}"
 
         whole, measurement = self._as_volume(items[0]), self._measurement(items[0])
+        data = self.job.task.data
+        if whole is not None and data is not None and data.planes_in_turn and not whole.in_turn:
+            self._tell(f"{items[0].label}: {OUT_OF_TURN}")
 
         def watch(left: int, steps: int, x: torch.Tensor) -> None:
             nonlocal recorder

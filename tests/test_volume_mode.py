@@ -249,7 +249,8 @@ def test_a_measured_volume_of_thick_slices_is_restored_on_the_fine_grid(tiny_run
     for name in ("a1", "a2", "a10"):
         os.remove(f"images/{name}.png")
     thick_task("images", measured=True)
-    assert tiny_run("--save_dir", "out", "--batch_size", "5") == 0
+    assert tiny_run("--save_dir", "out", "--batch_size", "5", "--output", "thin.nii.gz") == 0
+    assert nib.load("thin.nii.gz").shape == (32, 34, 24)
     out = "out/tiny/thick_slices/header/0.05"
     image = nib.load(f"{out}/volumes/a.nii.gz")
     assert image.shape == (32, 34, 24)
@@ -277,6 +278,14 @@ def test_a_simulated_volume_has_a_truth_and_its_own_grid(tiny_run):
     with open(f"{out}/metrics.csv", encoding="utf-8") as file:
         [row] = csv.DictReader(file)
     assert float(row["psnr"]) > 5 and float(row["sample_psnr"]) > 5
+
+
+def test_pixels_that_are_not_square_keep_to_the_slices_plane_and_say_so(tiny_run, capsys):
+    write_nifti("v.nii", ball((32, 32, 20), np.array([15.0, 17, 9]), np.ones(3), 8.0),
+                np.diag([1, 1.2, 1.2, 1.0]))  # fmt: skip
+    thick_task("v.nii", thickness=4)
+    assert tiny_run("--save_dir", "out") == 0
+    assert "planes are not taken in turn" in capsys.readouterr().err
 
 
 def test_thick_slices_of_a_picture_are_refused(tiny_run, capsys):
