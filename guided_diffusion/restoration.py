@@ -22,7 +22,9 @@ from guided_diffusion.methods.start import start_state, useful_levels
 from guided_diffusion.noise import Noise, get_noise
 from guided_diffusion.operators import get_operator, operator_class, restored_size
 from guided_diffusion.operators.base import Grid, Operator, Sigma
+from guided_diffusion.operators.mri import Scanned
 from guided_diffusion.prior import Prior
+from guided_diffusion.scan import Scan
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from guided_diffusion.volumes import AsVolume, SliceRandom
 from util.errors import UserError
@@ -48,12 +50,14 @@ class Restored:
             prior.
         figures: for each image what is known of it without its truth: "residual",
             ‖y - A x̂‖/(σ√m), and "sigma", where it was estimated.
+        lines: (N,), the lines of k-space that were measured; None for other operators than mri.
     """
 
     samples: NDArray[np.float32]
     mean: NDArray[np.float32]
     measurements: list[NDArray[np.float32] | None]
     figures: list[dict[str, float]]
+    lines: NDArray[np.bool_] | None = None
 
     @property
     def std(self) -> NDArray[np.float32] | None:
@@ -81,6 +85,7 @@ def restore(
     sigma: torch.Tensor | None = None,
     watch: Watch | None = None,
     volume: AsVolume | None = None,
+    scan: Scan | None = None,
 ) -> Restored:
     """Restore a batch of images of one size, or of volumes as a whole.
 
@@ -103,6 +108,8 @@ def restore(
         watch: see `Watch`.
         volume: the images, (N, D, H, W), are volumes, see `AsVolume`; with `names` of the volumes,
             and no `places`. None: they are images.
+        scan: raw k-space, see `guided_diffusion.scan.prepare`, in place of what would be made of
+            the one image; what is restored is its magnitude.
 
     Raises:
         UserError: images, measurement, method and schedule that do not fit each other; or noise
@@ -116,7 +123,7 @@ def restore(
     params = check_restoration(prior.config, measurement, method, params or {}, schedule)
     check_volume(measurement, prior, volume)
     prior.lay_out(measurement is not None and METHODS[method].needs_gradient)
-    if measurement is not None:
+    if measurement is not None and scan is None:
         batch = fit(batch, measurement, prior, volume is not None)
         if measurement.noise.sigma == "auto" and sigma is None:
             sigma = estimate_noise(batch, measurement, prior, whole=volume is not None)
@@ -132,7 +139,7 @@ def restore(
             )  # fmt: skip
     return _restore(
         batch, measurement, prior, method, schedule, params,
-        names, places, num_samples, seed, sigma, watch, volume,
+        names, places, num_samples, seed, sigma, watch, volume, scan,
     )  # fmt: skip
 
 
@@ -377,7 +384,7 @@ class _Watched:
 
 def _restore(
     images, measurement, prior, method, schedule, params,
-    names, places, num_samples, seed, sigma, watch, volume,
+    names, places, num_samples, seed, sigma, watch, volume, scan=None,
 ) -> Restored:  # fmt: skip
     """`restore`, for N images that fit and share a schedule.
 
@@ -388,9 +395,13 @@ def _restore(
     shape = (depth, *restored_hw(images, measurement))
     rows, known, y = len(images), None, None
     if measurement is not None:
-        operator = _operator(measurement, shape, prior.device)
-        y, sigma = _measured(measurement, operator, images, names, seed, sigma, volume)
-        unbiased = noise_of(measurement).to_gaussian(y, sigma)
+        if scan is None:
+            operator = _operator(measurement, shape, prior.device)
+            y, sigma = _measured(measurement, operator, images, names, seed, sigma, volume)
+            unbiased = noise_of(measurement).to_gaussian(y, sigma)
+        else:
+            operator, sigma, unbiased = scan.operator, scan.sigma, scan.y
+            y = unbiased
         known = _for_each_sample(operator, unbiased, sigma, len(images), num_samples)
         rows = len(y)
     random: ImageRandom | SliceRandom
@@ -410,12 +421,17 @@ def _restore(
     x_hat = torch.where(finite.reshape(-1, 1, 1, 1, 1), x_hat, torch.nan)
     # Cut before, the noise that samples have about black would brighten their mean.
     mean = x_hat.mean(dim=1).clamp(-1, 1)
+    real = mean
+    if scan is not None:
+        x_hat, mean = scan.magnitude(x_hat), scan.magnitude(x_hat.mean(dim=1)).clamp(-1, 1)
     samples = x_hat.clamp(-1, 1).numpy()
     if y is None:
         return Restored(samples, mean.numpy(), [None] * len(names), [{} for _ in names])
-    figures = _figures(operator, unbiased, sigma, mean.to(prior.device))
-    measurements = y.cpu().reshape(len(names), -1, *y.shape[2:]).numpy()
-    return Restored(samples, mean.numpy(), list(measurements), figures)
+    figures = _figures(operator, unbiased, sigma, real.to(prior.device))
+    shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
+    measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
+    lines = operator.mask if isinstance(operator, Scanned) else None
+    return Restored(samples, mean.numpy(), list(measurements), figures, lines)
 
 
 def _sample(
