@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from data.dicom_frames import (
     first_text,
     forget,
     frames_of,
+    group_values,
     read_dataset,
     read_pixels,
     values,
 )
 from data.dicom_writing import check_series, write_series
+from data.grids import Plane, nearest
 from data.items import Broken, Format
 from data.volumes import Slice, Volume
 from util.errors import UserError
@@ -170,7 +173,9 @@ class DicomSeries(Volume):
         self.frames = _one_a_place(frames, normal, volume, label)
         self.shape = frames[0].size
         inverted = frames[0].photometric == "MONOCHROME1"
-        super().__init__(name, label, len(self.frames), inverted, magnitude)
+        along = [float(np.dot(f.position, normal)) for f in self.frames]
+        plane = _plane(self.frames[0], normal)
+        super().__init__(name, label, len(self.frames), along, plane, inverted, magnitude)
 
     def load(self) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
         voxels = np.empty((len(self.frames), *self.shape), np.float32)
@@ -192,15 +197,52 @@ class DicomSeries(Volume):
         description: str,
         identity: str,
         std: bool = False,
+        spacing: float | None = None,
     ) -> str:
         """Write (slices, H, W) as a series in the folder NAME, see `write_series`."""
         path = os.path.join(folder, self.name)
-        names = [piece.name for piece in self.slices]
-        write_series(path, self.frames, names, voxels, padding, description, identity, std)
+        frames = self.frames if spacing is None else self._respaced(len(voxels), spacing)
+        names = [f"{self.name}_z{i:03d}" for i in range(len(frames))]
+        text = description, identity
+        write_series(path, frames, names, voxels, padding, *text, std, spacing)
         return path
 
-    def try_writing(self, factor: int) -> None:
-        check_series(self.frames, factor)
+    def _respaced(self, count, spacing):
+        """The frames nearest to `count` slices that lie `spacing` mm apart, moved there."""
+        sources = nearest(len(self.frames), count, spacing / self.spacing)
+        first, last = self.frames[0].position, self.frames[-1].position
+        normal = np.cross(*self.frames[0].directions.reshape(2, 3))
+        offsets = (np.arange(count) - (count - 1) / 2) * spacing
+        if len(self.frames) > 1:  # oblique to the slices where a gantry is tilted
+            normal = (last - first) / self.positions[-1]
+        places = (first + last) / 2 + offsets[:, None] * normal
+        return [
+            replace(self.frames[j], position=p) for j, p in zip(sources, places, strict=True)
+        ]
+
+    def try_writing(self, factor: int, spacing: float | None) -> None:
+        frames = self.frames if spacing is None else self._respaced(2 * len(self.frames), spacing)
+        check_series(frames, factor, spacing)
+
+
+def _plane(frame, normal):
+    """The plane of a series' slices; DICOM's axes point left and posterior."""
+    rows, cols = frame.directions[3:], frame.directions[:3]  # down a column, along a row
+    world = [int(np.argmax(np.abs(axis))) for axis in (normal, rows, cols)]
+    enhanced = frame.number is not None and not frame.tiles
+    if enhanced:
+        thickness = group_values(frame.header, frame.number, "SliceThickness")
+    else:
+        thickness = values(frame.header, "SliceThickness")
+    found = float(thickness[0]) if thickness else 0.0
+    towards = np.array([-1, -1, 1]) * normal
+    return Plane(
+        pixel=float(min(frame.spacing)),
+        thickness=found if found > 0 else None,
+        square=bool(np.ptp(frame.spacing) < 0.01 * max(frame.spacing)),
+        world=(world[0], world[1], world[2]),
+        upward=bool(towards[world[0]] > 0),
+    )
 
 
 def _one_a_place(frames, normal, volume, label):

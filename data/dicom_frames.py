@@ -28,6 +28,7 @@ GROUPS = {
     "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
     "SpacingBetweenSlices": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
     "EffectiveEchoTime": "MREchoSequence",

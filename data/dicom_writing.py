@@ -49,6 +49,7 @@ def write_series(
     description: str,
     identity: str,
     std: bool,
+    spacing: float | None = None,
 ) -> None:
     """Write (slices, H, W) into the folder `path`: an enhanced file as one, others a file a slice.
 
@@ -61,6 +62,8 @@ def write_series(
         frames, names: of the slices, in the order of the voxels.
         padding: where the voxels are no data, or None.
         description, identity, std: see `data.volumes.Volume`.
+        spacing: mm between the slices, where they are not the source's; the frames then have the
+            positions to write, and each as much of a source's header as is true of it.
     """
     from pydicom.uid import generate_uid
 
@@ -73,7 +76,7 @@ def write_series(
     shutil.rmtree(unfinished, ignore_errors=True)
     os.makedirs(unfinished)
     for first, members in _files(frames):
-        dataset = _derived(frames, members, stored)
+        dataset = _derived(frames, members, stored, spacing)
         uid = generate_uid(entropy_srcs=[series, str(first)])
         _set_origin(dataset, series, uid, description, 2000 if std else 1000)
         if std:  # the display window is for the image's values
@@ -85,12 +88,12 @@ def write_series(
     os.replace(unfinished, path)
 
 
-def check_series(frames: Sequence[Frame], factor: int) -> None:
+def check_series(frames: Sequence[Frame], factor: int, spacing: float | None = None) -> None:
     """Build every file of a series in memory, with no pixels to speak of; raises what fails."""
     for _, members in _files(frames):
         shape = (len(frames), *(n * factor for n in frames[0].size))
         stored = Stored(np.broadcast_to(np.uint16(0), shape), "1", "0", None)
-        dataset = _derived(frames, members, stored)
+        dataset = _derived(frames, members, stored, spacing)
         _set_origin(dataset, "1.2", "1.2.3", "", 0)
         _save(dataset, io.BytesIO())
 
@@ -122,7 +125,7 @@ def _store(voxels, padding):
     return Stored(numbers, slope, intercept, (first, last))
 
 
-def _derived(frames, members, stored):
+def _derived(frames, members, stored, spacing):
     """A file like the source's, that has these of the slices as its pixels."""
     frame = frames[members[0]]
     dataset = _writable(read_dataset(frame.path, stop_before_pixels=True))
@@ -131,6 +134,10 @@ def _derived(frames, members, stored):
     if frame.tiles:
         _leave_mosaic(dataset, frame)
     enhanced = frame.number is not None and not frame.tiles
+    if spacing is not None and not enhanced:
+        _respace(dataset, dataset, frame, spacing)
+        dataset.InstanceNumber = members[0] + 1
+        _drop(dataset, "SliceLocation")
     if max(factor) > 1:
         if not enhanced:
             _refine(dataset, dataset, frame, factor)
@@ -139,7 +146,7 @@ def _derived(frames, members, stored):
         _drop(dataset, keyword)
     _drop_private_scale(dataset)
     if enhanced:
-        _set_frames(dataset, [frames[i] for i in members], factor, stored)
+        _set_frames(dataset, [frames[i] for i in members], factor, stored, spacing)
     else:
         dataset.RescaleSlope, dataset.RescaleIntercept = stored.slope, stored.intercept
         if not values(dataset, "RescaleType"):
@@ -246,6 +253,14 @@ def _refine(measures, plane, frame, factor):
     plane.ImagePositionPatient = [format_number_as_ds(float(p)) for p in position]
 
 
+def _respace(measures, plane, frame, spacing):
+    """Give a slice its position, and the thickness and distance of its neighbours."""
+    from pydicom.valuerep import format_number_as_ds
+
+    plane.ImagePositionPatient = [format_number_as_ds(float(p)) for p in frame.position]
+    measures.SliceThickness = measures.SpacingBetweenSlices = format_number_as_ds(float(spacing))
+
+
 def _leave_mosaic(dataset, frame):
     """One slice of a mosaic as a file of its own."""
     from pydicom.valuerep import format_number_as_ds
@@ -257,14 +272,23 @@ def _leave_mosaic(dataset, frame):
     _drop(dataset, "SliceLocation")
 
 
-def _set_frames(dataset, frames, factor, stored):
+def _set_frames(dataset, frames, factor, stored, spacing):
     """Keep the functional groups of these frames, in this order, and refine their geometry."""
+    from copy import deepcopy
+
     from pydicom.dataset import Dataset
     from pydicom.sequence import Sequence as Items
 
     items = []
-    for frame in frames:
+    for i, frame in enumerate(frames):
         item = dataset.PerFrameFunctionalGroupsSequence[frame.number]
+        if spacing is not None:
+            item = deepcopy(item)  # several slices may have it
+            measures = _own(item, dataset, "PixelMeasuresSequence")
+            _respace(measures, _own(item, dataset, "PlanePositionSequence"), frame, spacing)
+            for content in values(item, "FrameContentSequence"):
+                _drop(content, "DimensionIndexValues")
+                content.InStackPositionNumber = i + 1
         for keyword in STALE_IN_FRAMES:
             _drop(item, keyword)
         if max(factor) > 1:
@@ -285,7 +309,9 @@ def _set_frames(dataset, frames, factor, stored):
     scale.RescaleIntercept, scale.RescaleSlope = stored.intercept, stored.slope
     scale.RescaleType = "US"
     shared.PixelValueTransformationSequence = Items([scale])
-    if max(factor) > 1 and values(shared, "PixelMeasuresSequence"):
+    if spacing is not None:  # places that the source's dimensions do not know
+        _drop(dataset, "DimensionIndexSequence")
+    if (max(factor) > 1 or spacing) and values(shared, "PixelMeasuresSequence"):
         del shared.PixelMeasuresSequence  # each frame has its own now
     dataset.PerFrameFunctionalGroupsSequence = Items(items)
     dataset.NumberOfFrames = len(items)

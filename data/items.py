@@ -46,6 +46,9 @@ class Item(Protocol):
     def to_floats(self, x: NDArray) -> NDArray:
         """What is kept of a result (C, H, W) in [-1, 1], for the file of `floats`."""
 
+    def picture(self, x: NDArray) -> NDArray:
+        """What of (C, H, W) in [-1, 1] is shown: itself, or of a volume three planes, (1, h, w)."""
+
     def check_writable(self, factor: int = 1) -> None:
         """Try what writing the result will need, before the work.
 
@@ -74,6 +77,9 @@ class Broken:
         return None
 
     def to_floats(self, x):
+        raise self.error
+
+    def picture(self, x):
         raise self.error
 
     def check_writable(self, factor=1):

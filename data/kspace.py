@@ -109,6 +109,7 @@ class KSpaceVolume(Volume):
         description: str,
         identity: str,
         std: bool = False,
+        spacing: float | None = None,
     ) -> str:
         """NAME.nii.gz in `folder` and, unless it is `std`, recon/NAME.h5 beside it."""
         os.makedirs(folder, exist_ok=True)
@@ -126,7 +127,7 @@ class KSpaceVolume(Volume):
             write_scores(os.path.join(results, "fastmri.csv"), self.name, images, truth)
         return path
 
-    def try_writing(self, factor: int) -> None:
+    def try_writing(self, factor: int, spacing: float | None) -> None:
         """Nothing of the file is needed for writing."""
 
 

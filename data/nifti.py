@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.grids import Plane
 from data.items import Format
 from data.nifti_header import (
     HEADERS,
@@ -73,8 +74,14 @@ class NiftiVolume(Volume):
         self._check_size(header, printable(label))
         axis = self._thickest(affine) if axis is None else axis
         self.order, self.flips = self._display(affine, axis)
+        self.axis = axis
         super().__init__(
-            volume_name(label), printable(label), self.shape[axis], magnitude=magnitude
+            volume_name(label),
+            printable(label),
+            self.shape[axis],
+            float(np.linalg.norm(affine[:3, axis])),
+            self._plane(affine, self.order),
+            magnitude=magnitude,
         )
         self.remarks = remarks
 
@@ -141,6 +148,20 @@ class NiftiVolume(Volume):
         backwards = [slice(None, None, -1 if orientation[i, 1] > 0 else 1) for i in (row, col)]
         return (axis, row, col), (slice(None), *backwards)
 
+    @staticmethod
+    def _plane(affine, order):
+        from nibabel.orientations import io_orientation
+
+        orientation = io_orientation(affine)[list(order)]
+        sides = np.linalg.norm(affine[:3, :3], axis=0)[list(order[1:])]
+        slices, rows, cols = (int(i) for i in orientation[:, 0])
+        return Plane(
+            pixel=float(sides.min()),
+            square=bool(np.ptp(sides) < 0.01 * sides.max()),
+            world=(slices, rows, cols),
+            upward=bool(orientation[0, 1] > 0),
+        )
+
     def load(self) -> tuple[NDArray[np.float32], None]:
         from nibabel.arrayproxy import ArrayProxy
 
@@ -166,13 +187,14 @@ class NiftiVolume(Volume):
         description: str,
         identity: str,
         std: bool = False,
+        spacing: float | None = None,
     ) -> str:
         """Write (slices, H, W) as NAME.nii.gz with the file's header, in float32.
 
-        Where the slices are finer than the file's, the voxels share out the same field of view.
+        Where pixels are finer than the file's, they share out the same field of view.
         """
         array = voxels[self.flips].transpose(np.argsort(self.order))
-        header, affine, kind = self._written_header(np.array(array.shape) // self.shape)
+        header, affine, kind = self._written_header(array.shape, spacing)
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, f"{self.name}.nii.gz")
         image = kind(array.reshape(header.get_data_shape()), affine, header)
@@ -180,22 +202,25 @@ class NiftiVolume(Volume):
             image.to_filename(temporary)
         return path
 
-    def _written_header(self, factor):
-        """(header, affine, class) of a volume that is finer by `factor` along each axis."""
+    def _written_header(self, shape, spacing=None):
+        """(header, affine, class) of a volume of this shape, slices `spacing` mm apart if given."""
         header, affine, _ = read_header(self.path, self.label)
         header, kind = written_header(header, affine)
         header.set_data_dtype(np.float32)
-        shape = [n * f for n, f in zip(self.shape, (int(f) for f in factor), strict=True)]
+        shape = [int(n) for n in shape]
+        steps = np.array(self.shape) / shape
+        if spacing is not None:
+            steps[self.axis] = spacing / self.spacing
         dimensions = len(self.stored_shape) if self.index is None else 3
         header.set_data_shape([*shape, *[1] * (dimensions - 3)][:dimensions])
-        if (factor > 1).any():
-            affine = refine(header, affine, factor)
+        if (steps != 1).any():
+            affine = refine(header, affine, steps, self.shape, shape)
         return header, affine, kind
 
-    def try_writing(self, factor: int) -> None:
-        finer = np.ones(3, int)
-        finer[list(self.order[1:])] = factor
-        header, *_ = self._written_header(finer)
+    def try_writing(self, factor: int, spacing: float | None) -> None:
+        shape = np.array(self.shape)
+        shape[list(self.order[1:])] *= factor
+        header, *_ = self._written_header(shape, spacing)
         header.write_to(io.BytesIO())
 
 

@@ -3,6 +3,7 @@
 import logging
 import logging.handlers
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -206,20 +207,30 @@ def written_header(header: Any, affine: NDArray) -> tuple[Any, type]:
     return fresh, image
 
 
-def refine(header: Any, affine: NDArray, factor: NDArray[np.int_]) -> NDArray[np.float64]:
-    """Divide a header's voxels into `factor` along each axis; returns the affine divided alike.
+def refine(
+    header: Any,
+    affine: NDArray,
+    steps: NDArray[np.float64],
+    before: Sequence[int],
+    shape: Sequence[int],
+) -> NDArray[np.float64]:
+    """Give a header voxels of another size, about the same centre; returns the affine alike.
 
-    The operator's grid has no other offset: input voxel i is centred between fine voxels f·i and
-    f·i + f - 1, that is, at f·i + (f-1)/2. The bicubic kernel has an even number of taps, so its
-    centre of mass lies half a pixel before the index f//2 it is said to be centred on, and a
-    block mean's lies there too.
+    The operators' grids have no other offset: where voxels are divided by f, input voxel i is
+    centred between fine voxels f·i and f·i + f - 1, that is, at f·i + (f-1)/2. The bicubic kernel
+    has an even number of taps, so its centre of mass lies half a pixel before the index f//2 it is
+    said to be centred on, and a block mean's lies there too.
+
+    Args:
+        steps: (3,) from voxel to voxel, in the old voxels.
+        before, shape: (3,) of the old grid and the new.
     """
-    finer = np.diag([*(1 / factor), 1.0])
-    finer[:3, 3] = -(factor - 1) / (2 * factor)
+    finer = np.diag([*steps, 1.0])
+    finer[:3, 3] = (np.array(before) - 1) / 2 - (np.array(shape) - 1) / 2 * steps
     qform, qcode = header.get_qform(coded=True)
     sform, scode = header.get_sform(coded=True)
     zooms = header.get_zooms()
-    header.set_zooms([*(np.array(zooms[:3]) / factor[: len(zooms)]), *zooms[3:]])
+    header.set_zooms([*(np.array(zooms[:3]) * steps[: len(zooms)]), *zooms[3:]])
     if qcode:
         header.set_qform(qform @ finer, qcode)
     if scode:

@@ -9,7 +9,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 
-from data.volumes import Slice
+from data.volumes import Slice, Whole
 from util.errors import UserError
 from util.files import replacing
 from util.remote import kept_file
@@ -39,7 +39,7 @@ def check_output(path: str | None, items: Sequence[Any]) -> None:
     """
     if path is None:
         return
-    sources = dict.fromkeys(i.volume if isinstance(i, Slice) else i for i in items)
+    sources = dict.fromkeys(i.volume if isinstance(i, (Slice, Whole)) else i for i in items)
     if len(sources) != 1:
         raise UserError(
             f"--output: expected one picture, volume or series to restore, found {len(sources)}; "
@@ -91,7 +91,7 @@ def write_output(path: str, items: Sequence[Any], folder: str) -> str:
     """
     item = items[0]
     try:
-        if isinstance(item, Slice):
+        if isinstance(item, (Slice, Whole)):
             _copy_volume(_result_of(item.volume.name, os.path.join(folder, "volumes")), path)
         else:
             _write_picture(item, folder, path)

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decoding import Pixels, decode, recognises
+from data.grids import enlarge
 from data.items import Format
 from data.scale import find_padding, find_scale, from_unit, to_unit
-from data.volumes import enlarge, padding_note
+from data.volumes import padding_note
 from util.errors import UserError
 from util.files import printable, safe_name
 from util.remote import base_name, local_file
@@ -78,6 +79,9 @@ class Picture:
             raw = enlarge(found.raw, (len(found.raw), *values.shape[1:])).mean(axis=0)
             values[:, where] = raw[where]
         return values
+
+    def picture(self, x: NDArray) -> NDArray:
+        return x
 
     def check_writable(self, factor: int = 1) -> None:
         """A picture's result is a plain TIFF, which needs nothing of the source."""

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.grids import Plane, enlarge, nearest
 from data.scale import find_padding, find_scale, from_unit, to_unit
 from util.errors import UserError
 
+UNEVEN = 0.05  # of the usual distance, at most, that slices' distances may differ
 SAMPLED = 16  # slices of a volume that tell how noisy it is
 
 
@@ -50,8 +52,53 @@ class Slice:
     def to_floats(self, x: NDArray) -> NDArray:
         return x
 
+    def picture(self, x: NDArray) -> NDArray:
+        return x
+
     def check_writable(self, factor: int = 1) -> None:
         self.volume.check_writable(factor)
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """A volume that is restored as a whole, an `Item`: one image whose channels are its slices.
+
+    Attributes:
+        spacing: mm between the restored slices, None where they are the volume's own.
+    """
+
+    volume: "Volume"
+    spacing: float | None = None
+    floats = ("slices", ".npy")
+
+    @property
+    def name(self) -> str:
+        return self.volume.name
+
+    @property
+    def label(self) -> str:
+        return self.volume.label
+
+    @property
+    def note(self) -> str | None:
+        return self.volume.note
+
+    def read(self) -> NDArray[np.float32]:
+        """(slices, H, W) float32 in [-1, 1]."""
+        return self.volume.read_all()
+
+    def padding(self) -> NDArray[np.bool_] | None:
+        return _loaded(self.volume).padding
+
+    def to_floats(self, x: NDArray) -> NDArray:
+        return x
+
+    def picture(self, x: NDArray) -> NDArray:
+        """Three planes through the middle of (slices, H, W), one below the other, (1, h, w)."""
+        return self.volume.three_planes(x)[None]
+
+    def check_writable(self, factor: int = 1) -> None:
+        self.volume.check_writable(factor, self.spacing)
 
 
 class Volume:
@@ -61,26 +108,39 @@ class Volume:
 
     - `load()`: all slices as (count, H, W) float32 in the file's units, and the padding that the
       file declares, booleans like them or None;
-    - `write(folder, voxels, padding, description, identity, std=False)`: writes (count, H', W')
-      in the file's units as a scan like the file, and returns its path. `padding` is where the
-      voxels are no data, or None; `description` says in a few words how they came about, and
-      `identity` tells this run's settings from others'; `std` is for standard deviations;
-    - `try_writing(factor)`: raises whatever `write` would for a reason that can be known before.
+    - `write(folder, voxels, padding, description, identity, std=False, spacing=None)`: writes
+      (count, H', W') in the file's units as a scan like the file, and returns its path. `padding`
+      is where the voxels are no data, or None; `description` says in a few words how they came
+      about, and `identity` tells this run's settings from others'; `std` is for standard
+      deviations; with a `spacing` the voxels are any number of slices, so many mm apart, about
+      the centre of the file's;
+    - `try_writing(factor, spacing)`: raises whatever `write` would for a reason that can be known
+      before.
 
     Args:
         name: of its results.
         label: what messages call it.
         count: of slices.
+        spacing: mm from slice to slice, or all their positions along their normal.
+        plane: what is known of the slices' plane.
         inverted: whether low values are shown bright.
         magnitude: whether -1 must be magnitude 0, see `find_scale`.
 
     Attributes:
         slices: its images, in the order along the slice axis.
+        positions: (count,) of the slices in mm, from the first one's centre.
         remarks: what a user is to be told of its header.
     """
 
     def __init__(
-        self, name: str, label: str, count: int, inverted: bool = False, magnitude: bool = False
+        self,
+        name: str,
+        label: str,
+        count: int,
+        spacing: float | Sequence[float] = 1.0,
+        plane: Plane = Plane(),  # noqa: B008 - immutable
+        inverted: bool = False,
+        magnitude: bool = False,
     ):
         self.name = name
         self.label = label
@@ -88,7 +148,10 @@ class Volume:
         self.magnitude = magnitude
         self.remarks: list[str] = []
         self.slices = [Slice(self, i) for i in range(count)]
-        self._writable: dict[int, UserError | None] = {}
+        along = np.arange(count) * spacing if isinstance(spacing, float) else np.array(spacing)
+        self.positions: NDArray[np.float64] = along - along[0]
+        self.plane = plane
+        self._writable: dict[tuple[int, float | None], UserError | None] = {}
 
     def load(self) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
         raise NotImplementedError
@@ -101,11 +164,33 @@ class Volume:
         description: str,
         identity: str,
         std: bool = False,
+        spacing: float | None = None,
     ) -> str:
         raise NotImplementedError
 
-    def try_writing(self, factor: int) -> None:
+    def try_writing(self, factor: int, spacing: float | None) -> None:
         raise NotImplementedError
+
+    @property
+    def spacing(self) -> float:
+        """mm from slice to slice, 1 for a single one.
+
+        Raises:
+            UserError: they lie at uneven distances, so that some are missing.
+        """
+        steps = np.diff(self.positions)
+        if not len(steps):
+            return 1.0
+        usual = float(np.median(steps))
+        odd = np.flatnonzero(np.abs(steps - usual) > UNEVEN * usual)
+        if len(odd):
+            i = int(odd[0])
+            raise UserError(
+                f"{self.label}: expected slices at even distances, found {usual:.4g} mm and, "
+                f"between slices {i + 1} and {i + 2} of {len(self.slices)}, {steps[i]:.4g} mm; "
+                "a slice is missing, or data.volume_mode: slices restores each by itself"
+            )
+        return usual
 
     @cached_property
     def _judged(self) -> tuple[tuple[float, float, float], str]:
@@ -130,6 +215,33 @@ class Volume:
     def read(self, index: int) -> NDArray[np.float32]:
         """(1, H, W) float32 in [-1, 1]."""
         return self._shown(index)[None]
+
+    def read_all(self) -> NDArray[np.float32]:
+        """(count, H, W) float32 in [-1, 1]."""
+        return self._shown(slice(None))
+
+    def three_planes(self, x: NDArray) -> NDArray:
+        """The middle plane across each axis of (slices, H, W), one below the other, (h, w).
+
+        Slices are repeated, so that a mm has as many pixels along them as within.
+        """
+        extent = self.spacing * len(self.slices) / self.plane.pixel * (x.shape[1] / self._rows)
+        rows = nearest(len(x), max(1, round(extent)))
+        if self.plane.upward:
+            rows = rows[::-1]
+        across_rows, across_cols = x[rows, x.shape[1] // 2], x[rows, :, x.shape[2] // 2]
+        planes = [x[len(x) // 2], across_rows, across_cols]
+        width = max(p.shape[1] for p in planes)
+        sides = [divmod(width - p.shape[1], 2) for p in planes]
+        padded = [
+            np.pad(plane, ((0, 0), (left, left + odd)), constant_values=-1)
+            for plane, (left, odd) in zip(planes, sides, strict=True)
+        ]
+        return np.concatenate(padded)
+
+    @property
+    def _rows(self) -> int:
+        return _loaded(self).voxels.shape[1]
 
     def sample(self) -> NDArray[np.float32]:
         """Some of the slices, evenly spaced, (up to SAMPLED, H, W) in [-1, 1]."""
@@ -160,28 +272,36 @@ class Volume:
         black, white, _ = self.scale
         return from_unit(x, black, white)
 
-    def put_together(self, x: NDArray) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-        """(count, H', W') in [-1, 1] → in the file's units, with the file's padding; and where."""
+    def put_together(
+        self, x: NDArray, spacing: float | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+        """(count, H', W') in [-1, 1] → in the file's units, with the file's padding; and where.
+
+        Args:
+            spacing: of the slices in mm, where it is not the file's.
+        """
         voxels, loaded = self.to_units(x), _loaded(self)
         if loaded.padding is None:
             return voxels, None
-        padding = enlarge(loaded.padding, voxels.shape)
-        voxels[padding] = enlarge(loaded.voxels, voxels.shape)[padding]
+        ratio = None if spacing is None else spacing / self.spacing
+        padding = enlarge(loaded.padding, voxels.shape, ratio)
+        voxels[padding] = enlarge(loaded.voxels, voxels.shape, ratio)[padding]
         return voxels, padding
 
-    def check_writable(self, factor: int = 1) -> None:
+    def check_writable(self, factor: int = 1, spacing: float | None = None) -> None:
         """Try what `write` will need, once; raises UserError, see `data.items.Item`."""
-        if factor not in self._writable:
-            self._writable[factor] = None
+        key = factor, spacing
+        if key not in self._writable:
+            self._writable[key] = None
             try:
-                self.try_writing(factor)
+                self.try_writing(factor, spacing)
             except UserError as error:
-                self._writable[factor] = error
+                self._writable[key] = error
             except Exception as error:  # noqa: BLE001 - whatever a writing library objects to
-                self._writable[factor] = UserError(
+                self._writable[key] = UserError(
                     f"{self.label}: the restored volume could not be written ({reason(error)})"
                 )
-        found = self._writable[factor]
+        found = self._writable[key]
         if found is not None:
             raise found
 
@@ -215,13 +335,6 @@ def padding_note(padding: NDArray[np.bool_], what: str) -> str:
     return f"{padding.mean():.1%} of its values are {what}: left out and kept as they are"
 
 
-def enlarge(values: NDArray, shape: tuple[int, ...]) -> NDArray:
-    """Repeat values to fill a grid of this shape that is finer by whole numbers."""
-    for axis, (size, wanted) in enumerate(zip(values.shape, shape, strict=True)):
-        values = values.repeat(wanted // size, axis)
-    return values
-
-
 def reason(error: BaseException) -> str:
     """What a library's exception says, in one line."""
     lines = str(error).strip().splitlines()
@@ -243,7 +356,7 @@ class Written(NamedTuple):
 def write_volumes(
     items: Iterable[Any], done: set[str], folder: str, description: str, identity: str
 ) -> Iterator[Written]:
-    """Put the volumes together whose slices have all been restored.
+    """Put the volumes together that have been restored, or whose slices all have.
 
     Reads slices/NAME.npy, and std/NAME.npy where there is one, of each slice, (C, H, W) in the
     units of the [-1, 1] image; writes volumes/ and std/, in the units of the volumes' files. A
@@ -259,6 +372,10 @@ def write_volumes(
     Yields:
         One line for each volume, and whether writing it failed.
     """
+    for item in items:
+        if isinstance(item, Whole) and item.name in done:
+            text = description, identity
+            yield _try_writing(item.volume, [item.name], folder, *text, item.spacing)
     for volume in dict.fromkeys(item.volume for item in items if isinstance(item, Slice)):
         count = len(volume.slices)
         restored = sum(s.name in done for s in volume.slices)
@@ -266,42 +383,53 @@ def write_volumes(
             line = f"{volume.label}: {restored} of {count} slices restored, no volume written"
             yield Written(line, False)
             continue
-        try:
-            yield Written(_write_volume(volume, folder, description, identity), False)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            yield Written(_failure(volume, folder, error), True)
-        except Exception as error:  # noqa: BLE001 - whatever a writing library objects to
-            yield Written(_failure(volume, folder, error), True)
+        names = [piece.name for piece in volume.slices]
+        yield _try_writing(volume, names, folder, description, identity, None)
 
 
-def _failure(volume, folder, error):
-    where = os.path.join(folder, "slices", f"{volume.name}_z*.npy")
+def _try_writing(volume, names, folder, description, identity, spacing) -> Written:
+    try:
+        line = _write_volume(volume, names, folder, description, identity, spacing)
+        return Written(line, False)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return Written(_failure(volume, names, folder, error), True)
+    except Exception as error:  # noqa: BLE001 - whatever a writing library objects to
+        return Written(_failure(volume, names, folder, error), True)
+
+
+def _failure(volume, names, folder, error):
+    files = f"{volume.name}_z*.npy" if len(names) > 1 else f"{names[0]}.npy"
+    where = os.path.join(folder, "slices", files)
     return (
         f"{volume.label}: the restored volume cannot be written ({reason(error)}); its slices, "
         f"in [-1, 1], are kept in {where}"
     )
 
 
-def _write_volume(volume, folder, description, identity):
+def _write_volume(volume, names, folder, description, identity, spacing):
     black, white, clipped = volume.scale
-    mean, padding = volume.put_together(_stack(volume, os.path.join(folder, "slices")))
-    path = volume.write(os.path.join(folder, "volumes"), mean, padding, description, identity)
-    if os.path.exists(os.path.join(folder, "std", f"{volume.slices[0].name}.npy")):
-        std = _stack(volume, os.path.join(folder, "std")) * (abs(white - black) / 2)
+    whole = names == [volume.name]
+    x = _stack(names, os.path.join(folder, "slices"), whole)
+    mean, padding = volume.put_together(x, spacing)
+    text = description, identity
+    path = volume.write(os.path.join(folder, "volumes"), mean, padding, *text, spacing=spacing)
+    if os.path.exists(os.path.join(folder, "std", f"{names[0]}.npy")):
+        std = _stack(names, os.path.join(folder, "std"), whole) * (abs(white - black) / 2)
         if padding is not None:
             std[padding] = 0
         std = std.astype(np.float32)
         std_folder = os.path.join(folder, "std")
-        volume.write(std_folder, std, None, f"{description} std", identity, std=True)
+        text = f"{description} std", identity
+        volume.write(std_folder, std, None, *text, std=True, spacing=spacing)
     return (
-        f"{os.path.relpath(path, folder)}: {len(volume.slices)} slices; {black:g} to {white:g} "
+        f"{os.path.relpath(path, folder)}: {len(mean)} slices; {black:g} to {white:g} "
         f"were -1 to 1, the {clipped:.2%} of voxels outside were clipped"
     )
 
 
-def _stack(volume, folder):
-    """(count, H, W) of the slices' files; several channels are averaged."""
-    paths = (os.path.join(folder, f"{s.name}.npy") for s in volume.slices)
-    return np.stack([np.load(path).mean(axis=0) for path in paths])
+def _stack(names, folder, whole):
+    """(count, H, W) of the volume's one file, or of its slices', several channels averaged."""
+    paths = [os.path.join(folder, f"{name}.npy") for name in names]
+    return np.load(paths[0]) if whole else np.stack([np.load(p).mean(axis=0) for p in paths])

@@ -6,8 +6,20 @@ from typing import Any, Literal
 
 from guided_diffusion.methods import VANILLA
 from guided_diffusion.noise import NOISES
-from util.config import as_dict, build, internal, locate, portable, read_yaml, replaced, rest
+from util.config import (
+    as_dict,
+    build,
+    check_type,
+    internal,
+    locate,
+    portable,
+    read_yaml,
+    replaced,
+    rest,
+)
 from util.errors import UserError
+
+HUNDRED = "configs/diffusion_config_100.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +93,12 @@ class DataConfig:
         order: of the axes of an array of k-space, see `data.kspace_files`.
         axis, volume, series: what to take of a volume, see `data.dataloader.list_items`.
         mask: "auto", or a file or folder of masks, to which metrics are limited.
+        volume_mode: whether a volume is restored as a whole, or slice by slice; None: as a whole
+            where the operator acts along the slices.
+        correlated_noise: whether the noise that samplers draw for a slice agrees with that of its
+            neighbours in the volume; None: it does.
+        planes_in_turn: whether the network sees a whole volume along another axis at each step,
+            where voxels are nearly isotropic; None: where the operator acts along the slices.
     """
 
     name: str = ""
@@ -91,6 +109,9 @@ class DataConfig:
     volume: int | None = None
     series: int | str | None = None
     mask: str | None = None
+    volume_mode: Literal["volume", "slices"] | None = None
+    correlated_noise: bool | None = None
+    planes_in_turn: bool | None = None
 
     def settings(self) -> dict[str, Any]:
         mask = self.mask if self.mask is None else portable(self.mask)
@@ -130,14 +151,16 @@ class TaskConfig:
     """What is restored, how it was measured, and by which method.
 
     data, measurement: None for method vanilla, which draws from the prior alone.
+    diffusion_config: the schedule that suits the task, where --diffusion_config gives none.
     """
 
     conditioning: Conditioning
     data: DataConfig | None = None
     measurement: Measurement | None = None
+    diffusion_config: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        found = as_dict(self)
+        found = as_dict(replace(self, diffusion_config=None))  # the schedule is on record itself
         return found if self.data is None else found | {"data": self.data.settings()}
 
 
@@ -152,6 +175,13 @@ def read_schedule(path: str) -> Schedule:
     """Raises UserError, see `build`."""
     path = locate(path)
     return build(Schedule, read_yaml(path), path)
+
+
+def schedule_of_task(path: str) -> str:
+    """The diffusion YAML that a task file names as its own, else `HUNDRED`; raises UserError."""
+    path = locate(path)
+    named = read_yaml(path).get("diffusion_config") or HUNDRED
+    return locate(check_type(named, str, f"{path}: diffusion_config"), path)
 
 
 def read_task_config(

@@ -21,12 +21,14 @@ from guided_diffusion.config import (
     read_model_config,
     read_schedule,
     read_task_config,
+    schedule_of_task,
 )
 from guided_diffusion.methods import METHODS
 from guided_diffusion.operators import variant
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior
 from guided_diffusion.restoration import check_restoration
+from guided_diffusion.volume_items import whole_volumes, with_defaults
 from util.config import as_dict
 from util.errors import UserError
 from util.remote import base_name
@@ -57,6 +59,9 @@ class PriorSample:
         """A sample is an 8-bit picture alone."""
 
     def to_floats(self, x: NDArray) -> NDArray:
+        return x
+
+    def picture(self, x: NDArray) -> NDArray:
         return x
 
 
@@ -90,7 +95,7 @@ def read_job(options: Options) -> Job:
         UserError: a file or flag that is not as it should be.
     """
     model = read_model_config(options.model_config)
-    schedule = read_schedule(options.diffusion_config)
+    schedule = read_schedule(options.diffusion_config or schedule_of_task(options.task_config))
     task = read_task_config(
         options.task_config,
         options.method or schedule.method,
@@ -117,6 +122,9 @@ def read_job(options: Options) -> Job:
     items = list_items(data, magnitude=measurement.noise.name == "rician")
     check_kspace(items, measurement)
     mask = open_masks(task.data.mask, data, items)
+    task = with_defaults(task, items)
+    if task.data is not None and task.data.volume_mode == "volume":
+        items = whole_volumes(items, measurement)
     items = items[: options.limit]
     check_output(options.output, items)
     return Job(options, model, schedule, task, params, items, mask)

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from data.formats import FORMATS
+from guided_diffusion.config import HUNDRED
 from guided_diffusion.methods import method_names
 from guided_diffusion.noise import NOISES
 from guided_diffusion.operators import OPERATORS
@@ -18,7 +19,7 @@ class Options:
     """What the command line says, see `parse_args`."""
 
     model_config: str
-    diffusion_config: str
+    diffusion_config: str | None
     task_config: str
     input: str | None
     output: str | None
@@ -65,8 +66,9 @@ def parse_args(argv: list[str] | None = None) -> Options:
     add("--model_config", default=SHIPPED, help="YAML of the prior")
     add(
         "--diffusion_config",
-        default="configs/diffusion_config_100.yaml",
-        help="YAML of the schedule; configs/diffusion_config.yaml takes all 1000 steps, "
+        default=None,
+        help=f"YAML of the schedule, instead of the task's own or {HUNDRED}; "
+        "configs/diffusion_config.yaml takes all 1000 steps, "
         "configs/diffusion_config_fast.yaml ten, with its own method",
     )
     add(

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,15 @@ from guided_diffusion.methods import (
 )
 from guided_diffusion.methods.start import start_state, useful_levels
 from guided_diffusion.noise import Noise, get_noise
-from guided_diffusion.operators import get_operator, restored_size
-from guided_diffusion.operators.base import Operator, Sigma
+from guided_diffusion.operators import get_operator, operator_class, restored_size
+from guided_diffusion.operators.base import Grid, Operator, Sigma
 from guided_diffusion.operators.mri import Scanned
 from guided_diffusion.prior import Prior
 from guided_diffusion.scan import Scan
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
+from guided_diffusion.volumes import AsVolume, SliceRandom
 from util.errors import UserError
-from util.random import ImageRandom, image_generator, sample_random
+from util.random import ImageRandom, Place, image_generator, sample_random
 
 FAST = "configs/diffusion_config_fast.yaml"
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
@@ -78,13 +79,15 @@ def restore(
     params: Mapping[str, Any] | None = None,
     *,
     names: Sequence[str] | None = None,
+    places: Sequence[Place | None] | None = None,
     num_samples: int = 1,
     seed: int = 0,
     sigma: torch.Tensor | None = None,
     watch: Watch | None = None,
     scan: Scan | None = None,
+    volume: AsVolume | None = None,
 ) -> Restored:
-    """Restore a batch of images of one size.
+    """Restore a batch of images of one size, or of volumes as a whole.
 
     Args:
         images: (H, W), (N, H, W) or (N, C, H, W) floats in [-1, 1], beyond it by noise only: the
@@ -97,12 +100,16 @@ def restore(
         schedule: the steps to take, or the path of a diffusion YAML.
         params: the method's own parameters.
         names: decide the random numbers, with the seed; by default "0", "1", ...
+        places: of images that are slices of a volume: they decide the numbers that a sampler
+            draws, so that neighbours agree; None for an image that is none.
         num_samples: posterior samples for each image.
         sigma: (rows,), the noise of each channel of each image, where it is "auto" and not to be
             estimated from the images here.
         watch: see `Watch`.
         scan: raw k-space, see `guided_diffusion.scan.prepare`, in place of what would be made of
             the one image; what is restored is its magnitude.
+        volume: the images, (N, D, H, W), are volumes, see `AsVolume`; with `names` of the volumes,
+            and no `places`. None: they are images.
 
     Raises:
         UserError: images, measurement, method and schedule that do not fit each other; or noise
@@ -110,27 +117,29 @@ def restore(
     """
     batch = _as_batch(images)
     names = [str(i) for i in range(len(batch))] if names is None else list(names)
+    places = [None] * len(batch) if places is None else list(places)
     schedule = read_schedule(schedule) if isinstance(schedule, str) else schedule
     method = method_of(measurement, method, schedule)
     params = check_restoration(prior.config, measurement, method, params or {}, schedule)
+    check_volume(measurement, prior, volume)
     prior.lay_out(measurement is not None and METHODS[method].needs_gradient)
     if measurement is not None and scan is None:
-        batch = fit(batch, measurement, prior)
+        batch = fit(batch, measurement, prior, volume is not None)
         if measurement.noise.sigma == "auto" and sigma is None:
-            sigma = estimate_noise(batch, measurement, prior)
+            sigma = estimate_noise(batch, measurement, prior, whole=volume is not None)
         if own_schedules(measurement, schedule) and len(batch) > 1:
             assert sigma is not None
-            each = zip(batch, names, sigma.reshape(len(batch), -1), strict=True)
+            each = zip(batch, names, places, sigma.reshape(len(batch), -1), strict=True)
             return _joined(
                 [
                     _restore(x[None], measurement, prior, method, schedule, params,
-                             [name], num_samples, seed, s, watch)
-                    for x, name, s in each
+                             [name], [place], num_samples, seed, s, watch, volume)
+                    for x, name, place, s in each
                 ]
             )  # fmt: skip
     return _restore(
-        batch, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch,
-        scan,
+        batch, measurement, prior, method, schedule, params,
+        names, places, num_samples, seed, sigma, watch, volume, scan,
     )  # fmt: skip
 
 
@@ -164,16 +173,42 @@ def check_restoration(
             )
         create_sampler(**schedule.sampler_arguments())
         return check_conditioning(VANILLA, params)
-    size = config.image_size
-    _operator(measurement, (config.in_channels, size, size), torch.device("cpu"))
+    size, name = config.image_size, measurement.operator.name
+    if operator_class(name).of_volumes:  # which each volume completes
+        operator_class(name).check(measurement.operator.params)
+    else:
+        _operator(measurement, (config.in_channels, size, size), torch.device("cpu"))
     noise_of(measurement)
     # A task's own noise level matters to "auto" alone.
     create_sampler(**schedule.sampler_arguments(), levels=(1, 1))
     return check_conditioning(method, params, measurement.operator.name)
 
 
-def fit(images: torch.Tensor, measurement: Measurement, prior: Prior) -> torch.Tensor:
+def check_volume(
+    measurement: Measurement | None, prior: Prior, volume: AsVolume | None
+) -> None:
+    """Raises UserError where a task or a prior cannot do with volumes, or cannot do without."""
+    if volume is not None and prior.channels != 1:
+        raise UserError(
+            f"data.volume_mode: volume needs a prior of one channel, found {prior.channels}"
+        )
+    if measurement is None or volume is not None:
+        return
+    name = measurement.operator.name
+    if operator_class(name).of_volumes:
+        raise UserError(
+            f"measurement.operator.name: {name} restores volumes (NIfTI, DICOM) as a whole, "
+            "data.volume_mode: volume; found an image"
+        )
+
+
+def fit(
+    images: torch.Tensor, measurement: Measurement, prior: Prior, whole: bool = False
+) -> torch.Tensor:
     """The images (..., C, H, W) with the channels that the prior, or if measured A, takes.
+
+    Args:
+        whole: whether the channels are the slices of a volume.
 
     Raises:
         UserError: they are too small, or have channels that A cannot have made.
@@ -182,7 +217,9 @@ def fit(images: torch.Tensor, measurement: Measurement, prior: Prior) -> torch.T
     least = max(LEAST_SIDE, prior.network.least_side)
     if min(height, width) < least:
         raise UserError(f"{width}×{height} pixels to restore, and the least side is {least}")
-    operator = _operator_for(images, measurement, prior)
+    operator = _operator_for(images, measurement, prior, whole)
+    if whole:
+        return images
     channels = (operator.in_shape if measurement.simulated else operator.out_shape)[0]
     found = images.shape[-3]
     if found > channels and channels < operator.in_shape[0]:
@@ -198,6 +235,7 @@ def estimate_noise(
     measurement: Measurement,
     prior: Prior,
     padding: NDArray[np.bool_] | None = None,
+    whole: bool = False,
 ) -> torch.Tensor:
     """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
 
@@ -207,7 +245,7 @@ def estimate_noise(
     Raises:
         UserError: see `guided_diffusion.noise.estimate_sigma`.
     """
-    rows = images.reshape(-1, *_operator_for(images, measurement, prior).out_shape)
+    rows = images.reshape(-1, *_operator_for(images, measurement, prior, whole).out_shape)
     return torch.tensor([noise_of(measurement).estimate(row, padding) for row in rows.numpy()])
 
 
@@ -217,6 +255,36 @@ def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[
     if measurement is None or measurement.simulated:
         return size
     return restored_size(size, measurement.operator.name, **measurement.operator.params)
+
+
+def restored_depth(slices: int, measurement: Measurement | None) -> int:
+    """How many slices a volume of so many is restored to."""
+    if measurement is None or measurement.simulated:
+        return slices
+    operator = operator_class(measurement.operator.name)
+    return operator.restored_depth(slices, operator.check(measurement.operator.params))
+
+
+def restored_spacing(measurement: Measurement | None) -> float | None:
+    """mm between restored slices; None where they are those of the volume given."""
+    if measurement is None:
+        return None
+    operator = operator_class(measurement.operator.name)
+    return operator.restored_spacing(operator.check(measurement.operator.params))
+
+
+def interpolated(y: NDArray[np.float32], depth: int, measurement: Measurement):
+    """See `Operator.interpolated`."""
+    operator = operator_class(measurement.operator.name)
+    return operator.interpolated(y, depth, operator.check(measurement.operator.params))
+
+
+def for_volume(measurement: Measurement, grid: Grid) -> Measurement:
+    """The measurement of one volume, with what its header tells; raises UserError."""
+    config = measurement.operator
+    operator = operator_class(config.name)
+    params = operator.on_grid(operator.check(config.params), grid, measurement.simulated)
+    return replace(measurement, operator=replace(config, params=params))
 
 
 def enlargement(measurement: Measurement | None) -> int:
@@ -286,10 +354,10 @@ def _built(name: str, params: str, in_shape: tuple[int, ...], device: torch.devi
     return get_operator(name, in_shape, device=device, **json.loads(params))
 
 
-def _operator_for(images: torch.Tensor, measurement: Measurement, prior: Prior):
+def _operator_for(images, measurement: Measurement, prior: Prior, whole: bool):
     """The operator, of which these images are the domain, or if measured the range."""
-    shape = (prior.channels, *restored_hw(images, measurement))
-    return _operator(measurement, shape, prior.device)
+    channels = restored_depth(images.shape[-3], measurement) if whole else prior.channels
+    return _operator(measurement, (channels, *restored_hw(images, measurement)), prior.device)
 
 
 def _joined(parts: list[Restored]) -> Restored:
@@ -315,30 +383,37 @@ class _Watched:
 
 
 def _restore(
-    images, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch,
-    scan=None,
+    images, measurement, prior, method, schedule, params,
+    names, places, num_samples, seed, sigma, watch, volume, scan=None,
 ) -> Restored:  # fmt: skip
     """`restore`, for N images that fit and share a schedule.
 
     The network sees N·K·contrasts rows, K samples of each image: a colour image under a prior of
-    one channel is restored contrast by contrast.
+    one channel is restored contrast by contrast. Of a volume a row is all its slices.
     """
-    shape = (prior.channels, *restored_hw(images, measurement))
+    depth = prior.channels if volume is None else restored_depth(images.shape[1], measurement)
+    shape = (depth, *restored_hw(images, measurement))
     rows, known, y = len(images), None, None
     if measurement is not None:
         if scan is None:
             operator = _operator(measurement, shape, prior.device)
-            y, sigma = _measured(measurement, operator, images, names, seed, sigma)
+            y, sigma = _measured(measurement, operator, images, names, seed, sigma, volume)
             unbiased = noise_of(measurement).to_gaussian(y, sigma)
         else:
             operator, sigma, unbiased = scan.operator, scan.sigma, scan.y
             y = unbiased
         known = _for_each_sample(operator, unbiased, sigma, len(images), num_samples)
         rows = len(y)
-    random = sample_random(names, range(num_samples), seed)
+    random: ImageRandom | SliceRandom
+    if volume is None:
+        random = sample_random(names, range(num_samples), seed, places)
+    else:
+        spacing = restored_spacing(measurement)
+        random = volume.random(names, depth, num_samples, seed, spacing)
     x_T = random.randn_like(torch.empty(rows * num_samples, *shape, device=prior.device))
     diffusion, x_T, step = begin(method, params, schedule, known, x_T, prior.statistics)
-    network = _Watched(prior.network, len(x_T), prior.device)
+    seen = prior.network if volume is None else volume.network(prior.network)
+    network = _Watched(seen, len(x_T), prior.device)
     x_hat = _sample(diffusion, network, x_T, step, random, watch)
     finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
     x_hat = x_hat.float().cpu().reshape(len(names), num_samples, -1, *shape[1:])
@@ -360,7 +435,12 @@ def _restore(
 
 
 def _sample(
-    diffusion: GaussianDiffusion, network, x_T, step, random: ImageRandom, watch: Watch | None
+    diffusion: GaussianDiffusion,
+    network,
+    x_T,
+    step,
+    random: ImageRandom | SliceRandom,
+    watch: Watch | None,
 ) -> torch.Tensor:
     steps = diffusion.num_timesteps
     if watch is None:
@@ -371,7 +451,7 @@ def _sample(
     )
 
 
-def _measured(measurement, operator, images, names, seed, sigma):
+def _measured(measurement, operator, images, names, seed, sigma, volume):
     """y (rows, *out_shape), as it is or A x + n, n drawn once for each image; and its σ.
 
     σ is one number, or (rows, 1, 1, 1) where it was estimated.
@@ -379,8 +459,11 @@ def _measured(measurement, operator, images, names, seed, sigma):
     device = operator.singular_values.device
     if measurement.simulated:
         x = images.reshape(-1, *operator.in_shape).to(device)
-        random = ImageRandom([image_generator(n, "measurement", seed) for n in names])
         noise = noise_of(measurement)
+        if volume is None:
+            random = ImageRandom([image_generator(n, "measurement", seed) for n in names])
+        else:
+            random = volume.measurement_random(names, operator.out_shape[0], seed)
         return noise(operator.forward(x), random), noise.sigma
     y = images.reshape(-1, *operator.out_shape).to(device)
     if sigma is None:

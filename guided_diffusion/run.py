@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data.kspace import KSpaceSlice
 from data.masks import Mask
 from data.output import write_output
-from data.volumes import Slice, write_volumes
+from data.volumes import Slice, Whole, write_volumes
 from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
@@ -24,6 +24,7 @@ from guided_diffusion.prior import Prior, load_prior
 from guided_diffusion.ranks import Ranks
 from guided_diffusion.restoration import (
     Restored,
+    check_volume,
     enlargement,
     estimate_noise,
     fit,
@@ -33,6 +34,14 @@ from guided_diffusion.restoration import (
 )
 from guided_diffusion.scan import Scan, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
+from guided_diffusion.volume_items import (
+    as_volume,
+    interpolated_of,
+    mask_of,
+    measurement_of,
+    place_of,
+)
+from guided_diffusion.volumes import AsVolume
 from util.errors import UserError
 from util.image_files import Recorder
 from util.random import ImageRandom, image_generator
@@ -76,6 +85,12 @@ def run(options: Options, ranks: Ranks) -> int:
     finally:
         ranks.close()
         results.lock.release(last=closing or not ranks)
+
+
+OUT_OF_TURN = (
+    "its planes are not taken in turn, as that needs nearly cubic voxels, square within slices, "
+    "and as many slices as the network's least side; the result is coarser across slices"
+)
 
 
 @dataclass
@@ -141,8 +156,10 @@ class Run:
 
         Which images make a batch is decided by their order alone, not by what was done before.
         """
+        data = self.job.task.data
         single = own_schedules(self.job.task.measurement, self.job.schedule)
         single = single or any(isinstance(item, KSpaceSlice) for item in self.job.items)
+        single = single or (data is not None and data.volume_mode == "volume")
         size = 1 if single else self.job.options.batch_size
         for i in self.ranks.share(-(-len(self.job.items) // size)):
             yield from self._batch(self.job.items[i * size : (i + 1) * size])
@@ -167,11 +184,13 @@ class Run:
 
     def _read(self, item: Any) -> torch.Tensor:
         image = torch.from_numpy(item.read())
-        measurement = self.job.task.measurement
+        measurement = self._measurement(item)
         if measurement is None or isinstance(item, KSpaceSlice):
             return image
         try:
-            image = fit(image, measurement, self.prior)
+            whole = self._as_volume(item)
+            check_volume(measurement, self.prior, whole)
+            image = fit(image, measurement, self.prior, whole is not None)
             if measurement.noise.sigma == "auto":
                 self.sigmas[item.name] = self._estimate_sigma(item, image, measurement)
         except UserError as error:
@@ -184,7 +203,7 @@ class Run:
         self, item: Any, image: torch.Tensor, measurement: Measurement
     ) -> torch.Tensor:
         """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
-        if not isinstance(item, Slice):
+        if not isinstance(item, (Slice, Whole)):
             return estimate_noise(image, measurement, self.prior, item.padding())
         if item.volume not in self.volume_sigmas:
             volume = item.volume
@@ -198,9 +217,16 @@ class Run:
         recorder: Recorder | None = None
         which = items[0].name if len(items) == 1 else f"{items[0].name} … {items[-1].name}"
 
+        whole, measurement = self._as_volume(items[0]), self._measurement(items[0])
+        data = self.job.task.data
+        if whole is not None and data is not None and data.planes_in_turn and not whole.in_turn:
+            self._tell(f"{items[0].label}: {OUT_OF_TURN}")
+
         def watch(left: int, steps: int, x: torch.Tensor) -> None:
             nonlocal recorder
             self.results.lock.touch()
+            if whole is not None:
+                x = x[:, x.shape[1] // 2, None]
             if left == steps and (options.record or options.video):
                 recorder = Recorder(steps)
                 recorder.frame(x)
@@ -220,17 +246,19 @@ class Run:
                 return
         restored = restore(
             images,
-            self.job.task.measurement,
+            measurement,
             self.prior,
             self.job.method,
             self.job.schedule,
             self.job.params,
             names=[i.name for i in items],
+            places=[place_of(i, self.job.task.data) for i in items],
             num_samples=options.num_samples,
             seed=options.seed,
             sigma=sigma,
             watch=watch,
             scan=scan,
+            volume=whole,
         )
         self._tell_lines(restored)
         seconds = (time.perf_counter() - start) / len(items)
@@ -263,6 +291,13 @@ class Run:
                 f"acceleration {len(lines) / lines.sum():.3g}"
             )
 
+    def _as_volume(self, item: Any) -> AsVolume | None:
+        options, least = self.job.options, self.prior.network.least_side
+        return as_volume(item, self.job.task.data, options.batch_size, least)
+
+    def _measurement(self, item: Any) -> Measurement | None:
+        return measurement_of(item, self.job.task.measurement)
+
     def _not_finite(self) -> str:
         half = self.prior.dtype == torch.float16
         hint = "--precision fp32 has a wider range" if half else "the prior may be damaged"
@@ -293,6 +328,7 @@ class Run:
             truth,
             restored.measurements[i],
             mask,
+            interpolated_of(item, measurement, restored.measurements[i], restored.mean[i]),
             {**restored.figures[i], "seconds": seconds},
             recorder.movie(i * options.num_samples, rows) if recorder else [],
             gif=options.record,
@@ -304,7 +340,7 @@ class Run:
 
     def _mask(self, item: Any, truth: NDArray) -> Mask | None:
         """The pixels of which metrics are taken: the mask's, but those that are no data."""
-        mask, padding = self.job.mask(item, truth), item.padding()
+        mask, padding = mask_of(item, truth, self.job.mask), item.padding()
         if padding is None:
             return mask
         return ~padding if mask is None else mask & ~padding

@@ -18,7 +18,7 @@ from util.errors import UserError
 from util.files import replacing
 from util.image_files import Recorder, to_uint8, write_comparison, write_gif, write_mp4, write_png
 from util.metrics import image_metrics
-from util.random import ImageRandom, image_generator, sample_random
+from util.random import KNOT_MM, ImageRandom, Place, image_generator, sample_random
 
 
 def ramp(dtype, channels=None):
@@ -192,13 +192,18 @@ def test_a_gif_of_noise_stays_small_and_ends_with_the_image(tmp_path, shape):
         assert np.array_equal(last, np.broadcast_to(image.reshape(256, 256, -1), (256, 256, 3)))
 
 
+def row(name, degraded, recon, truth=None, caption=""):
+    images = {"input": degraded, "recon": recon} | ({} if truth is None else {"truth": truth})
+    return name, images, caption
+
+
 def test_comparison_is_written_with_and_without_truth(tmp_path):
     x = np.zeros((1, 16, 16), np.float32)
     rgb = np.zeros((3, 16, 16), np.float32)
     path = str(tmp_path / "c.png")
-    write_comparison(path, [("a", x, x + 0.1, x, "PSNR"), ("b", x, rgb, rgb, "")], "title")
+    write_comparison(path, [row("a", x, x + 0.1, x, "PSNR"), row("b", x, rgb, rgb)], "title")
     wide = iio.imread(path).shape[1]
-    write_comparison(path, [("a", x, x, None, "")], "title")
+    write_comparison(path, [row("a", x, x)], "title")
     assert iio.imread(path).shape[1] < wide
 
 
@@ -274,10 +279,50 @@ def test_an_odd_sample_mirrors_the_even_one_before_it():
     assert torch.equal(draws("a", [0])[0], plain)
 
 
+def slice_noise(places, count=1, seed=5, samples=range(1), shape=(1, 64, 64)):
+    """`count` draws of the slices' noise, each (rows, 64, 64)."""
+    random = sample_random([str(i) for i in range(len(places))], samples, seed, places)
+    rows = len(places) * len(samples)
+    return [random.randn_like(torch.zeros(rows, *shape))[:, 0] for _ in range(count)]
+
+
+def test_the_noise_of_slices_is_normal_and_agrees_with_their_neighbours():
+    mm = torch.linspace(3, 3 + 3 * KNOT_MM, 25)
+    places = [Place("v", float(z)) for z in mm]
+    for noise in slice_noise(places, count=2):
+        assert noise.mean(dim=(1, 2)).abs().max() < 4.5 / 64
+        assert (noise.var(dim=(1, 2)) - 1).abs().max() < 4.5 * 2**0.5 / 64
+    found = torch.corrcoef(noise.flatten(1))
+    knot, angle = (mm / KNOT_MM).floor(), (mm / KNOT_MM).frac() * torch.pi / 2
+    # What two slices share: both of their knots, the one that lies between them, or nothing.
+    same = torch.cos(angle[:, None] - angle)
+    beside = torch.sin(angle[:, None]) * torch.cos(angle)
+    apart = knot - knot[:, None]
+    expected = torch.where(apart == 0, same, torch.where(apart == 1, beside, 0.0))
+    expected = torch.where(apart == -1, beside.mT, expected)
+    assert (found - expected).abs().max() < 4.5 / 64
+
+
+def test_the_noise_of_a_slice_does_not_depend_on_those_beside_it():
+    places = [Place("v", z) for z in (0.0, 7.0, 2 * KNOT_MM + 1)]
+    first, second = slice_noise(places, 2, samples=range(3))
+    for i, place in enumerate(places):
+        for k in range(3):
+            alone = slice_noise([place], 2, samples=[k])
+            assert torch.equal(alone[0][0], first[3 * i + k])
+            assert torch.equal(alone[1][0], second[3 * i + k])
+    assert torch.equal(first[0], -first[1])
+    beside_a_picture = slice_noise([None, places[1]])[0]
+    assert torch.equal(beside_a_picture[1], first[3])
+    assert torch.equal(beside_a_picture[0], slice_noise([None])[0][0])
+    assert not torch.equal(slice_noise([Place("w", 7.0)])[0][0], first[3])
+    assert not torch.equal(slice_noise(places[1:2], seed=6)[0][0], first[3])
+
+
 def test_numbers_drawn_ahead_are_those_drawn_in_turn():
     """Of whatever shapes and kinds one after the other."""
     shapes = [(4, 1, 3, 3), (4, 1, 3, 3), (2, 1, 5, 5), "poisson", (2, 1, 5, 5), (4, 1, 3, 3)]
-    random = ImageRandom([image_generator(n, 0, 0) for n in "ab"], mirrored=[False, True])
+    random = ImageRandom([image_generator(n, 0, 0) for n in "ab"], [[(0, 1)], [(1, -1)]])
     plain = [image_generator(n, 0, 0) for n in "ab"]
     for shape in shapes:
         if shape == "poisson":

@@ -163,7 +163,7 @@ def test_every_flag_that_is_named_exists(name):
 def task_keys():
     """Key → (default, whether the table gives it: those of operators may differ by type)."""
     missing = dataclasses.MISSING
-    keys = {"conditioning.method": missing, "conditioning.params": {}}
+    keys = {"conditioning.method": missing, "conditioning.params": {}, "diffusion_config": None}
     assert set(config_fields(Conditioning)) == {"method", "params"}
     keys |= {f"data.{key}": f.default for key, f in config_fields(DataConfig).items()}
     keys |= {f"measurement.noise.{k}": f.default for k, f in config_fields(NoiseConfig).items()}

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import imageio.v2 as iio
 import numpy as np
@@ -17,6 +17,13 @@ GIF_SECONDS = 5.0  # of motion
 HOLD_SECONDS = 1.5  # on the result, before the loop starts again
 GIF_BYTES = 1_500_000  # at most, so that a page shows several
 GIF_FRAMES = 40  # at most, of a grey image
+LABELS = {
+    "input": "input",
+    "cubic": "cubic interpolation",
+    "recon": "reconstruction",
+    "truth": "truth",
+}  # of the columns of a comparison
+TALL = 2  # times as high as wide: planes one below the other, which get the room they need
 GIF_SIDE = 384  # pixels; larger images are reduced
 
 
@@ -173,34 +180,39 @@ def write_std_map(path: str, std: NDArray) -> None:
         figure.savefig(temporary, format="png")
 
 
-def write_comparison(path: str, rows: Sequence[tuple], title: str) -> None:
+def write_comparison(
+    path: str, rows: Sequence[tuple[str, Mapping[str, NDArray], str]], title: str
+) -> None:
     """A labelled figure: input, reconstruction, truth and error of each image, a row each.
 
     Args:
-        rows: list of (name, input, reconstruction, truth, caption); images (C, H, W) in
-            [-1, 1]; truth may be None, which leaves its column and the error's out.
+        rows: list of (name, images, caption); images (C, H, W) in [-1, 1] by what they are, a key
+            of `LABELS`. Those that the first has are shown; without a truth there is no error.
         title: text over the figure.
     """
-    labels = ["input", "reconstruction"]
-    if rows[0][3] is not None:
-        labels += ["truth", "|error|"]
-    size = 2.4
-    figure = _figure(size * len(labels) + 0.7, size * len(rows) + 0.6)
+    kinds = [kind for kind in LABELS if kind in rows[0][1]]
+    labels = [LABELS[kind] for kind in kinds] + ["|error|"] * ("truth" in kinds)
+    size, (height, width) = 2.4, rows[0][1]["input"].shape[1:]
+    tall = size * (height / width if height > TALL * width else 1)
+    figure = _figure(size * len(labels) + 0.7, tall * len(rows) + 0.6)
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(len(rows), len(labels), squeeze=False)
-    errors = [
-        np.abs(np.clip(r, -1, 1) - t).mean(axis=0) / 2 for _, _, r, t, _ in rows if t is not None
-    ]
-    scale = max((np.quantile(e, 0.999) for e in errors), default=1) or 1
-    for i, (name, degraded, recon, truth, caption) in enumerate(rows):
-        images = [degraded, recon] + ([] if truth is None else [truth])
-        for axis, image in zip(axes[i], images, strict=False):
-            axis.imshow(to_uint8(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        if truth is not None:
-            beside = axes[:, 3] if i == len(rows) - 1 else None
-            _heat_map(figure, axes[i][3], errors[i], scale, beside)
+    errors = {
+        i: np.abs(np.clip(images["recon"], -1, 1) - images["truth"]).mean(axis=0) / 2
+        for i, (_, images, _) in enumerate(rows)
+        if "truth" in images
+    }
+    scale = max((np.quantile(e, 0.999) for e in errors.values()), default=1) or 1
+    for i, (name, images, caption) in enumerate(rows):
+        for axis, kind in zip(axes[i], kinds, strict=False):
+            if kind in images:
+                shown = to_uint8(images[kind])
+                axis.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        if i in errors:
+            beside = axes[:, len(kinds)] if i == len(rows) - 1 else None
+            _heat_map(figure, axes[i][len(kinds)], errors[i], scale, beside)
         axes[i][0].set_ylabel(name, fontsize=7)
-        axes[i][1].set_xlabel(caption, fontsize=7)
+        axes[i][kinds.index("recon")].set_xlabel(caption, fontsize=7)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])

@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 from util.errors import UserError
 
 HAARPSI_SIDE = 16  # pixels, at least
-Mask = NDArray[np.bool_] | None  # (H, W), the pixels that count; None for all
+Mask = NDArray[np.bool_] | None  # (H, W) or (C, H, W), the pixels that count; None for all
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ METRICS: dict[str, Metric] = {
 
 def _seen(values: NDArray, mask: Mask) -> NDArray:
     """The values (C, H, W) that count."""
-    return values if mask is None else values[:, mask]
+    if mask is None:
+        return values
+    return values[mask] if mask.ndim == 3 else values[:, mask]
 
 
 def image_metrics(x: ArrayLike, truth: ArrayLike, mask: Mask = None) -> dict[str, float]:
@@ -103,7 +105,7 @@ def image_metrics(x: ArrayLike, truth: ArrayLike, mask: Mask = None) -> dict[str
 
     Args:
         x, truth: (C, H, W) in [-1, 1]; values outside are clipped first.
-        mask: (H, W), the pixels that count; None for all.
+        mask: (H, W) or (C, H, W), the pixels that count; None for all.
     """
     both = [np.clip((np.asarray(v, np.float64) + 1) / 2, 0, 1) for v in (x, truth)]
     return {name: metric.function(both[0], both[1], mask) for name, metric in METRICS.items()}

@@ -32,11 +32,12 @@ from util.lock import Lock, Locked
 from util.metrics import METRICS, Column, image_metrics
 
 FOLDERS = (
-    *("input", "recon", "truth", "samples", "std", "slices", "volumes"),
+    *("input", "cubic", "recon", "truth", "samples", "std", "slices", "volumes"),
     *("progress", "gif", "video"),
 )
 FILES = ("metrics.csv", "summary.json", "comparison.png")
 COMPARED = 4  # images in comparison.png
+COLUMNS = ("input", "cubic", "recon", "truth")  # of it
 SOURCE = "source"  # column: the name of a file whose results could not carry it
 FIGURES = {  # what is known of an image without its truth
     "residual": Column("residual / noise", ".3g"),
@@ -58,6 +59,8 @@ class Item(Protocol):
     def floats(self) -> tuple[str, str] | None: ...
 
     def to_floats(self, x: NDArray) -> NDArray: ...
+
+    def picture(self, x: NDArray) -> NDArray: ...
 
 
 def columns() -> dict[str, Column]:
@@ -224,7 +227,9 @@ class Results:
         paths = [os.path.join(self.folder, kind, item.name + end) for kind, end in files]
         if item.name not in self.rows or not all(map(os.path.exists, paths)):
             return False
-        return image is None or np.array_equal(to_uint8(read_png(paths[-1])), to_uint8(image))
+        if image is None:
+            return True
+        return np.array_equal(to_uint8(read_png(paths[-1])), to_uint8(item.picture(image)))
 
     def begin(self, name: str) -> None:
         """Take back the row of an image that is restored anew, as its files will not match it."""
@@ -245,6 +250,7 @@ class Results:
         truth: NDArray | None,
         y: NDArray | None,
         mask: NDArray[np.bool_] | None,
+        other: NDArray | None,
         figures: Mapping[str, float],
         frames: Sequence[NDArray[np.uint8]],
         gif: bool,
@@ -259,7 +265,8 @@ class Results:
             samples: (K, C, H, W) in [-1, 1], the posterior samples.
             truth, y: (C, H, W) and the measurement; truth is None for a measured image, and both
                 are for a sample of the prior.
-            mask: (H, W), the pixels of which metrics are taken; None for all.
+            mask: (H, W) or (C, H, W), the pixels of which metrics are taken; None for all.
+            other: x as a simpler way restores it, for a picture beside; None for none.
             figures: what is known without a truth, see `FIGURES`.
             frames: uint8 frames of the sampling, for progress/ and a GIF, an MP4, or both.
             lines: the lines of k-space that were measured, for mask/; None where there are none.
@@ -270,16 +277,18 @@ class Results:
         """
         name, png = item.name, f"{item.name}.png"
         row: dict[str, float] = {}
-        write_png(self.path("recon", png), mean)
+        write_png(self.path("recon", png), item.picture(mean))
         if item.floats is not None:
             folder, end = item.floats
             write_floats(self.path(folder, name + end), item.to_floats(mean))
         if len(samples) > 1:
-            self._write_spread(name, samples)
+            self._write_spread(item, samples)
         if y is not None:
-            write_png(self.path("input", png), y)
+            write_png(self.path("input", png), item.picture(y))
+        if other is not None:
+            write_png(self.path("cubic", png), item.picture(other))
         if truth is not None:
-            write_png(self.path("truth", png), truth)
+            write_png(self.path("truth", png), item.picture(truth))
             row = image_metrics(mean, truth, mask)
             if len(samples) > 1:
                 single = image_metrics(samples[0], truth, mask)
@@ -305,12 +314,13 @@ class Results:
         line += [f"{k} {row[k]:.3g}" for k in FIGURES if k in row and k != "seconds"]
         return [*line, f"{row['seconds']:.1f} s"]
 
-    def _write_spread(self, name: str, samples: NDArray) -> None:
+    def _write_spread(self, item: Item, samples: NDArray) -> None:
+        name = item.name
         for k, sample in enumerate(samples):
-            write_png(self.path("samples", f"{name}_{k}.png"), sample)
+            write_png(self.path("samples", f"{name}_{k}.png"), item.picture(sample))
         std = samples.std(axis=0, ddof=1)
         write_floats(self.path("std", f"{name}.npy"), std)
-        write_std_map(self.path("std", f"{name}.png"), std)
+        write_std_map(self.path("std", f"{name}.png"), item.picture(std).clip(min=0))
 
     def columns_of(self, names: Iterable[str]) -> list[str]:
         """The columns that these images have values in, in the order of the table."""
@@ -325,11 +335,10 @@ class Results:
             shown = [m.show(numbers[k]) for k, m in METRICS.items() if m.line and k in numbers]
             if not shown and "residual" in numbers:
                 shown = [f"residual {numbers['residual']:.3g}"]
-            kinds = ("input", "recon", "truth")
-            paths = [os.path.join(self.folder, k, f"{name}.png") for k in kinds]
-            images = [read_png(p) if os.path.exists(p) else None for p in paths]
-            if images[0] is not None:
-                rows.append((name, *images, ", ".join(shown)))
+            paths = {k: os.path.join(self.folder, k, f"{name}.png") for k in COLUMNS}
+            images = {k: read_png(p) for k, p in paths.items() if os.path.exists(p)}
+            if "input" in images:
+                rows.append((name, images, ", ".join(shown)))
         if rows:
             write_comparison(os.path.join(self.folder, "comparison.png"), rows, self.title)
 

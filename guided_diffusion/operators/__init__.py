@@ -11,10 +11,12 @@ from guided_diffusion.operators.color import Color
 from guided_diffusion.operators.identity import Denoise
 from guided_diffusion.operators.mri import MRI
 from guided_diffusion.operators.resample import SuperResolution
+from guided_diffusion.operators.thick_slices import ThickSlices
 from util.errors import UserError
 
 OPERATORS: dict[str, type[Operator]] = {
-    operator.name: operator for operator in (Denoise, SuperResolution, Deblur, Color, MRI)
+    operator.name: operator
+    for operator in (Denoise, SuperResolution, Deblur, Color, MRI, ThickSlices)
 }
 
 

@@ -9,10 +9,11 @@ configs/. A class states
     variant            (parameters) → the part of the results path that tells its kinds apart
     restored_size      (size, parameters) → (H, W) restored from a measurement of that (H, W)
 
-and gives `in_shape, out_shape, singular_values, U, Ut, V, Vt, frequency_variance`, and where it
-knows better `frequency_posterior_mean`, `widest_std` and `picture`. Methods see nothing else of
-it. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols, only needs `factors_of`, see
-`separable.py`.
+and, if it acts along a volume's slice axis, `of_volumes`, `on_grid`, `restored_depth`,
+`restored_spacing`, `interpolated`. It gives `in_shape, out_shape, singular_values, U, Ut, V, Vt,
+frequency_variance`, and where it knows better `frequency_posterior_mean`, `widest_std` and
+`picture`. Methods see nothing else of it. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols,
+only needs `factors_of`, see `separable.py`.
 
 Everything that methods do with a measurement in the singular directions is written here once:
 `inverted`, `correction`, `gain`, `posterior_mean`.
@@ -20,9 +21,11 @@ Everything that methods do with a measurement in the singular directions is writ
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from util.errors import UserError
 from util.parameters import Parameters, check_parameters
@@ -32,11 +35,24 @@ Sigma = float | torch.Tensor  # of the noise: a number, or (N, 1, 1, 1) where im
 WHERE = "measurement.operator"
 
 
+class Grid(NamedTuple):
+    """What a volume's header says of its voxels, in mm.
+
+    spacing: from slice to slice; thickness: of a slice, None where the header does not say;
+    pixel: the shorter side of a pixel.
+    """
+
+    spacing: float
+    thickness: float | None
+    pixel: float
+
+
 class Operator:
     """A, Aᵀ and the SVD of A on images (N, C, H, W).
 
     Attributes:
         in_shape, out_shape: (C, H, W) of x and of y.
+        of_volumes: whether it acts along the slices of a volume, which are then x's channels.
         singular_values: of the shape that spectra have without their batch axis. Spectra, the
             tensors that `Ut` and `Vt` return, hold one coefficient for each singular direction.
             Directions that A does not see may be left out, or have singular value 0.
@@ -44,6 +60,7 @@ class Operator:
 
     name: ClassVar[str] = ""
     parameters: ClassVar[Parameters] = {}
+    of_volumes: ClassVar[bool] = False
 
     in_shape: Shape
     out_shape: Shape
@@ -86,6 +103,36 @@ class Operator:
             parameters: complete, see `check`.
         """
         return size
+
+    @classmethod
+    def on_grid(cls, parameters: Mapping[str, Any], grid: Grid, simulated: bool) -> dict[str, Any]:
+        """The parameters for one volume, with what its header tells.
+
+        Args:
+            parameters: complete, see `check`.
+            simulated: whether the volume is x, not y.
+
+        Raises:
+            UserError: parameters that do not fit the volume.
+        """
+        return dict(parameters)
+
+    @classmethod
+    def restored_depth(cls, slices: int, parameters: Mapping[str, Any]) -> int:
+        """Slices of the volume whose measurement has that many."""
+        return slices
+
+    @classmethod
+    def restored_spacing(cls, parameters: Mapping[str, Any]) -> float | None:
+        """mm between restored slices; None where they are those of the measurement."""
+        return None
+
+    @classmethod
+    def interpolated(
+        cls, y: NDArray[np.float32], depth: int, parameters: Mapping[str, Any]
+    ) -> NDArray[np.float32] | None:
+        """What a volume's slices y (n, H, W) make of `depth` ones by interpolation alone."""
+        return None
 
     def V(self, spectrum: torch.Tensor) -> torch.Tensor:
         """Spectrum → image (N, C, H, W); the columns of V are orthonormal."""
