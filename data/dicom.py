@@ -161,8 +161,8 @@ class DicomSeries(Volume):
         lacking = [f for f, scale in scales.items() if scale is None]
         if lacking and set(scales.values()) - {None, (1, 0)}:
             raise UserError(
-                f"{label}: {len(lacking)} of {len(frames)} slices, {lacking[0].label} for one, have "
-                "no RescaleSlope, and the others have, so their values cannot be compared"
+                f"{label}: {len(lacking)} of {len(frames)} slices, {lacking[0].label} for one, "
+                "have no RescaleSlope, and the others have, so their values cannot be compared"
             )
         if len({f.photometric for f in frames}) > 1:
             raise UserError(f"{label}: some slices are MONOCHROME1 and some MONOCHROME2")

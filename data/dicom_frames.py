@@ -85,7 +85,7 @@ class Frame:
 
 
 def begins_as_dicom(head: bytes) -> bool:
-    """Whether a file is DICOM by its first kilobyte, with or without the preamble it should have."""
+    """Whether a file is DICOM by its first kilobyte, also without the preamble it should have."""
     return head[128:132] == b"DICM" or _begins_with_element(head)
 
 
@@ -339,7 +339,8 @@ def forget() -> None:
 def _cut(frame, stored):
     if frame.tiles:
         rows, columns = frame.size
-        top, left = (n * s for n, s in zip(divmod(frame.number, frame.tiles), frame.size))
+        row, column = divmod(frame.number, frame.tiles)
+        top, left = row * rows, column * columns
         return stored[top : top + rows, left : left + columns]
     if frame.number is None or stored.ndim == 2:
         return stored

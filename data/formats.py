@@ -1,11 +1,13 @@
 """The formats that are read and written back. A new one: a module that has a FORMAT, and a row."""
 
-from data import dicom, nifti, pictures
+from data import dicom, kspace, nifti, pictures
 from data.items import Format
 from util.remote import base_name
 
 # In the order in which they are asked: the preamble of a DICOM file may be that of a TIFF, too.
-FORMATS: dict[str, Format] = {f.name: f for f in (dicom.FORMAT, nifti.FORMAT, pictures.FORMAT)}
+FORMATS: dict[str, Format] = {
+    f.name: f for f in (kspace.FORMAT, dicom.FORMAT, nifti.FORMAT, pictures.FORMAT)
+}
 
 
 def extensions() -> tuple[str, ...]:

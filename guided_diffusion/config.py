@@ -78,6 +78,7 @@ class DataConfig:
     Attributes:
         root: a file or a folder, local or remote.
         measured: the images are measurements, to be restored as they are.
+        order: of the axes of an array of k-space, see `data.kspace_files`.
         axis, volume, series: what to take of a volume, see `data.dataloader.list_items`.
         mask: "auto", or a file or folder of masks, to which metrics are limited.
     """
@@ -85,6 +86,7 @@ class DataConfig:
     name: str = ""
     root: str
     measured: bool = False
+    order: str | None = None
     axis: int | None = None
     volume: int | None = None
     series: int | str | None = None
@@ -203,7 +205,7 @@ def read_task_config(
     params = {k: v for k, v in operator.params.items() if k != "in_shape" and v is not None}
     measurement = Measurement(
         replace(operator, params=params),
-        _checked_noise(task.measurement.noise, data.measured, path),
+        _checked_noise(task.measurement.noise, data.measured or operator.name == "mri", path),
         simulated=not data.measured,
     )
     return replace(task, data=data, measurement=measurement)

@@ -78,18 +78,19 @@ def space_timesteps(steps, respacing):
         counts = [_count(respacing, where, respacing)]
 
     base, extra = divmod(steps, len(counts))
-    kept, start = [], 0
+    chosen: set[int] = set()
+    start = 0
     for section, count in enumerate(counts):
         size = base + (section < extra)
         if count > size:
             raise UserError(f"{where}: asks for {count} of {size} steps")
-        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        gap = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):  # summed, not multiplied: the published rounding
-            kept.append(start + round(position))
-            position += stride
+            chosen.add(start + round(position))
+            position += gap
         start += size
-    return sorted(set(kept))
+    return sorted(chosen)
 
 
 def log_snr_timesteps(alphas_cumprod, count, high, low):
@@ -105,7 +106,7 @@ def log_snr_timesteps(alphas_cumprod, count, high, low):
     std = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
     first = min(int(np.searchsorted(std, high)), len(std) - 1)
     low = min(max(low, std[0]), std[first])
-    wanted = np.geomspace(std[first], low, count)[1:] if low < high else []
+    wanted = np.geomspace(std[first], low, count)[1:] if low < high else np.empty(0)
     return sorted({first, *(int(np.abs(np.log(std / level)).argmin()) for level in wanted)})
 
 

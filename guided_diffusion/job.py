@@ -1,7 +1,7 @@
 """What a run is to do: its configs and images, read and checked; nothing of it is done here."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.dataloader import list_items
+from data.items import Broken
+from data.kspace import KSpaceSlice
 from data.masks import Mask, open_masks
 from data.output import check_output
 from guided_diffusion.config import (
+    Measurement,
     ModelConfig,
     Schedule,
     TaskConfig,
@@ -112,10 +115,36 @@ def read_job(options: Options) -> Job:
         return Job(options, model, schedule, task, params, samples, lambda item, truth: None)
     data = as_dict(task.data)
     items = list_items(data, magnitude=measurement.noise.name == "rician")
+    check_kspace(items, measurement)
     mask = open_masks(task.data.mask, data, items)
     items = items[: options.limit]
     check_output(options.output, items)
     return Job(options, model, schedule, task, params, items, mask)
+
+
+def check_kspace(items: Sequence[Any], measurement: Measurement) -> None:
+    """Raise UserError where k-space meets another operator, or a scan is no k-space."""
+    mri = measurement.operator.name == "mri"
+    for item in items:
+        raw = isinstance(item, KSpaceSlice)
+        if raw and not mri:
+            raise UserError(
+                f"{item.label}: holds k-space, which measurement.operator.name: mri restores, "
+                f"found {measurement.operator.name}"
+            )
+        if raw and measurement.noise.name != "gaussian":
+            raise UserError(
+                f"{item.label}: the noise of k-space is gaussian, found measurement.noise.name: "
+                f"{measurement.noise.name}"
+            )
+        if mri and not raw and not isinstance(item, Broken):
+            if not measurement.simulated:
+                raise UserError(f"{item.label}: an image, and operator mri restores k-space")
+            if measurement.noise.sigma == "auto":
+                raise UserError(
+                    f"{item.label}: measurement.noise.sigma: auto measures the noise of k-space; "
+                    "of an image it is simulated and needs a number"
+                )
 
 
 def results_folder(job: Job) -> str:

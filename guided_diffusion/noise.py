@@ -44,7 +44,9 @@ def rician_moments(signal: np.ndarray) -> Moments:
     return mean, np.sqrt(np.maximum(signal**2 + 2 - mean**2, 0))
 
 
-def estimate_sigma(y: np.ndarray, rician: bool = False) -> float:
+def estimate_sigma(
+    y: np.ndarray, rician: bool = False, padding: np.ndarray | None = None
+) -> float:
     """Standard deviation of an image's white noise, in units of the [-1, 1] image.
 
     A high pass leaves the noise, whose standard deviation is taken in groups of pixels of like
@@ -56,6 +58,8 @@ def estimate_sigma(y: np.ndarray, rician: bool = False) -> float:
     Args:
         y: (C, H, W) in [-1, 1]; beyond it only where it was not cut off.
         rician: whether y is a magnitude image.
+        padding: (H, W) or (C, H, W), True where y is no data; these pixels and those beside them
+            say nothing.
 
     Raises:
         UserError: too few pixels, a constant image, or one without noise.
@@ -63,7 +67,10 @@ def estimate_sigma(y: np.ndarray, rician: bool = False) -> float:
     inside = (slice(None), slice(1, -1), slice(1, -1))
     y = y.astype(np.float64)
     size = (1, 3, 3)
-    varies = (maximum_filter(y, size) > minimum_filter(y, size))[inside]  # air may be painted black
+    varies = maximum_filter(y, size) > minimum_filter(y, size)  # air may be painted black
+    if padding is not None:
+        varies &= ~maximum_filter(np.broadcast_to(padding, y.shape), LOCAL_MEAN)
+    varies = varies[inside]
     if varies.sum() < LEAST_PIXELS:
         raise UserError(
             f"measurement.noise.sigma: auto needs at least {LEAST_PIXELS} pixels whose "
@@ -177,9 +184,9 @@ class Noise:
         """Noisy y, (N, C, H, W) like y."""
         raise NotImplementedError
 
-    def estimate(self, y: np.ndarray) -> float:
+    def estimate(self, y: np.ndarray, padding: np.ndarray | None = None) -> float:
         """σ of a measured image y, (C, H, W) in [-1, 1]; see `estimate_sigma`."""
-        return estimate_sigma(y)
+        return estimate_sigma(y, padding=padding)
 
     def to_gaussian(self, y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         """y with its noise made Gaussian, which is what every method takes it for."""
@@ -229,8 +236,8 @@ class RicianNoise(Noise):
         real = y + 1 + self.std * random.randn_like(y)
         return torch.hypot(real, self.std * random.randn_like(y)) - 1
 
-    def estimate(self, y: np.ndarray) -> float:
-        return estimate_sigma(y, rician=True)
+    def estimate(self, y: np.ndarray, padding: np.ndarray | None = None) -> float:
+        return estimate_sigma(y, rician=True, padding=padding)
 
     def to_gaussian(self, y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         return rician_to_gaussian(y, sigma)

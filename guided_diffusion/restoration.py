@@ -22,7 +22,9 @@ from guided_diffusion.methods.start import start_state, useful_levels
 from guided_diffusion.noise import Noise, get_noise
 from guided_diffusion.operators import get_operator, restored_size
 from guided_diffusion.operators.base import Operator, Sigma
+from guided_diffusion.operators.mri import Scanned
 from guided_diffusion.prior import Prior
+from guided_diffusion.scan import Scan
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from util.errors import UserError
 from util.random import ImageRandom, image_generator, sample_random
@@ -47,12 +49,14 @@ class Restored:
             prior.
         figures: for each image what is known of it without its truth: "residual",
             ‖y - A x̂‖/(σ√m), and "sigma", where it was estimated.
+        lines: (N,), the lines of k-space that were measured; None for other operators than mri.
     """
 
     samples: NDArray[np.float32]
     mean: NDArray[np.float32]
     measurements: list[NDArray[np.float32] | None]
     figures: list[dict[str, float]]
+    lines: NDArray[np.bool_] | None = None
 
     @property
     def std(self) -> NDArray[np.float32] | None:
@@ -78,6 +82,7 @@ def restore(
     seed: int = 0,
     sigma: torch.Tensor | None = None,
     watch: Watch | None = None,
+    scan: Scan | None = None,
 ) -> Restored:
     """Restore a batch of images of one size.
 
@@ -96,6 +101,8 @@ def restore(
         sigma: (rows,), the noise of each channel of each image, where it is "auto" and not to be
             estimated from the images here.
         watch: see `Watch`.
+        scan: raw k-space, see `guided_diffusion.scan.prepare`, in place of what would be made of
+            the one image; what is restored is its magnitude.
 
     Raises:
         UserError: images, measurement, method and schedule that do not fit each other; or noise
@@ -107,7 +114,7 @@ def restore(
     method = method_of(measurement, method, schedule)
     params = check_restoration(prior.config, measurement, method, params or {}, schedule)
     prior.lay_out(measurement is not None and METHODS[method].needs_gradient)
-    if measurement is not None:
+    if measurement is not None and scan is None:
         batch = fit(batch, measurement, prior)
         if measurement.noise.sigma == "auto" and sigma is None:
             sigma = estimate_noise(batch, measurement, prior)
@@ -122,8 +129,9 @@ def restore(
                 ]
             )  # fmt: skip
     return _restore(
-        batch, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch
-    )
+        batch, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch,
+        scan,
+    )  # fmt: skip
 
 
 def method_of(measurement: Measurement | None, method: str | None, schedule: Schedule) -> str:
@@ -186,15 +194,21 @@ def fit(images: torch.Tensor, measurement: Measurement, prior: Prior) -> torch.T
 
 
 def estimate_noise(
-    images: torch.Tensor, measurement: Measurement, prior: Prior
+    images: torch.Tensor,
+    measurement: Measurement,
+    prior: Prior,
+    padding: NDArray[np.bool_] | None = None,
 ) -> torch.Tensor:
     """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
+
+    Args:
+        padding: (H, W), True where the images are no data.
 
     Raises:
         UserError: see `guided_diffusion.noise.estimate_sigma`.
     """
     rows = images.reshape(-1, *_operator_for(images, measurement, prior).out_shape)
-    return torch.tensor([noise_of(measurement).estimate(row) for row in rows.numpy()])
+    return torch.tensor([noise_of(measurement).estimate(row, padding) for row in rows.numpy()])
 
 
 def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[int, int]:
@@ -301,8 +315,9 @@ class _Watched:
 
 
 def _restore(
-    images, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch
-) -> Restored:
+    images, measurement, prior, method, schedule, params, names, num_samples, seed, sigma, watch,
+    scan=None,
+) -> Restored:  # fmt: skip
     """`restore`, for N images that fit and share a schedule.
 
     The network sees N·K·contrasts rows, K samples of each image: a colour image under a prior of
@@ -311,9 +326,13 @@ def _restore(
     shape = (prior.channels, *restored_hw(images, measurement))
     rows, known, y = len(images), None, None
     if measurement is not None:
-        operator = _operator(measurement, shape, prior.device)
-        y, sigma = _measured(measurement, operator, images, names, seed, sigma)
-        unbiased = noise_of(measurement).to_gaussian(y, sigma)
+        if scan is None:
+            operator = _operator(measurement, shape, prior.device)
+            y, sigma = _measured(measurement, operator, images, names, seed, sigma)
+            unbiased = noise_of(measurement).to_gaussian(y, sigma)
+        else:
+            operator, sigma, unbiased = scan.operator, scan.sigma, scan.y
+            y = unbiased
         known = _for_each_sample(operator, unbiased, sigma, len(images), num_samples)
         rows = len(y)
     random = sample_random(names, range(num_samples), seed)
@@ -327,12 +346,17 @@ def _restore(
     x_hat = torch.where(finite.reshape(-1, 1, 1, 1, 1), x_hat, torch.nan)
     # Cut before, the noise that samples have about black would brighten their mean.
     mean = x_hat.mean(dim=1).clamp(-1, 1)
+    real = mean
+    if scan is not None:
+        x_hat, mean = scan.magnitude(x_hat), scan.magnitude(x_hat.mean(dim=1)).clamp(-1, 1)
     samples = x_hat.clamp(-1, 1).numpy()
     if y is None:
         return Restored(samples, mean.numpy(), [None] * len(names), [{} for _ in names])
-    figures = _figures(operator, unbiased, sigma, mean.to(prior.device))
-    measurements = y.cpu().reshape(len(names), -1, *y.shape[2:]).numpy()
-    return Restored(samples, mean.numpy(), list(measurements), figures)
+    figures = _figures(operator, unbiased, sigma, real.to(prior.device))
+    shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
+    measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
+    lines = operator.mask if isinstance(operator, Scanned) else None
+    return Restored(samples, mean.numpy(), list(measurements), figures, lines)
 
 
 def _sample(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from data.kspace import KSpaceSlice
 from data.masks import Mask
 from data.output import write_output
 from data.volumes import Slice, write_volumes
@@ -17,6 +18,7 @@ from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
 from guided_diffusion.methods import METHODS
+from guided_diffusion.operators import operator_class
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior
 from guided_diffusion.ranks import Ranks
@@ -29,9 +31,11 @@ from guided_diffusion.restoration import (
     own_schedules,
     restore,
 )
+from guided_diffusion.scan import Scan, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
 from util.errors import UserError
 from util.image_files import Recorder
+from util.random import ImageRandom, image_generator
 from util.results import Results, open_results
 
 UNSURE = (
@@ -138,6 +142,7 @@ class Run:
         Which images make a batch is decided by their order alone, not by what was done before.
         """
         single = own_schedules(self.job.task.measurement, self.job.schedule)
+        single = single or any(isinstance(item, KSpaceSlice) for item in self.job.items)
         size = 1 if single else self.job.options.batch_size
         for i in self.ranks.share(-(-len(self.job.items) // size)):
             yield from self._batch(self.job.items[i * size : (i + 1) * size])
@@ -163,7 +168,7 @@ class Run:
     def _read(self, item: Any) -> torch.Tensor:
         image = torch.from_numpy(item.read())
         measurement = self.job.task.measurement
-        if measurement is None:
+        if measurement is None or isinstance(item, KSpaceSlice):
             return image
         try:
             image = fit(image, measurement, self.prior)
@@ -180,9 +185,10 @@ class Run:
     ) -> torch.Tensor:
         """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
         if not isinstance(item, Slice):
-            return estimate_noise(image, measurement, self.prior)
+            return estimate_noise(image, measurement, self.prior, item.padding())
         if item.volume not in self.volume_sigmas:
-            sigma = noise_of(measurement).estimate(item.volume.sample())
+            volume = item.volume
+            sigma = noise_of(measurement).estimate(volume.sample(), volume.sample_padding())
             self.volume_sigmas[item.volume] = torch.tensor([sigma])
         return self.volume_sigmas[item.volume]
 
@@ -204,6 +210,14 @@ class Run:
             self.ranks.advance(0 if left == steps else len(items) / steps, now)
 
         sigma = torch.cat([self.sigmas.pop(i.name) for i in items]) if self.sigmas else None
+        scan = None
+        if isinstance(items[0], KSpaceSlice):
+            try:
+                scan = self._scan(items[0])
+            except UserError as error:
+                self.fail(items[0], f"{items[0].label}: {error}")
+                self.ranks.advance(1, done=1)
+                return
         restored = restore(
             images,
             self.job.task.measurement,
@@ -216,7 +230,9 @@ class Run:
             seed=options.seed,
             sigma=sigma,
             watch=watch,
+            scan=scan,
         )
+        self._tell_lines(restored)
         seconds = (time.perf_counter() - start) / len(items)
         for i, item in enumerate(items):
             if restored.finite[i]:
@@ -224,6 +240,28 @@ class Run:
             else:
                 self.fail(item, f"{item.label}: {self._not_finite()}")
             self.ranks.advance(0, done=1)
+
+    def _scan(self, item: KSpaceSlice) -> Scan:
+        """The slice's k-space, made ready; raises UserError, see `guided_diffusion.scan`."""
+        measurement = self.job.task.measurement
+        assert measurement is not None
+        sigma = measurement.noise.sigma
+        return prepare(
+            item.acquisition(),
+            operator_class("mri").check(measurement.operator.params),
+            None if sigma == "auto" else float(sigma or 0),
+            self.prior,
+            self.job.schedule.sampler_arguments(),
+            ImageRandom([image_generator(item.name, "phase", self.job.options.seed)]).randn_like,
+        )
+
+    def _tell_lines(self, restored: Restored) -> None:
+        lines = restored.lines
+        if lines is not None:
+            self._tell(
+                f"{lines.sum()} of {len(lines)} lines of k-space are measured: "
+                f"acceleration {len(lines) / lines.sum():.3g}"
+            )
 
     def _not_finite(self) -> str:
         half = self.prior.dtype == torch.float16
@@ -260,6 +298,7 @@ class Run:
             gif=options.record,
             mp4=options.video,
             source="" if item.label.startswith(stem) else item.label,
+            lines=restored.lines,
         )
         self.ranks.say(line)
 

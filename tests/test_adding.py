@@ -97,7 +97,7 @@ def test_an_operator(tiny_run, monkeypatch, capsys):
     rows = resumed(tiny_run, folder)
     assert all(float(row["residual"]) > 0 for row in rows.values())
     assert iio.imread(f"{folder}/input/a1.png").shape == (32, 21)
-    assert "denoise, super_resolution, deblur, color, stripes" in help_text(capsys)
+    assert "denoise, super_resolution, deblur, color, mri, stripes" in help_text(capsys)
     write_yaml("task.yaml", task({"name": "stripes", "every": 1}))
     assert tiny_run("--save_dir", "other") == 2
     assert "measurement.operator.every: expected at least 2" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from guided_diffusion.config import Schedule
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.methods import (
     METHODS,
@@ -113,7 +114,9 @@ class TestANewMethod:
         schedule |= {"timestep_respacing": "logsnr12", "start": start}
         params = {"share": 1.0}
         x_T = rnd((2, 1, 8, 8), 2)
-        diffusion, x_T, step = begin("nudge", params, schedule, (operator, y, 0.0), x_T)
+        diffusion, x_T, step = begin(
+            "nudge", params, Schedule(**schedule), (operator, y, 0.0), x_T
+        )
         assert diffusion.clip_denoised is False
         x = diffusion.p_sample_loop(lambda x, t: 0.5 * x, x_T, step, torch.zeros_like)
         torch.testing.assert_close(operator.forward(x), y, atol=1e-4, rtol=0)
@@ -126,7 +129,7 @@ class TestANewMethod:
 def test_the_prior_alone_is_the_reverse_process():
     schedule = {**LINEAR, "model_var_type": "fixed_small", "timestep_respacing": 5, "start": ""}
     x_T = rnd((1, 1, 4, 4), 1)
-    diffusion, start, step = begin(VANILLA, {}, schedule, None, x_T)
+    diffusion, start, step = begin(VANILLA, {}, Schedule(**schedule), None, x_T)
     assert start is x_T
     found = diffusion.p_sample_loop(lambda x, t: 0.1 * x, x_T, step, torch.zeros_like)
     expected, plain = x_T, create_sampler(**schedule)

@@ -1,11 +1,13 @@
 """Image metrics."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
+from util.errors import UserError
 from util.metrics import calibration, high_frequency_ratio, image_metrics
 
 
@@ -106,3 +108,11 @@ def test_haarpsi_against_its_definition():
     expected = (np.log(above / (below - above)) / 4.2) ** 2
     assert image_metrics(*images)["haarpsi"] == pytest.approx(expected, rel=1e-6)
     assert math.isnan(image_metrics(*images[:, :, :12])["haarpsi"])
+
+
+def test_a_torchvision_of_another_torch_is_named(monkeypatch):
+    """Without one that fits, `import piq` raises RuntimeError or ImportError."""
+    monkeypatch.setitem(sys.modules, "piq", None)
+    x = np.zeros((1, 32, 32))
+    with pytest.raises(UserError, match="torchvision"):
+        image_metrics(x, x)

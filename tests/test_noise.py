@@ -118,3 +118,13 @@ def test_each_image_has_its_own_rician_noise():
     torch.testing.assert_close(both[:1], rician_to_gaussian(y, 0.2), atol=1e-5, rtol=0)
     torch.testing.assert_close(both[1:], rician_to_gaussian(y, 0.1), atol=1e-5, rtol=0)
     torch.testing.assert_close(rician_to_gaussian(y, 0.0), y, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rician", [False, True])
+def test_padding_says_nothing_of_the_noise(rician):
+    """Here every other pixel of a quarter is no data: their steps to it are no noise."""
+    y = -0.2 + 0.1 * np.random.default_rng(0).standard_normal((1, 64, 64))
+    padding = np.zeros((64, 64), bool)
+    padding[:32, :32:2] = True
+    y[:, padding] = -1
+    assert estimate_sigma(y, rician, padding) == pytest.approx(0.1, rel=0.1)

@@ -1,7 +1,7 @@
 """DMPS.ipynb: it runs from top to bottom, and is committed with its outputs."""
 
 import os
-import re
+import subprocess
 import sys
 
 import pytest
@@ -55,7 +55,24 @@ def test_the_committed_outputs_are_of_one_run_and_small(notebook):
         assert folder not in text
 
 
-def test_the_badge_opens_the_repository_that_is_cloned(notebook):
-    text = "\n".join(cell.source for cell in notebook.cells)
-    (clone,) = re.findall(r'REPOSITORY = "https://github\.com/([^"]+)"', text)
-    assert f"https://colab.research.google.com/github/{clone}/blob/main/DMPS.ipynb" in text
+def test_alone_it_asks_for_its_repository(notebook, tmp_path, monkeypatch):
+    setup = next(cell.source for cell in notebook.cells if "REPOSITORY =" in cell.source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="REPOSITORY is empty, and main.py is not in this folder"):
+        exec(setup, {})  # noqa: S102 - our own notebook
+    assert not os.listdir(tmp_path)
+
+
+def test_it_clones_the_repository_that_the_field_names(notebook, tmp_path, monkeypatch):
+    setup = next(cell.source for cell in notebook.cells if "REPOSITORY =" in cell.source)
+    repository = tmp_path / "any"
+    repository.mkdir()
+    for name in ("main.py", "requirements.txt"):
+        (repository / name).write_text("pytest\n", encoding="utf-8")
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], check=True)
+    (tmp_path / "alone").mkdir()
+    monkeypatch.chdir(tmp_path / "alone")
+    exec(setup.replace('REPOSITORY = ""', f'REPOSITORY = "file://{repository}"'), {})  # noqa: S102
+    assert os.path.samefile(os.getcwd(), tmp_path / "alone" / "dmps-mri")

@@ -56,7 +56,11 @@ DECLARED = {
     "unsigned": (np.uint16, 4095, {"PixelPaddingValue": 4095}),
     "signed": (np.int16, -2000, {"PixelPaddingValue": -2000, "PixelRepresentation": 1}),
     # a signed value written as unsigned, as some scanners do
-    "of the other sign": (np.int16, -2000, {"PixelPaddingValue": DataElement(0x00280120, "US", 63536), "PixelRepresentation": 1}),
+    "of the other sign": (
+        np.int16,
+        -2000,
+        {"PixelPaddingValue": DataElement(0x00280120, "US", 63536), "PixelRepresentation": 1},
+    ),
     "range": (np.int16, None, {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1000,
                                "PixelRepresentation": 1}),
     "undeclared": (np.int16, -32768, {"PixelRepresentation": 1}),
@@ -120,7 +124,7 @@ NO_PADDING = {
     "magnitude with black air": np.where(circle(), 0, head()),
     "skull-stripped far from 0": np.where(circle(), 0, head() + 2000),
     "signed, without a gap": np.clip(head() - 400.0, -200, None),
-    "a saturated spot": np.where(np.arange(32 * 32 * 3).reshape(32, 32, 3) % 97 == 50, 32767, head()),
+    "a saturated spot": np.where(np.arange(3072).reshape(32, 32, 3) % 97 == 50, 32767, head()),
     "normalised, with what was 0": (np.where(circle(), 0, head() + 500) - 600) / 300.7,
     "a mask": circle().astype(float),
     "a few outliers": np.where(np.arange(32 * 32 * 3).reshape(32, 32, 3) == 1500, -9999.0, head()),

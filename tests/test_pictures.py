@@ -169,13 +169,15 @@ ORIENTED = list(itertools.product(("x.jpg", "x.png", "x.tif"), range(1, 9)))
 def test_the_orientation_of_exif_is_applied(tmp_path, plain_install, name, orientation):
     """By EXIF's own table: where the 0th row and the 0th column of the file are to be seen."""
     seen = {1: GREY, 2: np.fliplr(GREY), 3: np.rot90(GREY, 2), 4: np.flipud(GREY), 5: GREY.T,
-            6: np.rot90(GREY, -1), 7: np.rot90(GREY, 2).T, 8: np.rot90(GREY)}[orientation]  # fmt: skip
+            6: np.rot90(GREY, -1), 7: np.rot90(GREY, 2).T, 8: np.rot90(GREY)}  # fmt: skip
+    expected = seen[orientation]
     picture, exif = Image.fromarray(GREY), Image.Exif()
     exif[274] = orientation
     extra = {"quality": 100} if name == "x.jpg" else {}
     picture.save(tmp_path / name, exif=exif, **extra)
     found = shown(read_image(str(tmp_path / name)))
-    assert found.shape == seen.shape and np.abs(found - seen.astype(int)).max() <= 2
+    assert found.shape == expected.shape
+    assert np.abs(found - expected.astype(int)).max() <= 2
 
 
 def test_cmyk_is_no_rgb_with_alpha(tmp_path):
@@ -213,7 +215,7 @@ def test_restoring_and_training_read_alike(tmp_path, plain_install):
     tifffile.imwrite(tmp_path / "b.tif", GREY, photometric="miniswhite")
     [first, second] = [item.read() for item in items_of({"root": str(tmp_path)})]
     assert np.array_equal(first, second)
-    crops = TrainingCrops(list_images(str(tmp_path)), 1, np.ones(1), 30, False, 0.0, 0)
+    crops = TrainingCrops([list_images(str(tmp_path))], [1.0], 1, np.ones(1), 30, False, 0.0, 0)
     rows = {first[0, i : i + 30].tobytes() for i in range(11)}
     assert all(crops[n][0].numpy()[0].tobytes() in rows for n in range(4))
 

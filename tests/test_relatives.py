@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from guided_diffusion.config import Schedule
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.methods import METHODS, get_conditioning_method, method_names
 from guided_diffusion.noise import get_noise
@@ -62,7 +63,7 @@ def test_auto_clips_where_a_method_needs_it(name):
     clips = {}
     for clip, steps in ((True, 20), (False, 20), ("auto", 20), ("auto", 19)):
         settings = {"clip_denoised": clip, "timestep_respacing": steps}
-        diffusion, *_ = begin(name, {}, {**schedule, **settings}, known, x)
+        diffusion, *_ = begin(name, {}, Schedule(**{**schedule, **settings}), known, x)
         out = diffusion.predict(lambda x, t: -100 * torch.ones_like(x), x, 4)  # x̂_0 far above 1
         clips[clip, steps] = bool(out["pred_xstart"].max() <= 1)
     free, needs_it = name.startswith("spectral"), name in ("dps", "pigdm", "diffpir", "vanilla")

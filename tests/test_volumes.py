@@ -167,8 +167,16 @@ def test_a_dicom_series_comes_back_in_its_units(tmp_path, photometric):
         assert after.ImageType == ["DERIVED", "SECONDARY", "M"]
         assert after.SeriesDescription == "t1 dmps test"
         assert after.PhotometricInterpretation == photometric
-        for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "ImagePositionPatient",
-                        "ImageOrientationPatient", "PixelSpacing", "SOPClassUID", "WindowCenter"):  # fmt: skip
+        for keyword in (
+            "PatientName",
+            "PatientID",
+            "StudyInstanceUID",
+            "ImagePositionPatient",
+            "ImageOrientationPatient",
+            "PixelSpacing",
+            "SOPClassUID",
+            "WindowCenter",
+        ):
             assert after[keyword].value == before[keyword].value
         for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"):
             assert after[keyword].value != before[keyword].value

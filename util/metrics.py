@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from skimage.metrics import structural_similarity
 
+from util.errors import UserError
+
 HAARPSI_SIDE = 16  # pixels, at least
 Mask = NDArray[np.bool_] | None  # (H, W), the pixels that count; None for all
 
@@ -70,7 +72,13 @@ def haarpsi(x: NDArray, truth: NDArray, mask: Mask = None) -> float:
     """
     if min(truth.shape[1:]) < HAARPSI_SIDE:
         return float("nan")
-    import piq  # takes seconds, with torchvision
+    try:
+        import piq  # takes seconds, with torchvision
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"HaarPSI: piq cannot be imported ({str(error).splitlines()[0]}); it needs a "
+            "torchvision that belongs to the installed torch, both from one source"
+        ) from None
 
     images = [torch.from_numpy(v if mask is None else np.where(mask, v, 0)) for v in (x, truth)]
     pair = [v[:, None].double() for v in images]  # each channel an image

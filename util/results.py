@@ -249,6 +249,7 @@ class Results:
         frames: Sequence[NDArray[np.uint8]],
         gif: bool,
         mp4: bool,
+        lines: NDArray[np.bool_] | None = None,
         source: str = "",
     ) -> str:
         """Write an image's files, and last its row of metrics.csv, which says that it is done.
@@ -261,6 +262,7 @@ class Results:
             mask: (H, W), the pixels of which metrics are taken; None for all.
             figures: what is known without a truth, see `FIGURES`.
             frames: uint8 frames of the sampling, for progress/ and a GIF, an MP4, or both.
+            lines: the lines of k-space that were measured, for mask/; None where there are none.
             source: what the image is called where `item.name` is not its own name.
 
         Returns:
@@ -282,6 +284,8 @@ class Results:
             if len(samples) > 1:
                 single = image_metrics(samples[0], truth, mask)
                 row |= {f"sample_{k}": v for k, v in single.items()}
+        if lines is not None:
+            write_floats(self.path("mask", f"{name}.npy"), lines)
         if gif:
             for i, frame in enumerate(frames):
                 write_png(self.path(os.path.join("progress", name), f"{i:04d}.png"), frame)

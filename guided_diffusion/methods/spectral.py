@@ -28,10 +28,12 @@ class Spectral(Method):
     then has mean x̂_0 + v s/(σ² + v s²) (ȳ - s x̂_0) and variance P = v σ²/(σ² + v s²), and noise of
     variance r_{t-1} - P makes the next state as noisy as the network is told.
 
-    v is the diagonal of Vᵀ C V, C the covariance that is diagonal in the DCT. That is all of it
-    where the singular directions are cosines (denoising, color), or where S is the same at all
-    frequencies. Elsewhere correlations between directions are left out: super-resolution folds
-    frequencies onto one another, and a blur mixes them at the image's edges.
+    In the formulas v is the diagonal of Vᵀ C V, C the covariance that is diagonal in the DCT. That
+    is all of it where the singular directions are cosines (denoising, color), or where S is the
+    same at all frequencies. Elsewhere correlations between directions are left out:
+    super-resolution folds frequencies onto one another, and a blur mixes them at the image's edges.
+    Accelerated MRI of several coils has the mean of the whole C, see
+    `Coils.frequency_posterior_mean`.
     """
 
     name = "spectral"
@@ -74,9 +76,10 @@ class Spectral(Method):
         v_dct = self.kappa * r * self.S / (self.kappa * r + self.S)
         v = operator.frequency_variance(v_dct)
         sigma = self._news(r) if t == diffusion.num_timesteps - 1 else self.sigma
-        x_0 = operator.posterior_mean(x_0, self.Uty, sigma, v)
+        x_0 = operator.frequency_posterior_mean(x_0, self.Uty, sigma, v_dct)
         if t == 0:
             return x_0, x_0
+        v = operator.frequency_variance(v_dct)
         P = v * self.sigma**2 / (self.sigma**2 + v * s**2)
         noise = randn_like(x)
         fresh = self._coloured(noise, (r_prev + self.spread * v_dct).clamp(min=0).sqrt())

@@ -16,8 +16,9 @@ def useful_levels(operator: Operator, sigma: Sigma, sample: bool = False) -> tup
     """The noise levels √r_t between which a measurement is worth sampling at, (high, low).
 
     Where A sees a direction with singular value s, its measurement is an image with noise σ/s.
-    Above the largest of these (or WIDEST_STD, if A is blind to some direction) the measurement
-    knows more than a state can; some way below the smallest it adds nothing to what a state holds.
+    Above the largest of these (or WIDEST_STD, or the operator's own, if A is blind to some
+    direction) the measurement knows more than a state can; some way below the smallest it adds
+    nothing to what a state holds.
     For denoising all are σ, and one evaluation of the network is the posterior mean; a `sample` of
     the posterior goes on from there, like everywhere else.
     """
@@ -26,7 +27,9 @@ def useful_levels(operator: Operator, sigma: Sigma, sample: bool = False) -> tup
         (float(sigma.max()), float(sigma.min())) if torch.is_tensor(sigma) else (sigma, sigma)
     )
     low = narrowest / float(s.max())
-    high = min(WIDEST_STD, widest / float(s.min())) if operator.sees_all else WIDEST_STD
+    high = min(WIDEST_STD, operator.widest_std)
+    if operator.sees_all:
+        high = min(high, widest / float(s.min()))
     if sample:
         return high, SAMPLE_FINISH * low
     return (high, FINISH * low) if high > low else (low, low)

@@ -9,11 +9,12 @@ from guided_diffusion.operators.base import WHERE, Operator
 from guided_diffusion.operators.blur import Deblur
 from guided_diffusion.operators.color import Color
 from guided_diffusion.operators.identity import Denoise
+from guided_diffusion.operators.mri import MRI
 from guided_diffusion.operators.resample import SuperResolution
 from util.errors import UserError
 
 OPERATORS: dict[str, type[Operator]] = {
-    operator.name: operator for operator in (Denoise, SuperResolution, Deblur, Color)
+    operator.name: operator for operator in (Denoise, SuperResolution, Deblur, Color, MRI)
 }
 
 

@@ -9,9 +9,10 @@ configs/. A class states
     variant            (parameters) → the part of the results path that tells its kinds apart
     restored_size      (size, parameters) → (H, W) restored from a measurement of that (H, W)
 
-and gives `in_shape, out_shape, singular_values, U, Ut, V, Vt, frequency_variance`. Methods see
-nothing else of it. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols, only needs
-`factors_of`, see `separable.py`.
+and gives `in_shape, out_shape, singular_values, U, Ut, V, Vt, frequency_variance`, and where it
+knows better `frequency_posterior_mean`, `widest_std` and `picture`. Methods see nothing else of
+it. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols, only needs `factors_of`, see
+`separable.py`.
 
 Everything that methods do with a measurement in the singular directions is written here once:
 `inverted`, `correction`, `gain`, `posterior_mean`.
@@ -128,6 +129,15 @@ class Operator:
         """Aᵀ y, (N, *out_shape) → (N, *in_shape)."""
         return self.V(self.singular_values * self.Ut(y))
 
+    def picture(self, y: torch.Tensor) -> torch.Tensor:
+        """What is shown of a measurement: an image (N, C, h, w) in [-1, 1]; y, where it is one."""
+        return y
+
+    @property
+    def widest_std(self) -> float:
+        """√r_t above which A knows all that a state could hold; infinite where it may be blind."""
+        return math.inf
+
     @property
     def sees_all(self) -> bool:
         """Whether no direction of the image is lost."""
@@ -184,6 +194,20 @@ class Operator:
         """
         residual = Uty - self.singular_values * self.Vt(x_0)
         return x_0 + self.V(variance * self.gain(sigma, variance) * residual)
+
+    def frequency_posterior_mean(
+        self, x_0: torch.Tensor, Uty: torch.Tensor, sigma: Sigma, variance: torch.Tensor
+    ) -> torch.Tensor:
+        """E[x | y] for x ~ N(x_0, C), C diagonal in the DCT, and y = A x + σ n.
+
+        Of C only the diagonal of Vᵀ C V counts, see `frequency_variance`; an operator that knows
+        better replaces this.
+
+        Args:
+            x_0, Uty, sigma: see `posterior_mean`.
+            variance: (H, W), of each DCT coefficient.
+        """
+        return self.posterior_mean(x_0, Uty, sigma, self.frequency_variance(variance))
 
 
 def expect(condition: bool, key: str, expected: str, found: Any) -> None:

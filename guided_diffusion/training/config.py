@@ -22,7 +22,7 @@ PARTS = ("augment", "decay_share")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run; README.md has a table of the keys."""
+    """A training run; configs/README.md has a table of the keys."""
 
     model_config: str
     diffusion_config: str

@@ -1,7 +1,7 @@
-"""Make the figures that README shows: ``python tests/benchmarks/figures.py``.
+"""Make the figures that saved_results/README.md shows: ``python tests/benchmarks/figures.py``.
 
 Restores the ten sample slices by main.py, each task as its file has it, with recordings, and one
-of them with posterior samples; then copies what README shows into saved_results/, in main.py's
+of them with posterior samples; then copies what that page shows into saved_results/, in main.py's
 own tree. Draws from the prior alone, too, and lays them out in models/samples.png. The full runs
 stay in --work_dir, where an interrupted call goes on. The same weights on the same machine give
 the same PNGs, byte for byte. What this program does not know is passed on to main.py, for instance

@@ -1,0 +1,159 @@
+"""Raw k-space: fastMRI's and ISMRMRD's HDF5 files, and arrays in .npy, .npz and .mat."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.items import Format
+from data.kspace_files import Raw, read_raw
+from data.kspace_output import write_h5, write_nifti, write_scores
+from data.volumes import Slice, Volume
+from util.errors import UserError
+from util.files import printable, safe_name
+from util.remote import base_name, kept_file
+
+EXTENSIONS = (".h5", ".npz", ".mat")  # .npy belongs to pictures, too: its contents decide
+AXES = {"columns": -1, "rows": -2}
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """One slice's k-space.
+
+    Attributes:
+        kspace: (C, H, W) complex64, its axes those of the image; lines not measured are 0.
+        mask: (N,) bool, the lines that the file measured.
+        axis: along which phase is encoded, "columns" or "rows".
+        white: the scan's value that is shown white, see `Volume.scale`.
+        complete: whether the file has all lines, so that the truth is known.
+    """
+
+    kspace: NDArray[np.complex64]
+    mask: NDArray[np.bool_]
+    axis: str
+    white: float
+    complete: bool
+
+
+@dataclass(frozen=True, eq=False)
+class KSpaceSlice(Slice):
+    """A slice of raw k-space; what is read as its image is the truth, or zero-filled."""
+
+    volume: "KSpaceVolume"
+
+    def acquisition(self) -> Acquisition:
+        """Raises UserError, see `KSpaceVolume.load`."""
+        volume = self.volume
+        raw = volume.raw()
+        return Acquisition(
+            raw.kspace[self.index], raw.mask, raw.axis, volume.scale[1], not volume.measured
+        )
+
+
+class KSpaceVolume(Volume):
+    """A file of k-space. Its slices share mask and scale.
+
+    Args:
+        path: of the file.
+        order: of an array's axes, see `data.kspace_files.read_array`.
+        measured: restored as it is; otherwise it has to be fully sampled.
+
+    Raises:
+        UserError: the file is no k-space.
+    """
+
+    def __init__(self, path: str, label: str, order: str | None, measured: bool):
+        self.path, self.order, self.measured = path, order, measured
+        self._raw: Raw | None = None
+        count = read_raw(path, printable(label), order, count_only=True)
+        super().__init__(safe_name(os.path.splitext(label)[0]), printable(label), count)
+        self.slices = [KSpaceSlice(self, i) for i in range(count)]
+
+    def raw(self) -> Raw:
+        """The file, read when it is first asked for."""
+        if self._raw is None:
+            self._raw = read_raw(self.path, self.label, self.order)
+            if not self.measured:
+                self._check_complete(self._raw.mask)
+        return self._raw
+
+    def _check_complete(self, mask):
+        seen = np.flatnonzero(mask)
+        gaps = np.count_nonzero(~mask[seen[0] : seen[-1] + 1])
+        if gaps:
+            raise UserError(
+                f"{self.label}: {gaps} of {len(mask)} lines of k-space are empty, so it cannot be "
+                "undersampled and compared; restore it as it is with data.measured: true or "
+                "--measured"
+            )
+
+    def load(self) -> tuple[NDArray[np.float32], None]:
+        """Root sums of squares over the coils, zero-filled."""
+        return root_sum_of_squares(self.raw().kspace), None
+
+    def cropped(self, images: NDArray) -> NDArray:
+        """The centre of images (..., H, W) that the header calls the reconstruction."""
+        height, width = self.raw().size or images.shape[-2:]
+        top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+        return images[..., max(top, 0) : max(top, 0) + height, max(left, 0) : max(left, 0) + width]
+
+    def write(
+        self,
+        folder: str,
+        voxels: NDArray[np.float32],
+        padding: NDArray[np.bool_] | None,
+        description: str,
+        identity: str,
+        std: bool = False,
+    ) -> str:
+        """NAME.nii.gz in `folder` and, unless it is `std`, recon/NAME.h5 beside it."""
+        os.makedirs(folder, exist_ok=True)
+        images = self.cropped(voxels)
+        path = os.path.join(folder, f"{self.name}.nii.gz")
+        write_nifti(path, images, self.raw().spacing, description)
+        if std:
+            return path
+        results = os.path.dirname(folder)
+        os.makedirs(os.path.join(results, "recon"), exist_ok=True)
+        write_h5(os.path.join(results, "recon", f"{self.name}.h5"), images)
+        if not self.measured:
+            truth = self.raw().reference
+            truth = self.cropped(self.load()[0]) if truth is None else truth
+            write_scores(os.path.join(results, "fastmri.csv"), self.name, images, truth)
+        return path
+
+    def try_writing(self, factor: int) -> None:
+        """Nothing of the file is needed for writing."""
+
+
+def root_sum_of_squares(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """(..., C, H, W) k-space → (..., H, W) magnitudes."""
+    axes = (-2, -1)
+    images = np.fft.ifft2(np.fft.ifftshift(kspace, axes=axes), norm="ortho")
+    images = np.fft.fftshift(images, axes=axes)
+    return np.sqrt(np.sum(np.abs(images) ** 2, axis=-3)).astype(np.float32)
+
+
+def recognises(head: bytes, path: str) -> bool:
+    """HDF5, a .npz or MATLAB file, or a .npy file of complex numbers."""
+    name = path.lower()
+    if head.startswith(b"\x89HDF"):
+        return name.endswith(EXTENSIONS)
+    if head.startswith(b"\x93NUMPY"):
+        return b"'descr': '<c" in head[:128] or b"'descr': '>c" in head[:128]
+    return head.startswith(b"PK") and name.endswith(".npz") or head.startswith(b"MATLAB")
+
+
+def _items(paths: Sequence[str], options: Mapping[str, Any]) -> list[Slice]:
+    (path,) = paths
+    volume = KSpaceVolume(
+        kept_file(path), base_name(path), options.get("order"), options["measured"]
+    )
+    return volume.slices
+
+
+FORMAT = Format("k-space", EXTENSIONS, recognises, _items)

@@ -1,0 +1,236 @@
+"""What files of k-space hold, brought to one order of axes."""
+
+import os
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.volumes import reason
+from util.errors import UserError
+
+NAMES = ("slice", "coil", "ky", "kx")
+ORDERS = {2: "ky kx", 3: "coil ky kx", 4: "slice coil ky kx"}
+DATASETS = ("kspace", "ksp", "k_space", "data")  # names that k-space goes by, the likelier first
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A file of k-space.
+
+    Attributes:
+        kspace: (slices, coils, H, W) complex64, centred; its axes are those of the image.
+        mask: (N,) bool, the lines along the phase encoding that were measured.
+        axis: along which phase is encoded: "columns", or "rows".
+        spacing: mm between rows, columns and slices.
+        size: (H, W) of the reconstruction, the centre of the image; None: all of it.
+        reference: (slices, *size), the file's own reconstruction, if it has one.
+    """
+
+    kspace: NDArray[np.complex64]
+    mask: NDArray[np.bool_]
+    axis: str
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    size: tuple[int, int] | None = None
+    reference: NDArray[np.float32] | None = None
+
+
+def read_raw(path: str, label: str, order: str | None, count_only: bool = False) -> Any:
+    """Read a file of k-space.
+
+    Args:
+        order: names of an array's axes, see `ORDERS`; None: by their number.
+        count_only: return the number of slices instead, from the header where that is possible.
+
+    Returns:
+        `Raw`.
+
+    Raises:
+        UserError: the file cannot be read, or holds no k-space.
+    """
+    try:
+        with open(path, "rb") as file:
+            hdf5 = file.read(4) == b"\x89HDF"
+        read = _read_h5 if hdf5 and not path.lower().endswith(".mat") else _read_array
+        return read(path, label, order, count_only)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - damaged files fail in many ways
+        raise UserError(f"{label}: cannot be read as k-space ({reason(error)})") from None
+
+
+def _read_h5(path, label, order, count_only):
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if "kspace" in file:
+            stored = file["kspace"]
+            if count_only:
+                return stored.shape[0]
+            header = file["ismrmrd_header"][()] if "ismrmrd_header" in file else None
+            found = [k for k in ("reconstruction_rss", "reconstruction_esc") if k in file]
+            reference = file[found[0]][()].astype(np.float32) if found else None
+            mask = file["mask"][()] if "mask" in file else None
+            return _fastmri(stored[()], header, mask, reference, label)
+        held = list(file)
+    if "dataset" in held:
+        return _read_ismrmrd(path, label, count_only)
+    names = ", ".join(held[:6]) or "nothing"
+    raise UserError(f"{label}: no dataset 'kspace' in it (it holds {names})")
+
+
+def _fastmri(kspace, header, mask, reference, label):
+    if kspace.ndim not in (3, 4) or kspace.dtype.kind != "c":
+        raise UserError(
+            f"{label}: kspace: expected complex (slices, coils, rows, columns), found "
+            f"{kspace.dtype} {kspace.shape}"
+        )
+    kspace = kspace if kspace.ndim == 4 else kspace[:, None]
+    spacing, size = (1.0, 1.0, 1.0), None
+    if header is not None:
+        spacing, size = read_header(header)
+    elif reference is not None:
+        size = reference.shape[-2:]
+    if size is not None and size[0] < kspace.shape[-2]:
+        kspace = crop_readout(kspace, size[0])
+    return _checked(kspace, "columns", label, mask, spacing=spacing, size=size, reference=reference)
+
+
+def read_header(xml: bytes | str) -> tuple[tuple[float, float, float], tuple[int, int]]:
+    """Spacing in mm (rows, columns, slices) and (H, W) that an ISMRMRD header asks for."""
+    root = ElementTree.fromstring(xml)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    space = root.find("encoding/reconSpace")
+    if space is None:
+        raise UserError("ismrmrd_header: no encoding/reconSpace in it")
+    size = [int(space.findtext(f"matrixSize/{a}", "0")) for a in "xyz"]
+    field = [float(space.findtext(f"fieldOfView_mm/{a}", "0")) for a in "xyz"]
+    rows, columns, slices = (f / n if n and f else 1.0 for f, n in zip(field, size, strict=True))
+    return (rows, columns, slices), (size[0], size[1])
+
+
+def crop_readout(kspace: NDArray, size: int) -> NDArray[np.complex64]:
+    """Take the readout oversampling away: the central `size` rows of the image, again in k-space.
+
+    Both transforms are orthonormal, so the noise stays what it was.
+    """
+    rows = _transform(np.fft.ifft, kspace)
+    top = (kspace.shape[-2] - size) // 2
+    return _transform(np.fft.fft, rows[..., top : top + size, :]).astype(np.complex64)
+
+
+def _transform(function, x):
+    shifted = np.fft.ifftshift(x, axes=-2)
+    return np.fft.fftshift(function(shifted, axis=-2, norm="ortho"), axes=-2)
+
+
+def _read_ismrmrd(path, label, count_only):
+    try:
+        import ismrmrd
+    except ImportError:
+        raise UserError(f"{label}: an ISMRMRD file, which needs pip install ismrmrd") from None
+    dataset = ismrmrd.Dataset(path, create_if_needed=False)
+    try:
+        header = dataset.read_xml_header()
+        lines = [dataset.read_acquisition(i) for i in range(dataset.number_of_acquisitions())]
+    finally:
+        dataset.close()
+    lines = [a for a in lines if not a.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)]
+    if not lines:
+        raise UserError(f"{label}: no acquisition in it")
+    slices = 1 + max(a.idx.slice for a in lines)
+    if count_only:
+        return slices
+    if any(a.idx.kspace_encode_step_2 for a in lines):
+        raise UserError(f"{label}: 3-D encoding (kspace_encode_step_2), expected slices")
+    spacing, size = read_header(header)
+    encoded, centre = _encoding(header)
+    coils, samples = lines[0].data.shape
+    kspace = np.zeros((slices, coils, samples, encoded), np.complex64)
+    for a in lines:
+        at = encoded // 2 + a.idx.kspace_encode_step_1 - centre
+        if a.data.shape != (coils, samples) or not 0 <= at < encoded:
+            raise UserError(f"{label}: acquisitions of different sizes, or beyond the matrix")
+        kspace[a.idx.slice, :, :, at] = a.data
+    if size[0] < samples:
+        kspace = crop_readout(kspace, size[0])
+    return _checked(kspace, "columns", label, None, spacing=spacing, size=size)
+
+
+def _encoding(xml):
+    """(number of phase-encoding lines, which of them is the centre)."""
+    root = ElementTree.fromstring(xml)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    lines = int(root.findtext("encoding/encodedSpace/matrixSize/y", "0"))
+    centre = root.findtext("encoding/encodingLimits/kspace_encoding_step_1/center")
+    return lines, lines // 2 if centre is None else int(centre)
+
+
+def _read_array(path, label, order, count_only):
+    array = _complex_array(path, label)
+    order = ORDERS.get(array.ndim, "") if order is None else order
+    names = order.replace(",", " ").split()
+    if len(names) != array.ndim or sorted(names) != sorted(set(names) & set(NAMES)):
+        raise UserError(
+            f"data.order: expected the names of {label}'s {array.ndim} axes among "
+            f"{', '.join(NAMES)}, found {order!r}"
+        )
+    if not {"ky", "kx"} <= set(names):
+        raise UserError(f"data.order: ky (phase encoding) and kx (readout) are needed in {order!r}")
+    axis = "rows" if names.index("ky") < names.index("kx") else "columns"
+    spatial = [n for n in names if n in ("ky", "kx")]
+    full = [n for n in ("slice", "coil") if n in names] + spatial
+    array = array.transpose([names.index(n) for n in full])
+    if "coil" not in names:
+        array = array[..., None, :, :]
+    array = array if array.ndim == 4 else array[None]
+    return len(array) if count_only else _checked(array, axis, label, None)
+
+
+def _complex_array(path, label):
+    ending = os.path.splitext(path)[1].lower()
+    if ending == ".npy":
+        return np.load(path, allow_pickle=False)
+    if ending == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {k: file[k] for k in file.files}
+    else:
+        from scipy.io import loadmat
+
+        arrays = {k: v for k, v in loadmat(path).items() if isinstance(v, np.ndarray)}
+    arrays = {k: v for k, v in arrays.items() if v.dtype.kind == "c" and v.ndim in ORDERS}
+    named = [k for wanted in DATASETS for k in arrays if k.lower() == wanted]
+    if not arrays or (len(arrays) > 1 and not named):
+        held = ", ".join(arrays) or "none"
+        raise UserError(
+            f"{label}: expected one complex array of 2 to 4 axes, or one named kspace; found {held}"
+        )
+    return arrays[named[0] if named else next(iter(arrays))]
+
+
+def _checked(kspace, axis, label, mask, **more):
+    """`Raw`, its mask that of the file or that of the lines that are not empty."""
+    kspace = np.ascontiguousarray(kspace, dtype=np.complex64)
+    if not np.isfinite(kspace).all():
+        raise UserError(f"{label}: holds values that are not finite")
+    samples = np.abs(kspace).max(axis=(0, 1)) > 0  # (H, W), measured in any slice
+    lines = samples.any(axis=-2 if axis == "columns" else -1)
+    if not lines.any():
+        raise UserError(f"{label}: every value is 0, so there is no image in it")
+    if mask is not None:
+        mask = np.asarray(mask).reshape(-1).astype(bool)
+        if len(mask) != len(lines):
+            raise UserError(f"{label}: mask: {len(mask)} lines, and k-space has {len(lines)}")
+        lines = lines & mask
+    measured = samples[:, lines] if axis == "columns" else samples[lines]
+    if measured.mean() < 0.9:
+        raise UserError(
+            f"{label}: only {measured.mean():.0%} of the points of the lines that it measures are "
+            "there; masks that leave out single points of a line are not supported"
+        )
+    kspace = kspace * (lines if axis == "columns" else lines[:, None])
+    return Raw(kspace, lines, axis, **more)

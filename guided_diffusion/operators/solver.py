@@ -1,0 +1,60 @@
+"""Gaussian posteriors by conjugate gradients, where A and the prior share no basis."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from guided_diffusion.dct import dct_matrix
+
+ITERATIONS = 40
+TOLERANCE = 1e-3  # of the residual, in the preconditioner's norm
+
+
+class FrequencyPosterior:
+    """(W + Dᵀ v⁻¹ D)⁻¹ b, D the DCT of an image: the posterior of a prior that is diagonal in it.
+
+    Args:
+        variance: v, (H, W) or (C, H, W), of each DCT coefficient.
+        information: the mean of W's diagonal. The preconditioner has it in W's place.
+    """
+
+    def __init__(self, variance: torch.Tensor, information: float):
+        self.variance, self.information = variance, information
+        self.dct = [dct_matrix(n).to(variance) for n in variance.shape[-2:]]
+
+    def solve(self, weigh: Callable[[torch.Tensor], torch.Tensor], b: torch.Tensor) -> torch.Tensor:
+        """Preconditioned conjugate gradients, for each image of a batch.
+
+        Args:
+            weigh: x → W x, (N, C, H, W), W symmetric and not negative.
+            b: (N, C, H, W).
+        """
+        precision = 1 / self.variance
+        precondition = 1 / (precision + self.information)
+        x = torch.zeros_like(b)
+        left = b
+        z = scaled(left, precondition, self.dct)
+        direction, rz = z, _dot(left, z)
+        enough = TOLERANCE**2 * rz
+        for _ in range(ITERATIONS):
+            if bool((rz <= enough).all()):
+                break
+            image = weigh(direction) + scaled(direction, precision, self.dct)
+            step = rz / _dot(direction, image).clamp(min=torch.finfo(b.dtype).tiny)
+            x = x + step * direction
+            left = left - step * image
+            z = scaled(left, precondition, self.dct)
+            new = _dot(left, z)
+            direction = z + new / rz.clamp(min=torch.finfo(b.dtype).tiny) * direction
+            rz = new
+        return x
+
+
+def scaled(x: torch.Tensor, weights: torch.Tensor, dct: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Each DCT coefficient of x, (N, C, H, W), times its weight; `dct` along rows and columns."""
+    rows, cols = dct
+    return rows.mT @ (weights * (rows @ x @ cols.mT)) @ cols
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum(dim=(1, 2, 3), keepdim=True)

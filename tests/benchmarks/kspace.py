@@ -1,0 +1,260 @@
+"""Accelerated MRI against methods without a learned prior: ``python tests/benchmarks/kspace.py``.
+
+Undersamples validation slices as `configs/mri_recon_config.yaml` does, with a mask of each slice's
+own name, so that the offsets of the masks are averaged over, and restores the same measurements by
+all methods. All of them know the coils' maps and the object's phase, and that the image is real.
+Weights of the classical methods are chosen on other slices, the tuning ones. Writes one row for
+each image to saved_results/benchmarks/kspace.csv, and resumes; --table prints the means.
+"""
+
+import argparse
+import csv
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+
+from data.dataloader import list_images, read_image
+from guided_diffusion import Measurement, NoiseConfig, OperatorConfig, load_prior, restore
+from guided_diffusion.operators import get_operator
+from guided_diffusion.operators.base import Operator
+from tests.benchmarks.rows import FOLDER
+from util.errors import ArgumentParser
+from util.metrics import image_metrics
+from util.random import ImageRandom, image_generator
+
+CENTRE = {4: 0.08, 8: 0.04}
+EVERY, TUNING = 26, 13  # every so many slices from the first; the tuning ones from this on
+COLUMNS = ("coils", "mask", "R", "true_R", "sigma", "method", "weight", "set", "image")
+COLUMNS += ("psnr", "ssim", "haarpsi", "seconds")
+KEY = COLUMNS[:3] + COLUMNS[4:9]
+SCHEDULES = {  # method: the schedule and the method's name
+    "spectral_10": ("configs/diffusion_config_fast.yaml", "spectral"),
+    "dmps_100": ("configs/diffusion_config_100.yaml", "dmps"),
+}
+Normal = Callable[[torch.Tensor], torch.Tensor]
+
+
+def zero_filled(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """Aᵀy alone."""
+    return b
+
+
+def sense(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """CG-SENSE (Pruessmann et al. 2001): (AᵀA + λ) u = Aᵀy by 30 conjugate gradients."""
+    u, left = torch.zeros_like(b), b
+    direction, square = left, left.square().sum()
+    for _ in range(30):
+        image = normal(direction) + weight * direction
+        step = square / (direction * image).sum()
+        u, left = u + step * direction, left - step * image
+        new = left.square().sum()
+        direction, square = left + new / square * direction, new
+    return u
+
+
+def total_variation(normal: Normal, b: torch.Tensor, weight: float, steps=800) -> torch.Tensor:
+    """min ½‖Au - y‖² + λ‖∇u‖₁ to convergence, by Condat & Vũ (2013); anisotropic, circular."""
+    dual = 0.01
+    primal = 1 / (0.5 + 8 * dual)
+    u, p, q = b, torch.zeros_like(b), torch.zeros_like(b)
+    for _ in range(steps):
+        back = p.roll(1, -1) - p + q.roll(1, -2) - q
+        new = u - primal * (normal(u) - b + back)
+        ahead = 2 * new - u
+        p = (p + dual * (ahead.roll(-1, -1) - ahead)).clamp(-weight, weight)
+        q = (q + dual * (ahead.roll(-1, -2) - ahead)).clamp(-weight, weight)
+        u = new
+    return u
+
+
+def wavelet(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """min ½‖Au - y‖² + λ‖Wu‖₁, W Daubechies 4, by 100 steps of FISTA (Beck & Teboulle 2009)."""
+    import pywt  # optional, of tests/requirements.txt
+
+    u, ahead, t = b, b, 1.0
+    for _ in range(100):
+        image = (ahead - normal(ahead) + b)[0, 0].numpy()
+        levels = pywt.wavedec2(image, "db4", mode="periodization", level=4)
+        array, slices = pywt.coeffs_to_array(levels)
+        coarse = array[slices[0]].copy()
+        array = np.sign(array) * np.maximum(np.abs(array) - weight, 0)
+        array[slices[0]] = coarse
+        levels = pywt.array_to_coeffs(array, slices, output_format="wavedec2")
+        new = torch.from_numpy(pywt.waverec2(levels, "db4", mode="periodization"))[None, None]
+        later = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        ahead, u, t = new + (t - 1) / later * (new - u), new, later
+    return u
+
+
+CLASSICAL = {
+    "zero_filled": (zero_filled, (0.0,)),
+    "sense": (sense, (0.001, 0.003, 0.01, 0.03, 0.1)),
+    "wavelet": (wavelet, (0.001, 0.003, 0.008, 0.02, 0.05)),
+    "tv": (total_variation, (0.001, 0.003, 0.008, 0.02, 0.05)),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--val", metavar="PATH", required=True, help="folder of validation slices, not shipped")
+    add("--coils", nargs="+", type=int, default=[1, 8])
+    add("--accelerations", nargs="+", type=int, default=[4, 8], choices=CENTRE)
+    add("--sigmas", nargs="+", type=float, default=[0.01, 0.05])
+    add("--masks", nargs="+", default=["equispaced_fraction"])
+    add("--methods", nargs="+", default=[*CLASSICAL, *SCHEDULES], choices=[*CLASSICAL, *SCHEDULES])
+    add("--images", nargs="+", type=int, default=range(10), help="which of the ten slices")
+    add("--tuning_images", nargs="+", type=int, default=[2, 6], help="of the ten tuning slices")
+    add("--table", action="store_true", help="print the means of what is measured")
+    return parser.parse_args(argv)
+
+
+class Table:
+    """kspace.csv; every row is on the disk when `add` returns."""
+
+    def __init__(self, path: str):
+        self.path, self.rows = path, {}
+        if os.path.exists(path):
+            with open(path, encoding="utf-8", newline="") as file:
+                self.rows = {tuple(r[k] for k in KEY): r for r in csv.DictReader(file)}
+
+    def add(self, row: dict[str, str]) -> None:
+        new = not self.rows
+        self.rows[tuple(row[k] for k in KEY)] = row
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class Case:
+    """One kind of scan: coils, mask, acceleration, noise."""
+
+    def __init__(self, coils: int, mask: str, R: int, sigma: float):
+        self.sigma = sigma
+        self.coils, self.mask, self.R = coils, mask, R
+        self.parameters = {
+            "mask": mask, "acceleration": R, "center_fraction": CENTRE[R], "coils": coils,
+        }  # fmt: skip
+
+    def parameters_of(self, name: str) -> dict:
+        return {**self.parameters, "mask_seed": name}
+
+    def operator(self, name: str, shape: tuple[int, ...]) -> Operator:
+        return get_operator("mri", shape, **self.parameters_of(name))
+
+
+def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tensor, prior):
+    """(restored (1, H, W) in [-1, 1], seconds, the operator)."""
+    operator = case.operator(name, tuple(truth.shape))
+    start = time.perf_counter()
+    if method in CLASSICAL:
+        random = ImageRandom([image_generator(name, "measurement", 0)])
+        y = operator.forward(truth[None])
+        y = y + case.sigma * random.randn_like(y)
+        b = operator.transpose(y + operator.offset())
+        s = operator.singular_values
+
+        def normal(u):
+            return operator.V(s**2 * operator.Vt(u))
+
+        x = CLASSICAL[method][0](normal, b, weight)[0] - 1
+    else:
+        schedule, of = SCHEDULES[method]
+        measurement = Measurement(
+            OperatorConfig("mri", case.parameters_of(name)),
+            NoiseConfig("gaussian", case.sigma),
+            simulated=True,
+        )
+        found = restore(truth[None], measurement, prior, of, schedule, names=[name])
+        x = torch.from_numpy(found.mean[0])
+    return x, time.perf_counter() - start, operator
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    os.makedirs(FOLDER, exist_ok=True)
+    table = Table(os.path.join(FOLDER, "kspace.csv"))
+    if args.table:
+        print("\n".join(lines(table)))
+        return 0
+    paths = list_images(args.val)
+    sets = {"val": paths[::EVERY], "tuning": paths[TUNING::EVERY]}
+    prior = load_prior() if set(args.methods) & set(SCHEDULES) else None
+    for coils in args.coils:
+        for mask in args.masks:
+            for R in args.accelerations:
+                for sigma in args.sigmas:
+                    run(Case(coils, mask, R, sigma), args, sets, table, prior)
+    print("\n".join(lines(table)))
+    return 0
+
+
+def run(case: Case, args: argparse.Namespace, sets: dict, table: Table, prior) -> None:
+    """Measure one case by all methods; the weight of each is that of the best PSNR in tuning."""
+    for method in args.methods:
+        weights = CLASSICAL[method][1] if method in CLASSICAL else (0.0,)
+        best = weights[0]
+        if len(weights) > 1:
+            found = {
+                w: np.mean([
+                    row_of(case, method, w, "tuning", sets["tuning"][i], table, prior)
+                    for i in args.tuning_images
+                ])
+                for w in weights
+            }  # fmt: skip
+            best = max(found, key=lambda w: found[w])
+        for i in args.images:
+            row_of(case, method, best, "val", sets["val"][i], table, prior)
+
+
+def row_of(case: Case, method: str, weight: float, where: str, path: str, table: Table, prior):
+    """The PSNR of one image, from the table if it is there."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    row = {
+        "coils": case.coils, "mask": case.mask, "R": case.R, "sigma": case.sigma,
+        "method": method, "weight": weight, "set": where, "image": name,
+    }  # fmt: skip
+    row = {k: str(v) for k, v in row.items()}
+    key = tuple(row[k] for k in KEY)
+    if key not in table.rows:
+        truth = torch.from_numpy(read_image(path))
+        x, seconds, operator = measure(case, method, weight, name, truth, prior)
+        metrics = image_metrics(x.numpy(), truth.numpy())
+        lines_measured = np.asarray(operator.mask).mean()
+        row |= {"true_R": f"{1 / lines_measured:.3f}", "seconds": f"{seconds:.3g}"}
+        row |= {k: f"{metrics[k]:.5g}" for k in ("psnr", "ssim", "haarpsi")}
+        table.add({k: row[k] for k in COLUMNS})
+        print(*(table.rows[key][k] for k in COLUMNS), flush=True)
+    return float(table.rows[key]["psnr"])
+
+
+def lines(table: Table) -> Iterator[str]:
+    """The means over the validation slices, as a table in Markdown."""
+    yield "| coils | mask | R (true) | σ | method | λ | images | PSNR | SSIM | HaarPSI | s |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    groups: dict[tuple, list[dict]] = {}
+    for row in table.rows.values():
+        if row["set"] == "val":
+            group = ("coils", "mask", "R", "sigma", "method", "weight")
+            groups.setdefault(tuple(row[k] for k in group), []).append(row)
+    for (coils, mask, R, sigma, method, weight), rows in sorted(groups.items()):
+        mean = {k: np.mean([float(r[k]) for r in rows]) for k in COLUMNS[-4:] + ("true_R",)}
+        shown = weight if float(weight) else ""
+        yield (
+            f"| {coils} | {mask} | {R} ({mean['true_R']:.2f}) | {sigma} | {method} | {shown} | "
+            f"{len(rows)} | {mean['psnr']:.2f} | {mean['ssim']:.4f} | {mean['haarpsi']:.4f} | "
+            f"{mean['seconds']:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

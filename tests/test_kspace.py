@@ -1,0 +1,332 @@
+"""Raw k-space: read, made ready, restored and written; and what is refused."""
+
+import csv
+import sys
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import main
+from data.dataloader import list_items
+from data.kspace_files import read_header, read_raw
+from data.kspace_output import fastmri_metrics
+from guided_diffusion.operators.coils import birdcage_maps
+from guided_diffusion.operators.fourier import fft2c
+from tests.conftest import TINY, write_yaml
+from util.errors import UserError
+from util.image_files import read_png
+
+HEADER = """<?xml version="1.0"?>
+<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>
+<encodedSpace><matrixSize><x>96</x><y>40</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>384</x><y>180</y><z>5</z></fieldOfView_mm></encodedSpace>
+<reconSpace><matrixSize><x>48</x><y>36</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>192</x><y>180</y><z>5</z></fieldOfView_mm></reconSpace>
+<encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>39</maximum>
+<center>20</center></kspace_encoding_step_1></encodingLimits>
+</encoding></ismrmrdHeader>"""
+
+
+def head(height=48, width=40, coils=4, sigma=0.002, slices=1):
+    """(k-space (slices, coils, H, W) complex64, magnitudes (slices, H, W)) of an ellipse."""
+    r, c = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+    inside = (r / 0.8) ** 2 + (c / 0.7) ** 2 < 1
+    u = np.stack([inside * (0.6 + 0.3 * np.cos(5 * r + i) * np.cos(4 * c)) for i in range(slices)])
+    maps = birdcage_maps(coils, height, width).numpy() if coils > 1 else np.ones((1, height, width))
+    object_ = u * np.exp(1j * (0.4 * r - 0.3 * c))
+    k = fft2c(torch.from_numpy(maps * object_[:, None])).numpy()
+    random = np.random.default_rng(0)
+    noise = random.standard_normal(k.shape) + 1j * random.standard_normal(k.shape)
+    return (k + sigma * noise).astype(np.complex64), u
+
+
+def oversampled(k, rows):
+    """The same object in a field of view of `rows` rows."""
+    images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(k, axes=(-2, -1))), axes=(-2, -1))
+    wide = np.zeros((*k.shape[:-2], rows, k.shape[-1]), complex)
+    top = (rows - k.shape[-2]) // 2
+    wide[..., top : top + k.shape[-2], :] = images
+    wide = np.fft.fft2(np.fft.ifftshift(wide, axes=(-2, -1)))
+    return (np.fft.fftshift(wide, axes=(-2, -1)) * np.sqrt(k.shape[-2] / rows)).astype(np.complex64)
+
+
+def write_fastmri(path, k, header=None, mask=None, reference=None):
+    with h5py.File(path, "w") as file:
+        file["kspace"] = k
+        if header:
+            file["ismrmrd_header"] = header.encode()
+        if mask is not None:
+            file["mask"] = mask
+        if reference is not None:
+            file["reconstruction_rss"] = reference
+
+
+def lines(width=40, every=3, centre=10):
+    mask = np.arange(width) % every == 0
+    mask[width // 2 - centre // 2 : width // 2 + centre // 2] = True
+    return mask
+
+
+class TestFiles:
+    def test_fastmri_is_cropped_to_the_headers_size(self, tmp_path):
+        k, u = head()
+        path = tmp_path / "scan.h5"
+        write_fastmri(path, oversampled(k, 96), HEADER, lines())
+        raw = read_raw(str(path), "scan.h5", None)
+        assert raw.kspace.shape == (1, 4, 48, 40) and raw.axis == "columns"
+        assert np.allclose(raw.kspace, k * lines(), atol=1e-5)
+        assert (raw.mask == lines()).all()
+        assert raw.size == (48, 36) and raw.spacing == (4.0, 5.0, 5.0)
+
+    def test_single_coil_files_have_no_axis_of_coils(self, tmp_path):
+        k, _ = head(coils=1)
+        write_fastmri(tmp_path / "scan.h5", k[:, 0])
+        raw = read_raw(str(tmp_path / "scan.h5"), "scan.h5", None)
+        assert raw.kspace.shape == (1, 1, 48, 40) and raw.mask.all()
+
+    def test_ismrmrd(self, tmp_path):
+        ismrmrd = pytest.importorskip("ismrmrd")
+        k, _ = head(slices=2)
+        wide, path = oversampled(k, 96), str(tmp_path / "raw.h5")
+        dataset = ismrmrd.Dataset(path)
+        dataset.write_xml_header(HEADER.encode())
+        for s in range(2):
+            for line in np.flatnonzero(lines()):
+                a = ismrmrd.Acquisition.from_array(np.ascontiguousarray(wide[s, :, :, line]))
+                a.idx.slice, a.idx.kspace_encode_step_1 = s, line
+                dataset.append_acquisition(a)
+        dataset.close()
+        raw = read_raw(path, "raw.h5", None)
+        assert np.allclose(raw.kspace, k * lines(), atol=1e-5)
+        assert (raw.mask == lines()).all() and raw.spacing == (4.0, 5.0, 5.0)
+
+    def test_ismrmrd_without_its_library(self, tmp_path, monkeypatch):
+        with h5py.File(tmp_path / "raw.h5", "w") as file:
+            file.create_group("dataset")
+        monkeypatch.setitem(sys.modules, "ismrmrd", None)
+        with pytest.raises(UserError, match="pip install ismrmrd"):
+            read_raw(str(tmp_path / "raw.h5"), "raw.h5", None)
+
+    @pytest.mark.parametrize("ending", ["npy", "npz", "mat"])
+    @pytest.mark.parametrize("order, axis", [("kx ky coil", "columns"), ("coil, ky, kx", "rows")])
+    def test_arrays(self, tmp_path, ending, order, axis):
+        from scipy.io import savemat
+
+        k, _ = head()
+        array = k[0].transpose(1, 2, 0) if order.startswith("kx") else k[0]
+        path = str(tmp_path / f"scan.{ending}")
+        if ending == "npy":
+            np.save(path, array)
+        elif ending == "npz":
+            np.savez(path, ksp=array, other=np.ones(3))
+        else:
+            savemat(path, {"DATA": array})
+        raw = read_raw(path, "scan", order)
+        assert np.array_equal(raw.kspace, k) and raw.axis == axis
+
+    def test_header(self):
+        assert read_header(HEADER) == ((4.0, 5.0, 5.0), (48, 36))
+
+
+@pytest.fixture
+def prior(tmp_path, monkeypatch):
+    """An untrained network: what is written and said does not depend on it."""
+    monkeypatch.chdir(tmp_path)
+    write_yaml("model.yaml", {**TINY, "model_path": ""})
+    return ["--model_config", "model.yaml", "--save_dir", "out"]
+
+
+def task(root, **changed):
+    config = {
+        "conditioning": {"method": "dmps"},
+        "data": {"root": root},
+        "measurement": {
+            "operator": {"name": "mri", "acceleration": 3, "center_fraction": 0.25},
+            "noise": {"name": "gaussian", "sigma": "auto"},
+        },
+    }
+    for key, value in changed.items():
+        part = config
+        *parents, last = key.split("__")
+        for parent in parents:
+            part = part[parent]
+        part[last] = value
+    write_yaml("task.yaml", config)
+    return ["--task_config", "task.yaml", "--diffusion_config"]
+
+
+FAST = "configs/diffusion_config_fast.yaml"
+
+
+class TestRuns:
+    folder = "out/untrained/mri/equispaced_fraction_R3/auto"
+
+    def test_complete_files_are_undersampled_and_compared(self, prior):
+        k, u = head(slices=2)
+        write_fastmri("scan.h5", oversampled(k, 96), HEADER, reference=None)
+        assert main.main([*prior, *task("scan.h5"), FAST]) == 0
+        with h5py.File(f"{self.folder}/recon/scan.h5") as file:
+            found = file["reconstruction"][()]
+        assert found.shape == (2, 48, 36) and found.dtype == np.float32
+        image = nibabel.load(f"{self.folder}/volumes/scan.nii.gz")
+        assert image.shape == (36, 48, 2)
+        assert image.header.get_zooms() == (5.0, 4.0, 5.0)
+        with open(f"{self.folder}/fastmri.csv") as file:
+            (row,) = csv.DictReader(file)
+        truth = np.sqrt((np.abs(ifft(k)) ** 2).sum(1))[..., 2:38]
+        expected = fastmri_metrics(found, truth)
+        assert float(row["fastmri_nmse"]) == pytest.approx(expected["fastmri_nmse"], rel=1e-3)
+        mask = np.load(f"{self.folder}/mask/scan_z000.npy")
+        assert mask.shape == (40,) and mask.sum() < 20
+        shown = read_png(f"{self.folder}/truth/scan_z001.png")[0]
+        white = np.percentile(np.sqrt((np.abs(ifft(k)) ** 2).sum(1)), 99.9)
+        inside = u[1] > 0
+        assert np.abs((shown + 1) / 2 - u[1] / white)[inside].mean() < 0.01
+
+    def test_undersampled_files_are_restored_as_they_are(self, prior, capfd):
+        k, u = head(slices=1)
+        write_fastmri("scan.h5", k * lines(), mask=lines())
+        assert main.main([*prior, "--measured", *task("scan.h5"), FAST]) == 0
+        assert "20 of 40 lines of k-space are measured: acceleration 2" in capfd.readouterr().err
+        assert np.array_equal(np.load(f"{self.folder}/mask/scan_z000.npy"), lines())
+
+    @pytest.mark.parametrize("method", ["ddrm", "ddnm", "diffpir", "pigdm", "dps", "dmps"])
+    def test_every_method(self, prior, method):
+        k, _ = head()
+        np.save("scan.npy", k[0])
+        config = task("scan.npy", data__order="coil kx ky", conditioning__method=method)
+        write_yaml("steps.yaml", {"steps": 1000, "timestep_respacing": "2", "clip_denoised": True})
+        assert main.main([*prior, *config, "steps.yaml"]) == 0
+
+    def test_samples_have_a_spread_in_the_scans_units(self, prior):
+        k, _ = head()
+        write_fastmri("scan.h5", k)
+        options = [*prior, "--num_samples", "2", *task("scan.h5"), FAST]
+        assert main.main(options) == 0
+        std = nibabel.load(f"{self.folder}/std/scan.nii.gz").get_fdata()
+        assert std.shape == (40, 48, 1) and std.max() > 0
+
+
+def ifft(k):
+    axes = (-2, -1)
+    image = np.fft.ifft2(np.fft.ifftshift(k, axes=axes), norm="ortho")
+    return np.fft.fftshift(image, axes=axes)
+
+
+class TestRefused:
+    """One sentence and status 2."""
+
+    def refused(self, capfd, options):
+        assert main.main(options) == 2
+        errors = [x for x in capfd.readouterr().err.splitlines() if x.startswith("error")]
+        return errors[0]
+
+    def test_no_calibration_centre(self, prior, capfd):
+        k, _ = head()
+        write_fastmri("scan.h5", k * (np.arange(40) % 4 == 0))
+        error = self.refused(capfd, [*prior, "--measured", *task("scan.h5"), FAST])
+        assert "1 lines about the centre of k-space" in error
+
+    def test_a_mask_of_another_width(self, prior, capfd):
+        k, _ = head()
+        write_fastmri("scan.h5", k)
+        np.save("mask.npy", np.ones(32))
+        config = task("scan.h5", measurement__operator__mask="mask.npy")
+        error = self.refused(capfd, [*prior, *config, FAST])
+        assert "mask.npy: 32 lines, and k-space has" in error
+
+    def test_a_files_own_mask_of_another_width(self, prior, capfd):
+        k, _ = head()
+        write_fastmri("scan.h5", k, mask=np.ones(32))
+        assert "mask: 32 lines" in self.refused(capfd, [*prior, *task("scan.h5"), FAST])
+
+    def test_nan(self, prior, capfd):
+        k, _ = head()
+        k[0, 0, 3, 3] = np.nan
+        write_fastmri("scan.h5", k)
+        assert "not finite" in self.refused(capfd, [*prior, *task("scan.h5"), FAST])
+
+    def test_no_kspace(self, prior, capfd):
+        with h5py.File("scan.h5", "w") as file:
+            file["image"] = np.ones((4, 4))
+        error = self.refused(capfd, [*prior, *task("scan.h5"), FAST])
+        assert "no dataset 'kspace' in it (it holds image)" in error
+
+    @pytest.mark.parametrize("acceleration", [0.5, 0, "x"])
+    def test_acceleration(self, prior, capfd, acceleration):
+        k, _ = head()
+        write_fastmri("scan.h5", k)
+        config = task("scan.h5", measurement__operator__acceleration=acceleration)
+        assert "acceleration: expected" in self.refused(capfd, [*prior, *config, FAST])
+
+    def test_more_centre_lines_than_lines(self, prior, capfd):
+        k, _ = head()
+        write_fastmri("scan.h5", k)
+        config = task("scan.h5", measurement__operator__center_fraction=0.6)
+        assert "center_fraction: 0.6" in self.refused(capfd, [*prior, *config, FAST])
+
+    def test_a_complete_file_that_is_not(self, prior, capfd):
+        k, _ = head()
+        write_fastmri("scan.h5", k * lines())
+        error = self.refused(capfd, [*prior, *task("scan.h5"), FAST])
+        assert "lines of k-space are empty" in error and "--measured" in error
+
+    def test_masks_of_points(self, prior, capfd):
+        k, _ = head()
+        random = np.random.default_rng(0)
+        np.save("scan.npy", k[0] * (random.random((48, 40)) < 0.3))
+        error = self.refused(capfd, [*prior, "--measured", *task("scan.npy"), FAST])
+        assert "single points of a line" in error
+
+    @pytest.mark.parametrize("order", ["coil ky", "coil ky ky", "coil kx kz", "ky kx coil slice"])
+    def test_order(self, prior, capfd, order):
+        k, _ = head()
+        np.save("scan.npy", k[0])
+        config = task("scan.npy", data__order=order)
+        assert "data.order: " in self.refused(capfd, [*prior, *config, FAST])
+
+    def test_another_operator(self, prior, capfd):
+        k, _ = head()
+        write_fastmri("scan.h5", k)
+        config = task("scan.h5", measurement__operator={"name": "denoise"})
+        config = [*prior, "--measured", *config, FAST]
+        assert "holds k-space" in self.refused(capfd, config)
+
+    def test_images_are_no_kspace(self, prior, capfd):
+        np.save("image.npy", np.random.default_rng(0).random((48, 40)).astype(np.float32))
+        config = [*prior, "--measured", *task("image.npy"), FAST]
+        assert "an image, and operator mri restores k-space" in self.refused(capfd, config)
+        error = self.refused(capfd, [*prior, *task("image.npy"), FAST])
+        assert "sigma: auto measures the noise of k-space" in error
+
+
+def test_fastmri_metrics_by_hand():
+    """SSIM, PSNR and NMSE of a volume, written out: uniform 7×7 windows, unbiased covariances."""
+    random = np.random.default_rng(0)
+    truth, x = random.random((2, 2, 9, 8))
+    found = fastmri_metrics(x, truth)
+    top = truth.max()
+    error = ((x - truth) ** 2).mean()
+    assert found["fastmri_psnr"] == pytest.approx(10 * np.log10(top**2 / error))
+    assert found["fastmri_nmse"] == pytest.approx(((x - truth) ** 2).sum() / (truth**2).sum())
+    values = []
+    for a, b in zip(truth, x, strict=True):
+        for i in range(3):
+            for j in range(2):
+                p, q = a[i : i + 7, j : j + 7].ravel(), b[i : i + 7, j : j + 7].ravel()
+                c = np.cov(p, q)
+                c1, c2 = (0.01 * top) ** 2, (0.03 * top) ** 2
+                mean = (2 * p.mean() * q.mean() + c1) / (p.mean() ** 2 + q.mean() ** 2 + c1)
+                values.append(mean * (2 * c[0, 1] + c2) / (c[0, 0] + c[1, 1] + c2))
+    assert found["fastmri_ssim"] == pytest.approx(np.mean(values))
+
+
+def test_a_folder_of_scans_lists_their_slices(tmp_path):
+    k, _ = head(slices=2)
+    for name in ("a", "b"):
+        write_fastmri(tmp_path / f"{name}.h5", k)
+    items = list_items({"root": str(tmp_path), "measured": False})
+    assert [i.name for i in items] == ["a_z000", "a_z001", "b_z000", "b_z001"]

@@ -1,0 +1,204 @@
+"""The operator of accelerated MRI: published values, a direct computation, and its own algebra."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.dct import dct_matrix
+from guided_diffusion.operators.fourier import fft2c, ifft2c
+from guided_diffusion.operators.masks import cartesian_mask
+from guided_diffusion.operators.mri import Coils, OneCoil, from_hybrid, to_hybrid
+
+GOLDEN = np.load(Path(__file__).parent / "fixtures" / "kspace.npz")
+SIZES = ("16x12", "15x11", "16x11", "15x12")
+AXES = ("columns", "rows")
+
+
+def golden(size, key):
+    return torch.from_numpy(GOLDEN[f"op/{size}/{key}"])
+
+
+def build(coils, axis, height=15, width=12, seed=0):
+    """A small operator of random smooth maps, in double precision."""
+    mask = cartesian_mask("random", {"columns": width, "rows": height}[axis], 2, 0.2, seed)
+    if coils == 1:
+        return OneCoil.of_lines((1, height, width), mask, axis, dtype=torch.float64)
+    random = torch.Generator().manual_seed(seed)
+    maps = torch.randn(coils, height, width, dtype=torch.complex128, generator=random)
+    return Coils(mask, maps, axis, 0.0, dtype=torch.float64)
+
+
+def randn(*shape, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=random)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_transform_is_fastmris(size):
+    z = golden(size, "z")
+    assert torch.allclose(fft2c(z), golden(size, "fastmri_fft2c"), atol=1e-6)
+    assert torch.allclose(ifft2c(z), golden(size, "fastmri_ifft2c"), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_coils_equal_deepinvs_multicoil_mri(size):
+    """deepinv measures the complex z; ours the real x, with z's phase in the maps."""
+    z, maps, mask = (golden(size, k) for k in ("z", "maps", "mask"))
+    x = golden(size, "x")
+    phase = z / torch.where(x == 0, 1, x)
+    operator = Coils(mask, maps * phase, "columns", 0.0, dtype=torch.float64)
+    y = operator.forward(x[None, None])
+    published = golden(size, "deepinv_multi_y")
+    assert torch.allclose(from_hybrid(y, mask), published[None], atol=1e-6)
+    adjoint = (phase.conj() * golden(size, "deepinv_multi_aty")).real
+    again = operator.transpose(to_hybrid(published[None], mask))
+    assert torch.allclose(again[0, 0], adjoint, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_one_coil_equals_the_real_part_of_deepinvs_mri(size):
+    """y is linear in the object, so deepinv's y of z is ours of Re z plus i times that of Im z."""
+    z, mask = golden(size, "z"), golden(size, "mask")
+    operator = OneCoil.of_lines((1, *z.shape), mask, "columns", dtype=torch.float64)
+    real, imag = (from_hybrid(operator.forward(p[None, None]), mask) for p in (z.real, z.imag))
+    published = golden(size, "deepinv_mri_y")
+    assert torch.allclose((real + 1j * imag)[0, 0], published, atol=1e-6)
+    back = operator.transpose(to_hybrid(published[None, None], mask))
+    assert torch.allclose(back[0, 0], golden(size, "deepinv_mri_aty").real, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", ["256x320", "255x321"])
+def test_large_images_of_four_coils(size):
+    height, width = map(int, size.split("x"))
+    r, c = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float64) for n in (height, width)), indexing="ij"
+    )
+    inside = (r - height // 3) ** 2 + (c - width // 2 - 1) ** 2 < (min(height, width) / 4) ** 2
+    x = torch.cos(0.31 * r + 0.2) * torch.sin(0.17 * c + 0.05 * r)
+    x = x + 0.01 * r - 0.02 * c + 1.0 * inside
+    r, c = torch.meshgrid(
+        *(torch.linspace(-1, 1, n, dtype=torch.float64) for n in (height, width)), indexing="ij"
+    )
+    angles = (2 * torch.pi * torch.arange(4) / 4).double()[:, None, None]
+    sin, cos = angles.sin(), angles.cos()
+    maps = torch.exp(-((r - 1.2 * sin) ** 2 + (c - 1.2 * cos) ** 2) / 2)
+    maps = maps * torch.exp(1j * (0.7 * angles + 0.9 * r * cos + 0.6 * c * sin))
+    maps = maps / maps.abs().square().sum(0).sqrt()
+    mask = torch.zeros(width, dtype=torch.bool)
+    published = {k: GOLDEN[f"big/{size}/{k}"] for k in ("mask", "y_index", "y_value", "norms")}
+    mask[published["mask"].astype(int)] = True
+    operator = Coils(mask, maps, "columns", 0.0, dtype=torch.float64)
+    y = operator.forward(x[None, None])
+    kspace = from_hybrid(y, mask).flatten()
+    assert np.allclose(kspace[published["y_index"]], published["y_value"], atol=1e-9)
+    assert kspace.norm().item() == pytest.approx(published["norms"][0], rel=1e-9)
+    back = operator.transpose(y).flatten()[GOLDEN[f"big/{size}/aty_index"]]
+    assert np.allclose(back, GOLDEN[f"big/{size}/aty_value"].real, atol=1e-9)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("coils", [1, 3])
+class TestAlgebra:
+    def matrix(self, operator):
+        """A, column by column, from `forward`."""
+        size = operator.in_shape[1] * operator.in_shape[2]
+        units = torch.eye(size, dtype=torch.float64).reshape(size, *operator.in_shape)
+        return operator.forward(units).flatten(1).mT
+
+    def test_transpose(self, coils, axis):
+        operator = build(coils, axis)
+        x, y = randn(2, *operator.in_shape), randn(2, *operator.out_shape, seed=1)
+        assert torch.allclose((operator.forward(x) * y).sum(), (x * operator.transpose(y)).sum())
+
+    def test_singular_values_are_those_of_the_matrix(self, coils, axis):
+        operator = build(coils, axis)
+        expected = torch.linalg.svdvals(self.matrix(operator))
+        found = operator.singular_values.flatten().sort(descending=True).values
+        assert torch.allclose(found, expected[: len(found)], atol=1e-7)
+        assert expected[len(found) :].abs().max() < 1e-7 if len(expected) > len(found) else True
+
+    def test_a_is_u_sigma_vt(self, coils, axis):
+        operator = build(coils, axis)
+        x, y = randn(2, *operator.in_shape), randn(2, *operator.out_shape, seed=1)
+        s = operator.singular_values
+        assert torch.allclose(operator.U(s * operator.Vt(x)), operator.forward(x))
+        assert torch.allclose(operator.V(s * operator.Ut(y)), operator.transpose(y))
+
+    def test_v_and_u_are_orthonormal_and_transposes(self, coils, axis):
+        operator = build(coils, axis)
+        shape = operator.singular_values.shape
+        a, b = randn(2, *shape), randn(2, *operator.out_shape, seed=1)
+        seen = operator.singular_values > 1e-6
+        a = torch.where(seen, a, 0.0)
+        assert torch.allclose(operator.Vt(operator.V(a)), a)
+        assert torch.allclose(torch.where(seen, operator.Ut(operator.U(a)), 0.0), a)
+        assert torch.allclose((operator.U(a) * b).sum(), (a * operator.Ut(b)).sum())
+
+    def test_rows_are_the_transposed_image(self, coils, axis):
+        """Phase encoding along rows is that along columns of the image mirrored in its diagonal."""
+        other = {"rows": "columns", "columns": "rows"}[axis]
+        operator, turned = build(coils, axis), build(coils, other, 12, 15)
+        if coils > 1:
+            turned = Coils(operator.mask, operator.maps.mT, other, 0.0, dtype=torch.float64)
+        x = randn(1, *operator.in_shape)
+        assert torch.allclose(turned.forward(x.mT).mT, operator.forward(x))
+
+
+def test_directions_below_the_threshold_count_as_unseen():
+    exact = build(3, "columns")
+    cut = Coils(exact.mask, exact.maps, "columns", threshold=1.0, dtype=torch.float64)
+    assert torch.equal(exact.singular_values >= 1, cut.singular_values > 0)
+    assert cut.Ut(randn(1, *cut.out_shape))[cut.singular_values[None] == 0].abs().max() == 0
+
+
+class TestFrequencies:
+    """The prior's covariance, diagonal in the DCT, against matrices written out."""
+
+    def covariance(self, operator, variance):
+        rows, cols = (dct_matrix(n) for n in operator.in_shape[1:])
+        D = torch.kron(rows, cols)
+        return D.mT @ torch.diag(variance.flatten()) @ D
+
+    @pytest.mark.parametrize("axis", AXES)
+    @pytest.mark.parametrize("coils", [1, 3])
+    def test_variance_is_the_diagonal_in_singular_directions(self, coils, axis):
+        operator = build(coils, axis).in_frequencies()
+        variance = randn(*operator.in_shape[1:]).exp()
+        shape = operator.singular_values.shape
+        units = torch.eye(shape.numel(), dtype=torch.float64).reshape(-1, *shape)
+        V = operator.V(units).flatten(1)
+        expected = torch.einsum("ip,pq,iq->i", V, self.covariance(operator, variance), V)
+        found = operator.frequency_variance(variance).expand(shape)
+        assert torch.allclose(found.flatten(), expected)
+
+    @pytest.mark.parametrize("axis", AXES)
+    def test_posterior_mean_of_several_coils_is_exact(self, axis):
+        operator = build(3, axis)
+        sigma, variance = 0.3, randn(*operator.in_shape[1:]).exp()
+        x_0, y = randn(2, *operator.in_shape), randn(2, *operator.out_shape, seed=1)
+        A = TestAlgebra().matrix(operator)
+        C = self.covariance(operator, variance)
+        gain = C @ A.mT @ torch.linalg.inv(A @ C @ A.mT + sigma**2 * torch.eye(len(A)))
+        residual = (y - operator.forward(x_0)).flatten(1)
+        expected = x_0 + (residual @ gain.mT).reshape(x_0.shape)
+        found = operator.frequency_posterior_mean(x_0, operator.Ut(y), sigma, variance)
+        assert (found - expected).norm() < 5e-3 * (expected - x_0).norm()
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_hybrid_space_is_k_space_of_the_measured_lines(axis):
+    k = randn(3, 15, 12) + 1j * randn(3, 15, 12, seed=1)
+    mask = cartesian_mask("random", {"columns": 12, "rows": 15}[axis], 2, 0.2, 0)
+    measured = k * torch.from_numpy(mask if axis == "columns" else mask[:, None])
+    assert torch.allclose(from_hybrid(to_hybrid(k, mask, axis), mask, axis), measured)
+
+
+def test_eight_coils_of_256_lines_are_decomposed_within_seconds():
+    mask = cartesian_mask("equispaced_fraction", 256, 4, 0.08, 0)
+    maps = torch.randn(8, 256, 256, dtype=torch.complex64)
+    start = time.process_time()
+    Coils(mask, maps, "columns", 0.0)
+    assert time.process_time() - start < 6
