@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.items import Broken
+from data.kspace import KSpaceSlice, KSpaceVolume
 from data.masks import Mask
 from data.volumes import Slice, Volume, Whole
 from guided_diffusion.config import DataConfig, Measurement, TaskConfig
@@ -22,7 +23,7 @@ from util.random import Place
 def with_defaults(task: TaskConfig, items: Sequence[Any]) -> TaskConfig:
     """The task with what it leaves open of volumes, where there are any, for the record."""
     data, measurement = task.data, task.measurement
-    if data is None or measurement is None or not any(isinstance(i, Slice) for i in items):
+    if data is None or measurement is None or not any(map(_of_a_volume, items)):
         return task
     along = operator_class(measurement.operator.name).of_volumes
     mode = data.volume_mode or ("volume" if along else "slices")
@@ -33,6 +34,11 @@ def with_defaults(task: TaskConfig, items: Sequence[Any]) -> TaskConfig:
     return replace(task, data=data)
 
 
+def _of_a_volume(item: Any) -> bool:
+    """Whether it is a slice of a volume of images; those of k-space go one by one."""
+    return isinstance(item, Slice) and not isinstance(item, KSpaceSlice)
+
+
 def whole_volumes(items: Sequence[Any], measurement: Measurement) -> list[Any]:
     """The volumes instead of their slices; what cannot be one becomes a `Broken` item."""
     found: list[Any] = []
@@ -41,6 +47,10 @@ def whole_volumes(items: Sequence[Any], measurement: Measurement) -> list[Any]:
             found.append(item)
             continue
         try:
+            if isinstance(item, KSpaceVolume):
+                raise UserError(
+                    f"{item.label}: k-space is restored slice by slice, data.volume_mode: slices"
+                )
             complete = for_volume(measurement, grid_of(item))
             spacing = None if measurement.simulated else restored_spacing(complete)
             found.append(Whole(item, spacing))
@@ -86,7 +96,7 @@ def as_volume(item: Any, data: DataConfig | None, batch: int, least_side: int) -
 
 def place_of(item: Any, data: DataConfig | None) -> Place | None:
     """Where a slice lies whose noise agrees with its neighbours'."""
-    if not isinstance(item, Slice) or data is None or not data.correlated_noise:
+    if not _of_a_volume(item) or data is None or not data.correlated_noise:
         return None
     return Place(item.volume.name, float(item.volume.positions[item.index]))
 

@@ -26,7 +26,11 @@ from data.masks import head_mask
 from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
 from guided_diffusion.operators import get_operator
 from guided_diffusion.operators.base import Operator
-from guided_diffusion.operators.thick_slices import ThickSlices
+from guided_diffusion.operators.thick_slices import (
+    ThickSlices,
+    restored_count,
+    slice_count,
+)
 from guided_diffusion.prior import SHIPPED, Prior, load_prior
 from guided_diffusion.restoration import FAST, restore
 from guided_diffusion.volumes import AsVolume
@@ -126,6 +130,8 @@ def measure(
     spacing = thickness + args.gap
     lengths = {"thickness": thickness, "spacing": spacing, "target_spacing": 1.0}
     params = ThickSlices.check(lengths)
+    depth = restored_count(slice_count(len(truth), *lengths.values()), *lengths.values())
+    truth, mask = truth[:depth], mask[:depth]  # what the slices cover
     operator = get_operator("thick_slices", truth.shape, **params)
     noise = torch.randn(operator.out_shape, generator=torch.Generator().manual_seed(0))
     y = (operator.forward(torch.from_numpy(truth)[None])[0] + args.sigma * noise).numpy()
