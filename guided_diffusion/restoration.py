@@ -84,8 +84,8 @@ def restore(
     seed: int = 0,
     sigma: torch.Tensor | None = None,
     watch: Watch | None = None,
-    volume: AsVolume | None = None,
     scan: Scan | None = None,
+    volume: AsVolume | None = None,
 ) -> Restored:
     """Restore a batch of images of one size, or of volumes as a whole.
 
@@ -106,10 +106,10 @@ def restore(
         sigma: (rows,), the noise of each channel of each image, where it is "auto" and not to be
             estimated from the images here.
         watch: see `Watch`.
-        volume: the images, (N, D, H, W), are volumes, see `AsVolume`; with `names` of the volumes,
-            and no `places`. None: they are images.
         scan: raw k-space, see `guided_diffusion.scan.prepare`, in place of what would be made of
             the one image; what is restored is its magnitude.
+        volume: the images, (N, D, H, W), are volumes, see `AsVolume`; with `names` of the volumes,
+            and no `places`. None: they are images.
 
     Raises:
         UserError: images, measurement, method and schedule that do not fit each other; or noise

@@ -158,8 +158,8 @@ class Run:
         """
         data = self.job.task.data
         single = own_schedules(self.job.task.measurement, self.job.schedule)
-        single = single or (data is not None and data.volume_mode == "volume")
         single = single or any(isinstance(item, KSpaceSlice) for item in self.job.items)
+        single = single or (data is not None and data.volume_mode == "volume")
         size = 1 if single else self.job.options.batch_size
         for i in self.ranks.share(-(-len(self.job.items) // size)):
             yield from self._batch(self.job.items[i * size : (i + 1) * size])
@@ -257,8 +257,8 @@ class Run:
             seed=options.seed,
             sigma=sigma,
             watch=watch,
-            volume=whole,
             scan=scan,
+            volume=whole,
         )
         self._tell_lines(restored)
         seconds = (time.perf_counter() - start) / len(items)
@@ -269,12 +269,6 @@ class Run:
                 self.fail(item, f"{item.label}: {self._not_finite()}")
             self.ranks.advance(0, done=1)
 
-    def _as_volume(self, item: Any) -> AsVolume | None:
-        options, least = self.job.options, self.prior.network.least_side
-        return as_volume(item, self.job.task.data, options.batch_size, least)
-
-    def _measurement(self, item: Any) -> Measurement | None:
-        return measurement_of(item, self.job.task.measurement)
     def _scan(self, item: KSpaceSlice) -> Scan:
         """The slice's k-space, made ready; raises UserError, see `guided_diffusion.scan`."""
         measurement = self.job.task.measurement
@@ -296,6 +290,13 @@ class Run:
                 f"{lines.sum()} of {len(lines)} lines of k-space are measured: "
                 f"acceleration {len(lines) / lines.sum():.3g}"
             )
+
+    def _as_volume(self, item: Any) -> AsVolume | None:
+        options, least = self.job.options, self.prior.network.least_side
+        return as_volume(item, self.job.task.data, options.batch_size, least)
+
+    def _measurement(self, item: Any) -> Measurement | None:
+        return measurement_of(item, self.job.task.measurement)
 
     def _not_finite(self) -> str:
         half = self.prior.dtype == torch.float16

@@ -9,11 +9,11 @@ configs/. A class states
     variant            (parameters) → the part of the results path that tells its kinds apart
     restored_size      (size, parameters) → (H, W) restored from a measurement of that (H, W)
 
-and gives `in_shape, out_shape, singular_values, U, Ut, V, Vt, frequency_variance`, and where it
-knows better `frequency_posterior_mean`, `widest_std` and `picture`. Methods see nothing else of
-it. If it acts along a volume's slice axis, also `of_volumes`, `on_grid`, `restored_depth`,
-`restored_spacing` and `interpolated`. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols, only
-needs `factors_of`, see `separable.py`.
+and, if it acts along a volume's slice axis, `of_volumes`, `on_grid`, `restored_depth`,
+`restored_spacing`, `interpolated`. It gives `in_shape, out_shape, singular_values, U, Ut, V, Vt,
+frequency_variance`, and where it knows better `frequency_posterior_mean`, `widest_std` and
+`picture`. Methods see nothing else of it. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols,
+only needs `factors_of`, see `separable.py`.
 
 Everything that methods do with a measurement in the singular directions is written here once:
 `inverted`, `correction`, `gain`, `posterior_mean`.
