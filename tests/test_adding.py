@@ -12,6 +12,9 @@ import pytest
 import torch
 
 import main
+from data.formats import FORMATS
+from data.items import Format
+from data.pictures import Picture
 from guided_diffusion.methods import METHODS
 from guided_diffusion.methods.base import Method
 from guided_diffusion.operators import OPERATORS
@@ -65,6 +68,23 @@ def brightness(x, truth, mask=None):
     """Mean of x less that of the truth."""
     seen = (x - truth) if mask is None else (x - truth)[:, mask]
     return float(seen.mean())
+
+
+class Ramp(Picture):
+    """A file that names the brightest value of a ramp."""
+
+    def read(self):
+        with open(self.path, encoding="utf-8") as file:
+            top = float(file.read().split()[1])
+        return np.linspace(-1, top, 1024, dtype=np.float32).reshape(1, 32, 32)
+
+
+RAMP = Format(
+    "ramp",
+    (".ramp",),
+    lambda head, path: head.startswith(b"RAMP "),
+    lambda paths, options: [Ramp(path) for path in paths],
+)
 
 
 def table(folder):
@@ -127,3 +147,15 @@ def test_a_metric(tiny_run, monkeypatch, capsys):
     assert list(rows["a1"])[:5] == ["psnr", "ssim", "nmse", "haarpsi", "brightness"]
     assert "Brightness of one sample" in printed
     assert "metrics: psnr, ssim, nmse, haarpsi, brightness" in help_text(capsys)
+
+
+def test_a_file_format(tiny_run, monkeypatch, capsys):
+    monkeypatch.setitem(FORMATS, "ramp", RAMP)
+    for name, top in (("a1", 0.5), ("a2", 1.0), ("a10", 0.0)):
+        os.remove(f"images/{name}.png")
+        with open(f"images/{name}.ramp", "w", encoding="utf-8") as file:
+            file.write(f"RAMP {top}")
+    resumed(tiny_run, f"out/{SR}")
+    truth = iio.imread(f"out/{SR}/truth/a1.png") / 127.5 - 1
+    np.testing.assert_allclose(truth, np.linspace(-1, 0.5, 1024).reshape(32, 32), atol=0.005)
+    assert "pictures, ramp" in help_text(capsys)
