@@ -155,12 +155,12 @@ def ahead(chosen: str) -> str:
             if (names := images.keys() & measured) and 2 * len(names) >= len(measured)
         }
         for metric in HEADLINE if others else ():
-
-            def lead(group: rows.Group, metric: str = metric) -> float:
-                names, known = others[group], rows.everything()[group]
-                return average(known, metric, names) - average(ours[1], metric, names)
-
-            which = max(others, key=lead)
+            leads = {
+                group: average(rows.everything()[group], metric, names)
+                - average(ours[1], metric, names)
+                for group, names in others.items()
+            }
+            which = max(leads, key=leads.__getitem__)
             compared = [*ours, rows.everything()[which]]
             values = [average(images, metric, others[which]) for images in compared]
             won = [value > values[2] for value in values[:2]]
