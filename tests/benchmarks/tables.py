@@ -155,7 +155,6 @@ def ahead(chosen: str) -> str:
             if (names := images.keys() & measured) and 2 * len(names) >= len(measured)
         }
         for metric in HEADLINE if others else ():
-
             leads = {
                 group: average(rows.everything()[group], metric, names)
                 - average(ours[1], metric, names)
