@@ -86,6 +86,7 @@ def restore(
     watch: Watch | None = None,
     scan: Scan | None = None,
     volume: AsVolume | None = None,
+    padding: Sequence[NDArray[np.bool_] | None] | None = None,
 ) -> Restored:
     """Restore a batch of images of one size, or of volumes as a whole.
 
@@ -110,6 +111,8 @@ def restore(
             the one image; what is restored is its magnitude.
         volume: the images, (N, D, H, W), are volumes, see `AsVolume`; with `names` of the volumes,
             and no `places`. None: they are images.
+        padding: of each measured image, (H, W) or for volumes (D, H, W), True where it is no data
+            and does not count in the residual.
 
     Raises:
         UserError: images, measurement, method and schedule that do not fit each other; or noise
@@ -139,7 +142,7 @@ def restore(
             )  # fmt: skip
     return _restore(
         batch, measurement, prior, method, schedule, params,
-        names, places, num_samples, seed, sigma, watch, volume, scan,
+        names, places, num_samples, seed, sigma, watch, volume, scan, padding,
     )  # fmt: skip
 
 
@@ -384,7 +387,7 @@ class _Watched:
 
 def _restore(
     images, measurement, prior, method, schedule, params,
-    names, places, num_samples, seed, sigma, watch, volume, scan=None,
+    names, places, num_samples, seed, sigma, watch, volume, scan=None, padding=None,
 ) -> Restored:  # fmt: skip
     """`restore`, for N images that fit and share a schedule.
 
@@ -427,7 +430,7 @@ def _restore(
     samples = x_hat.clamp(-1, 1).numpy()
     if y is None:
         return Restored(samples, mean.numpy(), [None] * len(names), [{} for _ in names])
-    figures = _figures(operator, unbiased, sigma, real.to(prior.device))
+    figures = _figures(operator, unbiased, sigma, real.to(prior.device), padding)
     shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
     measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
     lines = operator.mask if isinstance(operator, Scanned) else None
@@ -482,12 +485,16 @@ def _for_each_sample(operator, y, sigma, images, num_samples):
     return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
 
 
-def _figures(operator, y, sigma, mean) -> list[dict[str, float]]:
+def _figures(operator, y, sigma, mean, padding) -> list[dict[str, float]]:
     """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
+    padding = padding or [None] * len(mean)
     figures: list[dict[str, float]] = [{} for _ in mean]
     if torch.is_tensor(sigma) or sigma > 0:
         residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
-        for found, image in zip(figures, residual.chunk(len(figures)), strict=True):
+        rows = residual.chunk(len(figures))
+        for found, image, ignored in zip(figures, rows, padding, strict=True):
+            if ignored is not None:
+                image = image[..., ~torch.from_numpy(ignored).to(image.device)]
             found["residual"] = image.square().mean().sqrt().item()
     if torch.is_tensor(sigma):
         for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):

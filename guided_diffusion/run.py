@@ -236,6 +236,7 @@ class Run:
             self.ranks.advance(0 if left == steps else len(items) / steps, now)
 
         sigma = torch.cat([self.sigmas.pop(i.name) for i in items]) if self.sigmas else None
+        measured = measurement is not None and not measurement.simulated
         scan = None
         if isinstance(items[0], KSpaceSlice):
             try:
@@ -259,6 +260,7 @@ class Run:
             watch=watch,
             scan=scan,
             volume=whole,
+            padding=[i.padding() for i in items] if measured else None,
         )
         self._tell_lines(restored)
         seconds = (time.perf_counter() - start) / len(items)

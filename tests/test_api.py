@@ -40,6 +40,16 @@ def test_arrays_and_tensors_of_every_rank_are_the_same_images(prior):
     assert np.abs(one.mean[0] - found.mean[0]).max() < 1e-4
 
 
+def test_what_is_no_data_does_not_count_in_the_residual(prior):
+    y = images()
+    padding = np.zeros((32, 32), bool)
+    padding[:, 20:] = True
+    found = restore(y, DENOISE, prior, "dmps", SHORT, padding=[padding, None])
+    error = (y[:, None] - found.mean) / 0.1
+    expected = [np.sqrt(np.mean(error[0, 0, :, :20] ** 2)), np.sqrt(np.mean(error[1] ** 2))]
+    assert [f["residual"] for f in found.figures] == pytest.approx(expected, rel=1e-4)
+
+
 def test_samples_belong_to_names_and_seed(prior):
     y = images()
     both = restore(y, DENOISE, prior, "dmps", SHORT, names=["a", "b"], num_samples=2)
