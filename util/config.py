@@ -42,10 +42,11 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_Loader.add_constructor(
-    "tag:yaml.org,2002:python/tuple",
-    lambda loader, node: tuple(loader.construct_sequence(node)),
-)
+def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple:
+    return tuple(loader.construct_sequence(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 
 def locate(path: str, near: str = "") -> str:
