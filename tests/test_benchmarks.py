@@ -11,6 +11,7 @@ from tests.benchmarks import comparison, report, rows, run_all, settings, tables
 from tests.benchmarks.settings import Job, label
 from tests.benchmarks.tuned import sweep, tuned
 from tests.conftest import SR, task, write_yaml
+from util.metrics import METRICS, Metric
 
 SMALL = {"scale": 3, "spacing": "even"}
 
@@ -84,12 +85,30 @@ def test_it_resumes_and_measures_anew_only_what_is_stale(small, restored):
 
     stale = [{**row, "prior": "another"} for row in written()]
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows.COLUMNS)
+        writer = csv.DictWriter(file, rows.columns())
         writer.writeheader()
         writer.writerows(stale)
     assert run("--part", "frontier") == 0
     assert len(restored) == 15 and {row["prior"] for row in written()} != {"another"}
     assert len(written()) == 6
+
+
+def test_a_new_metric_joins_the_columns_and_a_column_that_is_not_known_stays(
+    small, restored, monkeypatch
+):
+    assert run("--part", "frontier", "--tasks", "sr4", "--limit", "2") == 0
+    before = [{**row, "scanner": "A"} for row in written()]
+    with open(os.path.join(rows.FOLDER, "frontier.csv"), "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, before[0])
+        writer.writeheader()
+        writer.writerows(before)
+    error = Metric(label="Error", function=lambda x, truth, mask=None: float((x - truth).mean()))
+    monkeypatch.setitem(METRICS, "error", error)
+    assert run("--part", "frontier", "--tasks", "sr4") == 0
+    assert len(restored) == 3
+    old, new = written()[:2], written()[2]
+    assert [{**row, "error": ""} for row in before] == old
+    assert new["scanner"] == "" and float(new["error"]) != 0
 
 
 def test_what_another_part_has_measured_is_not_measured_again(small, restored, monkeypatch):
