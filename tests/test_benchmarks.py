@@ -240,6 +240,22 @@ def test_a_cell_is_a_mean_over_its_slices_and_says_of_how_many(small):
     assert line.endswith("20 evaluations | 2 |")
 
 
+def test_the_denoiser_is_compared_source_by_source_on_the_same_slices(small, restored):
+    os.makedirs("multi")
+    os.rename("images", "multi/ixi_pd")
+    assert run("--part", "denoiser", "--multi", "multi", "--val", "", "--methods", "spectral") == 0
+    assert len(restored) == 6 and {row["evaluations"] for row in written("denoiser")} == {"1"}
+    assert tables.denoiser() == tables.MISSING
+    table = rows.Rows(rows.path_of("denoiser"))
+    found = {row["image"]: float(row["psnr"]) for row in written("denoiser")[:3]}
+    for image, lead in (("a1", 1.0), ("a10", 2.0)):
+        key = ("ixi_pd", "denoise", "bm3d", "strength 1", "0", image)
+        other = {"ssim": 0.5, "haarpsi": 0.5, "nmse": 0.1, "hf_ratio": 1.0}
+        table.add(key, {"psnr": found[image] - lead, **other, "evaluations": 0})
+    (line,) = [x for x in tables.denoiser().splitlines() if x.startswith("| ixi_pd | 2 |")]
+    assert "| +1.50 |" in line
+
+
 def test_a_new_method_is_in_the_frontier_with_its_defaults(monkeypatch):
     monkeypatch.setitem(METHODS, "toy", type("Toy", (DMPS,), {"name": "toy"}))
     jobs = [job for job in settings.frontier(lambda *_: None) if job.method == "toy"]

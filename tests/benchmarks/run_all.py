@@ -7,7 +7,8 @@ again, unless it is of another prior. `tuning` comes first, for `frontier`, `tho
 `classical` take the settings that are best there.
 
 All methods restore the same measurements with the same network and the same random numbers, those
-of main.py. Images that do not ship are named by --val and --ood; without them their rows are left.
+of main.py. Images that do not ship are named by --val, --ood and --multi; without them their rows
+are left.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--val", metavar="PATH", default="", help="folder of validation slices, not shipped")
     add("--ood", metavar="PATH", default="", help="folder of slices of other scanners, not shipped")
+    add("--multi", metavar="PATH", default="", help="folder of several sources' validation slices")
     add("--tasks", nargs="+", choices=settings.ALL_TASKS, default=list(settings.ALL_TASKS))
     add("--methods", nargs="+", choices=settings.NAMES, default=list(settings.NAMES))
     add("--steps", nargs="+", type=int, default=None, help="only these numbers of evaluations")
@@ -66,7 +68,7 @@ class Images:
     """The images of the sets whose folders are known."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.folders = {"--val": args.val, "--ood": args.ood, "": ""}
+        self.folders = {"--val": args.val, "--ood": args.ood, "--multi": args.multi, "": ""}
         self.read: dict[str, list[tuple[str, torch.Tensor]]] = {}
 
     def of(self, name: str) -> list[tuple[str, torch.Tensor]]:
@@ -79,8 +81,11 @@ class Images:
         root = chosen.root or self.folders[chosen.flag]
         if not root:
             return []
+        folder = os.path.join(root, chosen.inside) if chosen.inside else root
+        if os.path.isdir(root) and not os.path.isdir(folder):
+            return []
         flag = chosen.flag or "--root"
-        return comparison.read_images(root, flag, chosen.first, chosen.every)
+        return comparison.read_images(folder, flag, chosen.first, chosen.every)[: chosen.most]
 
 
 def jobs_of(part: str, args: argparse.Namespace) -> list[settings.Job]:

@@ -45,6 +45,8 @@ class ImageSet(NamedTuple):
     first: int
     every: int
     about: str
+    inside: str = ""  # the folder in that of the flag
+    most: int | None = None
 
 
 SETS = {
@@ -54,6 +56,15 @@ SETS = {
         os.path.join(REPOSITORY, "data", "mri_256_orig"), "", 0, 1, "the ten shipped slices"
     ),
     "ood": ImageSet("", "--ood", 0, 3, "every third slice of other scanners and contrasts"),
+}
+# source of --multi → every how many'th of its slices is taken, up to ten
+SOURCES = {
+    **{"brats2013_brain": 1, "cheng_t1ce": 9, "ixi_pd": 1, "ixi_t1t2": 1, "lgg_channels": 6},
+    **{"oasis_t1_brain": 5, "openms_longitudinal": 3, "tcia_btp_t1ce": 1},
+}
+SETS |= {
+    name: ImageSet("", "--multi", 0, every, f"slices of {name}", name, 10)
+    for name, every in SOURCES.items()
 }
 TASKS = ("sr4", "denoise", "gauss", "uniform")
 ALL_TASKS = (*TASKS, "denoise_0.75")
@@ -257,6 +268,25 @@ def ood(tuned: Tuned) -> list[Job]:
     return shipped_settings("ood", ALL_TASKS)
 
 
+DENOISERS = (
+    ("bm3d", {"strength": 1}, 0),
+    ("spectral", compared("spectral").published("denoise"), 1),
+)
+
+
+def denoiser(tuned: Tuned) -> list[Job]:
+    """One evaluation of the network beside BM3D that is told the noise, source by source."""
+    return [
+        Job(images, task, *run)
+        for images in ("val", *SOURCES)
+        for task in ("denoise", "denoise_0.75")
+        for run in (
+            ("bm3d", {"strength": 1}, 0),
+            ("spectral", compared("spectral").published(task), 1),
+        )
+    ]
+
+
 def calibration(tuned: Tuned) -> list[Job]:
     """Means of eight samples, and how honest their spread is; of DMPS on every fifth slice."""
     dmps = [
@@ -298,6 +328,7 @@ PARTS = {
     "classical": classical,
     "shipped": shipped,
     "ood": ood,
+    "denoiser": denoiser,
     "calibration": calibration,
     "clipping": clipping,
     "variance": variance,

@@ -226,6 +226,27 @@ def calibration() -> str:
     return markdown([*head, "in the 90 % interval", "factor on s", "mean of eight"], lines)
 
 
+def denoiser() -> str:
+    """One evaluation beside BM3D on each source: both, and the gain in dB."""
+    lines = []
+    for name in ("val", *settings.SOURCES):
+        cells, images = [], 0
+        for task in ("denoise", "denoise_0.75"):
+            jobs = [settings.Job(name, task, *run) for run in settings.DENOISERS]
+            common = frozenset.intersection(
+                *(frozenset(rows.everything().get(rows.group_of(job), {})) for job in jobs)
+            )
+            bm3d, prior = (mean(job, common) for job in jobs)
+            cells += [figures(bm3d, HEADLINE[:2]), figures(prior, HEADLINE[:2])]
+            cells.append(f"{prior['psnr'] - bm3d['psnr']:+.2f}" if bm3d and prior else "")
+            images = max(images, len(common))
+        if images:
+            lines.append(["lgg" if name == "val" else name, str(images), *cells])
+    noise = [TITLES[task].split()[-1] for task in ("denoise", "denoise_0.75")]
+    head = [f"{name}, σ {value}" for value in noise for name in ("BM3D", "prior", "gain (dB)")]
+    return markdown(["source", "slices", *head], lines)
+
+
 def clipping() -> str:
     """x̂_0 clipped to [-1, 1] in each step, and not."""
     images, lines = images_of("clipping"), []
@@ -330,6 +351,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "tuning": tuning,
     "quality": quality,
     "calibration": calibration,
+    "denoiser": denoiser,
     "clipping": clipping,
     "variance": variance,
     "deepinv": deepinv,
