@@ -287,7 +287,7 @@ def test_another_figure_changes_the_page():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--val", "nowhere", "--part", "frontier"), "--val: no folder nowhere"),
+        (("--val", "nowhere", "--part", "frontier"), "--val: no file or folder nowhere"),
         (("--model_config", "nowhere.yaml"), "nowhere.yaml"),
         (("--gpu", "99"), "there is no GPU 99"),
     ],

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Iterable
 
-from tests.benchmarks.settings import ALL_TASKS, NAMES, PARTS, REPOSITORY, SETS, Job, label
+from tests.benchmarks.settings import ALL_TASKS, PARTS, REPOSITORY, SETS, Job, label, names
 from util.errors import UserError
 from util.files import replacing_text
 from util.metrics import METRICS
@@ -97,7 +97,7 @@ def place(row: Row) -> tuple[tuple[int, str], ...]:
     return (
         rank(SETS, row["set"]),
         rank(ALL_TASKS, row["task"]),
-        rank(NAMES, row["method"]),
+        rank(names(), row["method"]),
         (0, row["setting"]),
         (int(row["steps"]), row["image"]),
     )

@@ -6,7 +6,7 @@ tables, so a row says what it was measured with.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from guided_diffusion.methods import METHODS
@@ -68,6 +68,11 @@ SETS |= {
 }
 TASKS = ("sr4", "denoise", "gauss", "uniform")
 ALL_TASKS = (*TASKS, "denoise_0.75")
+OWN: list[str] = []  # tasks that --task_config adds
+OPERATOR = {
+    **{"sr4": "super_resolution", "gauss": "deblur", "uniform": "deblur"},
+    **{"denoise": "denoise", "denoise_0.75": "denoise"},
+}
 
 
 class Compared(NamedTuple):
@@ -156,7 +161,9 @@ def compared(method: str) -> Compared:
     return COMPARED.get(method) or Compared(lambda task: METHODS[method].check({}))
 
 
-NAMES = (*METHODS, *DEEPINV, *CLASSICAL)  # in the order of the tables
+def names() -> tuple[str, ...]:
+    """All methods in the order of the tables."""
+    return (*METHODS, *DEEPINV, *CLASSICAL)
 
 
 class Job(NamedTuple):
@@ -197,14 +204,19 @@ def both(task: str, name: str, steps: int, tuned: Tuned) -> list[Setting]:
     return dict_of((compared(name).published(task), *([found] if found else [])))
 
 
-def frontier(tuned: Tuned) -> list[Job]:
+def frontier(tuned: Tuned, tasks: Iterable[str] = TASKS) -> list[Job]:
     return [
         Job("val", task, name, setting, steps)
         for steps in STEPS
-        for task in TASKS
+        for task in tasks
         for name in METHODS
         for setting in both(task, name, steps, tuned)
     ]
+
+
+def own(tuned: Tuned) -> list[Job]:
+    """The tasks of --task_config."""
+    return frontier(tuned, OWN)
 
 
 def thousand(tuned: Tuned) -> list[Job]:
@@ -226,8 +238,7 @@ def classical_tuning(tuned: Tuned) -> list[Job]:
 
 
 def classical_for(task: str) -> list[str]:
-    operator = {"sr4": "super_resolution", "gauss": "deblur", "uniform": "deblur"}
-    return [n for n, m in CLASSICAL.items() if operator.get(task, "denoise") in m.operators]
+    return [n for n, m in CLASSICAL.items() if OPERATOR[task] in m.operators]
 
 
 def classical(tuned: Tuned) -> list[Job]:
@@ -334,4 +345,5 @@ PARTS = {
     "variance": variance,
     "thousand": thousand,
     "deepinv": deepinv,
+    "own": own,
 }
