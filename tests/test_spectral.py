@@ -319,7 +319,7 @@ class TestAveraging:
         assert all(ratio < 0.9 for ratio in ratios[2:])
 
     def test_one_level_takes_the_mean_over_both_reflections(self):
-        """An error that grows to the right in what the network sees grows to the left in the other."""
+        """An error that grows to the right in the one grows to the left in the other."""
         operator, sigma = operator_of("denoise"), 0.3
         diffusion = create_sampler(
             **CONFIG, timestep_respacing="logsnr10", start="auto", levels=(sigma, sigma)
