@@ -158,6 +158,17 @@ def levels(setting: settings.Setting) -> Iterator[None]:
             setattr(start, name, value)
 
 
+@contextlib.contextmanager
+def counted(prior: Prior) -> Iterator[list[None]]:
+    """A list that grows by one at each evaluation of the network."""
+    taken: list[None] = []
+    hook = prior.network.register_forward_pre_hook(lambda *_: taken.append(None))
+    try:
+        yield taken
+    finally:
+        hook.remove()
+
+
 class Estimate(NamedTuple):
     x_hat: np.ndarray  # (1, H, W), of classical methods not yet cut to [-1, 1]
     evaluations: int  # of the network, for one sample
@@ -176,8 +187,7 @@ def estimate(job: settings.Job, image: Slice, prior: Prior) -> Estimate:
             x_hat = deepinv_methods.restore(job.method, *known, image, prior, job.steps, SEED)
         return Estimate(x_hat[0].numpy(), job.steps, {})
     params, schedule = resolve(job)
-    taken: list[int] = []
-    with levels(job.setting):
+    with levels(job.setting), counted(prior) as taken:
         restored = restore(
             image.truth,
             measurement_of(job.task),
@@ -188,12 +198,11 @@ def estimate(job: settings.Job, image: Slice, prior: Prior) -> Estimate:
             names=[image.name],
             num_samples=job.setting.get(settings.SAMPLES, 1),
             seed=SEED,
-            watch=lambda left, steps, x: taken.append(steps),
         )
     figures = {}
     if settings.SAMPLES in job.setting:
         figures = calibration(restored.samples[0], image.truth[0].numpy())
-    return Estimate(restored.mean[0], taken[0], figures)
+    return Estimate(restored.mean[0], len(taken), figures)
 
 
 def figures_of(image: Slice, x_hat: np.ndarray) -> dict[str, float]:

@@ -188,7 +188,7 @@ def quality(chosen: str) -> str:
             lines.append([f"{name}, tuned", *map(figures, found)])
     for title, method, steps, extra in (
         ("dmps, the shipped 100 steps", "dmps", 100, {}),
-        ("spectral, 10 evaluations (denoising 1)", "spectral", 10, {}),
+        ("spectral, 10 evaluations (denoising 2)", "spectral", 10, {}),
         ("spectral_sample, one sample of 20", "spectral_sample", 20, {}),
         ("spectral_sample, mean of eight", "spectral_sample", 20, {settings.SAMPLES: 8}),
     ):
