@@ -47,9 +47,9 @@ class Spectral(Method):
 
     In the formulas v is the diagonal of Vᵀ C V, C the covariance that is diagonal in the DCT. That
     is all of it where the singular directions are cosines (denoising, color), or where S is the
-    same at all frequencies. Elsewhere correlations between directions are left out: a blur mixes
-    frequencies at the image's edges. Operators that know better have the mean of the whole C, see
-    `Operator.frequency_posterior_mean`.
+    same at all frequencies. Elsewhere correlations between directions are left out, for a blur
+    mixes frequencies at the image's edges, unless the operator knows better
+    (`Operator.frequency_posterior_mean`): the mean is exact in super-resolution, too.
     """
 
     name = "spectral"
