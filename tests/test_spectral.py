@@ -70,10 +70,15 @@ class TestSchedule:
         assert np.diff(logs) == pytest.approx(math.log(30) / 9, rel=0.15)
         assert self.std[found[-1]] >= 3.0 > self.std[found[-1] - 1]
 
-    def test_one_level_is_one_step(self):
-        found = log_snr_timesteps(self.alphas_cumprod, 10, 0.2, 0.2)
-        assert len(found) == 1
-        assert self.std[found[0]] >= 0.2
+    @pytest.mark.parametrize("level", [0.001, 0.0117, 0.2, 0.203, 1e9])
+    def test_one_level_is_one_step_the_nearest(self, level):
+        (found,) = log_snr_timesteps(self.alphas_cumprod, 10, level, level)
+        ratios = np.maximum(self.std / level, level / self.std)
+        assert ratios[found] == ratios.min()
+        sampler = create_sampler(
+            **CONFIG, timestep_respacing="logsnr10", start="auto", levels=(level, level)
+        )
+        assert sampler.timestep_map == [found]
 
     def test_a_start_bounds_every_respacing(self):
         for respacing in ("", 7, "3,4", "logsnr5"):
@@ -128,8 +133,10 @@ class TestStart:
         ratio = spectrum.var(dim=0)[used] / (r - own)
         assert ratio.mean().item() == pytest.approx(1, abs=0.02)
 
-    def test_denoising_starts_at_y_itself(self):
-        operator, sigma = operator_of("denoise"), 0.5
+    @pytest.mark.parametrize("sigma", [0.012, 0.2, 0.5])
+    def test_denoising_starts_at_y_itself(self, sigma):
+        """Nothing is drawn, and nothing of y is left to correct x̂_0 by."""
+        operator = operator_of("denoise")
         levels = useful_levels(operator, sigma)
         diffusion = create_sampler(
             **CONFIG, timestep_respacing="logsnr5", start="auto", levels=levels
@@ -138,10 +145,24 @@ class TestStart:
         draws = noise(2, 1, SIZE, SIZE, seed=1)
         state = start_state(operator, y, sigma, diffusion, draws, HEADS.mean_intensity)
         assert diffusion.num_timesteps == 1
-        state = state / math.sqrt(diffusion.alphas_cumprod[0])
+        torch.testing.assert_close(state / math.sqrt(diffusion.alphas_cumprod[0]), y)
+        x_0 = torch.ones_like(y)
+        _, found = Spectral(operator, y, sigma, HEADS).step(
+            diffusion, lambda x, t: x_0, state, 0, torch.randn_like
+        )
+        torch.testing.assert_close(found, x_0)
+
+    def test_noise_far_below_the_lowest_level_is_filled_up(self):
+        operator, sigma = operator_of("denoise"), 0.005
+        diffusion = create_sampler(
+            **CONFIG, timestep_respacing="logsnr5", start="auto", levels=(sigma, sigma)
+        )
+        assert diffusion.timestep_map == [0]
+        y, draws = noise(1, 1, SIZE, SIZE), noise(1, 1, SIZE, SIZE, seed=1)
+        state = start_state(operator, y, sigma, diffusion, draws, HEADS.mean_intensity)
         alpha_bar = diffusion.alphas_cumprod[0]
-        left = (1 - alpha_bar) / alpha_bar - sigma**2  # what the timestep has more than y
-        assert (state - y).std().item() == pytest.approx(math.sqrt(left), rel=0.1)
+        left = (state / math.sqrt(alpha_bar) - y).std().item()
+        assert left == pytest.approx(math.sqrt((1 - alpha_bar) / alpha_bar - sigma**2), rel=0.1)
 
 
 class TestCorrection:
@@ -201,16 +222,23 @@ class TestCorrection:
         system = sigma**2 * torch.eye(len(A), dtype=torch.float64) + A @ covariance @ A.mT
         return covariance, covariance @ A.mT @ torch.linalg.inv(system), A
 
-    def test_a_state_that_is_y_is_not_corrected_by_it_again(self):
-        operator, sigma = operator_of("denoise"), 0.5
+    def test_a_state_that_holds_y_is_corrected_by_what_is_new(self):
+        """A first state of variance r that y's own noise and filled up noise make together."""
+        operator, sigma = operator_of("denoise"), 0.3
         diffusion = create_sampler(
-            **CONFIG, timestep_respacing="logsnr5", start="auto", levels=(sigma, sigma)
+            **CONFIG, timestep_respacing="logsnr5", start="auto", levels=(0.5, 0.1)
         )
+        t = diffusion.num_timesteps - 1
+        r = (1 - diffusion.alphas_cumprod[t]) / diffusion.alphas_cumprod[t]
         y, x_0 = noise(1, 1, SIZE, SIZE), noise(1, 1, SIZE, SIZE, seed=3)
-        x_0 = x_0 + x_0.flip(-1)  # what a network says of y and of its mirror image
-        method = Spectral(operator, y, sigma, HEADS)
-        _, found = method.step(diffusion, lambda x, t: x_0, y, 0, torch.randn_like)
-        assert (found - x_0).norm() < 0.05 * (y - x_0).norm()
+        method = Spectral(operator, y, sigma, WHITE, kappa=1.0)
+        draws = noise(1, 1, SIZE, SIZE, seed=4)
+        state = math.sqrt(diffusion.alphas_cumprod[t]) * (y + draws)
+        network = (lambda x, t: x_0) if t % 2 == 0 else (lambda x, t: x_0.flip(-1))
+        _, found = method.step(diffusion, network, state, t, torch.randn_like)
+        v = r * 0.25 / (r + 0.25)
+        news = 1 / (1 / sigma**2 - 1 / r)  # y is the state's and this, in precision
+        torch.testing.assert_close(found, x_0 + v / (news + v) * (y - x_0))
 
     @pytest.mark.parametrize("name", ["denoise", "gauss"])  # not "sr", which mixes frequencies
     def test_the_next_state_is_as_noisy_as_the_network_is_told(self, name):

@@ -14,6 +14,7 @@ import torch
 from guided_diffusion.dct import dct_matrix
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.methods.base import Method, Network, RandnLike, Step
+from guided_diffusion.methods.start import is_the_state
 from guided_diffusion.operators.base import Operator, Sigma
 from guided_diffusion.operators.solver import scaled
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
@@ -125,7 +126,7 @@ class Spectral(Method):
         operator, s = self.operator, self.operator.singular_values
         r = noise_variance(diffusion, t)
         v_dct = self.kappa * r * self.S / (self.kappa * r + self.S)
-        sigma = self._news(r) if t == diffusion.num_timesteps - 1 else self.sigma
+        sigma = self._news(diffusion) if t == diffusion.num_timesteps - 1 else self.sigma
         mean = operator.frequency_posterior_mean(x_0, self.Uty, sigma, v_dct)
         v = operator.frequency_variance(v_dct)
         return mean, (v_dct, v * self.sigma**2 / (self.sigma**2 + v * s**2))
@@ -148,12 +149,14 @@ class Spectral(Method):
         seen = weights[1] * self.operator.Vt(x)
         return by_frequency + self.operator.correction(by_frequency, seen)
 
-    def _news(self, r: float) -> torch.Tensor:
+    def _news(self, diffusion: GaussianDiffusion) -> torch.Tensor:
         """σ of what y still adds to a first state that holds it: 1/σ² = 1/(s² r) + 1/news²."""
+        r = noise_variance(diffusion, -1)
         _, std = self.operator.inverted(self.Uty, self.sigma)
         variance = std**2
         left = (r - variance).clamp(min=1e-6 * r)
-        return torch.where(variance <= r, self.sigma**2 * r / left, self.sigma**2).sqrt()
+        news = torch.where(variance <= r, self.sigma**2 * r / left, self.sigma**2).sqrt()
+        return torch.where(is_the_state(variance, diffusion), torch.inf, news)
 
 
 def noise_variance(diffusion: GaussianDiffusion, t: int) -> float:
