@@ -70,6 +70,15 @@ def test_a_row_is_what_main_py_restores(small):
         assert 0 < float(row["haarpsi"]) < 1 and float(row["hf_ratio"]) > 0
 
 
+def test_evaluations_are_counted_not_steps(small, monkeypatch):
+    """Denoising by spectral has one step, in which the network sees both reflections."""
+    job = Job("val", "denoise", "spectral", {"kappa": 2}, 4)
+    monkeypatch.setitem(settings.PARTS, "frontier", lambda tuned: [job])
+    assert run("--part", "frontier", "--limit", "1") == 0
+    (row,) = written()
+    assert (row["steps"], row["evaluations"]) == ("4", "2")
+
+
 def test_it_resumes_and_measures_anew_only_what_is_stale(small, restored):
     assert run("--part", "frontier", "--tasks", "sr4", "--limit", "2") == 0
     assert len(restored) == 2
