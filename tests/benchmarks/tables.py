@@ -227,7 +227,7 @@ def calibration() -> str:
 
 
 def denoiser() -> str:
-    """One evaluation beside BM3D on each source: both, and the gain in dB."""
+    """`spectral`, two evaluations, beside BM3D on each source: both, and the gain in dB."""
     lines = []
     for name in ("val", *settings.SOURCES):
         cells, images = [], 0
