@@ -106,7 +106,7 @@ class TestSchedule:
     def test_a_blind_operator_starts_high(self):
         operator = operator_of("sr")
         high, low = useful_levels(operator, 0.05)
-        assert (high, low) == (3.0, pytest.approx(0.01 / float(operator.singular_values.max())))
+        assert (high, low) == (3.0, pytest.approx(0.005 / float(operator.singular_values.max())))
 
 
 class TestStart:

@@ -8,7 +8,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.operators.base import Operator, Sigma
 
 WIDEST_STD = 3.0  # √r_t above which an image is lost in noise, and steps would be wasted
-FINISH = 0.2  # of the best direction's noise: how far below it the prior goes on cleaning up
+FINISH = 0.1  # of the best direction's noise: how far below it the prior goes on cleaning up
 SAMPLE_FINISH = 0.1  # the same, where what the measurement leaves open is to be drawn
 SAME = 1.5  # ratio of variances that timesteps next to each other have at most
 
