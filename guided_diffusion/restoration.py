@@ -50,6 +50,8 @@ class Restored:
             prior.
         figures: for each image what is known of it without its truth: "residual",
             ‖y - A x̂‖/(σ√m), and "sigma", where it was estimated.
+        residuals: (c, h, w) for each image, (y - A x̂)/σ; None where σ is 0, for samples of the
+            prior, and where y is no image.
         lines: (N,), the lines of k-space that were measured; None for other operators than mri.
     """
 
@@ -57,6 +59,7 @@ class Restored:
     mean: NDArray[np.float32]
     measurements: list[NDArray[np.float32] | None]
     figures: list[dict[str, float]]
+    residuals: list[NDArray[np.float32] | None]
     lines: NDArray[np.bool_] | None = None
 
     @property
@@ -369,6 +372,7 @@ def _joined(parts: list[Restored]) -> Restored:
         np.concatenate([p.mean for p in parts]),
         [m for p in parts for m in p.measurements],
         [f for p in parts for f in p.figures],
+        [r for p in parts for r in p.residuals],
     )
 
 
@@ -429,12 +433,15 @@ def _restore(
         x_hat, mean = scan.magnitude(x_hat), scan.magnitude(x_hat.mean(dim=1)).clamp(-1, 1)
     samples = x_hat.clamp(-1, 1).numpy()
     if y is None:
-        return Restored(samples, mean.numpy(), [None] * len(names), [{} for _ in names])
-    figures = _figures(operator, unbiased, sigma, real.to(prior.device), padding)
+        none = [None] * len(names)
+        return Restored(samples, mean.numpy(), [*none], [{} for _ in names], [*none])
+    residuals = _residuals(operator, unbiased, sigma, real.to(prior.device))
+    figures = _figures(residuals, sigma, padding, len(names))
     shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
     measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
     lines = operator.mask if isinstance(operator, Scanned) else None
-    return Restored(samples, mean.numpy(), list(measurements), figures, lines)
+    kept = [None if lines is not None or r is None else r.cpu().numpy() for r in residuals]
+    return Restored(samples, mean.numpy(), list(measurements), figures, kept, lines)
 
 
 def _sample(
@@ -485,18 +492,24 @@ def _for_each_sample(operator, y, sigma, images, num_samples):
     return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
 
 
-def _figures(operator, y, sigma, mean, padding) -> list[dict[str, float]]:
+def _residuals(operator, y, sigma, mean) -> list[torch.Tensor | None]:
+    """(y - A x̂)/σ of each image, (rows·c, h, w); None where σ is 0."""
+    if not torch.is_tensor(sigma) and sigma == 0:
+        return [None] * len(mean)
+    residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
+    return [rows.flatten(0, 1) for rows in residual.chunk(len(mean))]
+
+
+def _figures(residuals, sigma, padding, images) -> list[dict[str, float]]:
     """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
-    padding = padding or [None] * len(mean)
-    figures: list[dict[str, float]] = [{} for _ in mean]
-    if torch.is_tensor(sigma) or sigma > 0:
-        residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
-        rows = residual.chunk(len(figures))
-        for found, image, ignored in zip(figures, rows, padding, strict=True):
+    padding = padding or [None] * images
+    figures: list[dict[str, float]] = [{} for _ in residuals]
+    for found, residual, ignored in zip(figures, residuals, padding, strict=True):
+        if residual is not None:
             if ignored is not None:
-                image = image[..., ~torch.from_numpy(ignored).to(image.device)]
-            found["residual"] = image.square().mean().sqrt().item()
+                residual = residual[..., ~torch.from_numpy(ignored).to(residual.device)]
+            found["residual"] = residual.square().mean().sqrt().item()
     if torch.is_tensor(sigma):
-        for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):
+        for found, image in zip(figures, sigma.chunk(images), strict=True):
             found["sigma"] = image.square().mean().sqrt().item()
     return figures

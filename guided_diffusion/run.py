@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from data.kspace import KSpaceSlice
 from data.masks import Mask
 from data.output import write_output
-from data.volumes import Slice, Whole, write_volumes
+from data.volumes import Slice, Whole, reason, write_volumes
 from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
+from guided_diffusion.evidence import keep
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
 from guided_diffusion.methods import METHODS
 from guided_diffusion.operators import operator_class
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior
 from guided_diffusion.ranks import Ranks
+from guided_diffusion.report import write_report
 from guided_diffusion.restoration import (
     Restored,
     check_volume,
@@ -321,6 +323,7 @@ class Run:
         except UserError as error:
             self.fail(item, error)
             return
+        self._keep_evidence(i, item, restored)
         rows = len(restored.mean) * options.num_samples
         stem = item.volume.name if isinstance(item, Slice) else item.name
         line = self.results.add(
@@ -339,6 +342,16 @@ class Run:
             lines=restored.lines,
         )
         self.ranks.say(line)
+
+    def _keep_evidence(self, i: int, item: Any, restored: Restored) -> None:
+        """For the report, for want of which no image is lost."""
+        measurement = self.job.task.measurement
+        if measurement is None:
+            return
+        try:
+            keep(self.results, item, i, restored, measurement, self.prior.statistics)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the image itself is restored
+            self._tell(f"{item.label}: the report lacks its residual ({reason(error)})")
 
     def _mask(self, item: Any, truth: NDArray) -> Mask | None:
         """The pixels of which metrics are taken: the mask's, but those that are no data."""
@@ -384,6 +397,8 @@ class Run:
         if found:
             self.ranks.say(f"{found} of {total} images had been restored by an earlier run")
         self.results.write_comparison()
+        statistics = self.prior.statistics
+        self._tell(write_report(self.results, self.job, statistics, failed, missing))
         self.results.write_summary(finished=not missing, failed=failed)
         self.ranks.say(self.results.table())
         output = self.job.options.output
