@@ -1,7 +1,7 @@
 """report.html: what a run did, what came of it and what to be wary of, as one file for people.
 
 It is made at a run's end from the files of the run alone, so that a resumed run's is the same. It
-holds no times, no dates and nothing of the machine.
+holds no times and no dates.
 """
 
 import json
@@ -115,13 +115,12 @@ def make_report(
 ) -> str:
     """The page, see `write_report`."""
     subjects = subjects_of(results, job.items)
-    done = sum(len(s.items) for s in subjects)
     title = results.title.replace(os.sep, "/")
     evidence = [(s.label, s.evidence, s.items) for s in subjects]
     found = cautions_of(results, job, statistics, evidence, failed, missing)
     body = [
         f"<header><h1>Restoration report: {escape(title)}</h1>",
-        f"<p>{escape(_summary(job, done, len(job.items)))}</p>",
+        f"<p>{escape(_summary(job, subjects))}</p>",
         '<p class="soft">For research, not for diagnosis.</p></header>',
         "<main>",
         section("Warnings", [_cautions(found)], "warnings"),
@@ -165,11 +164,20 @@ def _version():
     return __version__
 
 
-def _summary(job, done, total):
-    operator = job.task.measurement.operator.name if job.task.measurement else "the prior alone"
-    what = "image" if total == 1 else "images"
-    count = f"{done}" if done == total else f"{done} of {total}"
-    return f"{count} {what} restored: {operator}, by {METHODS[job.method].label}."
+def _summary(job, subjects):
+    measurement = job.task.measurement
+    what = measurement.operator.name if measurement else "samples of the prior"
+    volumes = sum(s.volume is not None for s in subjects)
+    counts = [
+        f"{count} {noun}{'' if count == 1 else 's'}"
+        for count, noun in ((volumes, "volume"), (len(subjects) - volumes, "image"))
+        if count
+    ]
+    return f"{' and '.join(counts) or 'Nothing'} restored: {what}, by {_method(job)}."
+
+
+def _method(job):
+    return METHODS[job.method].label if job.method in METHODS else "the prior alone"
 
 
 def _cautions(found):
@@ -194,7 +202,7 @@ def _settings(results, job):
         rows.append(("measurement", measured))
         rows += flat(settings["task_config"]["measurement"]["operator"], "operator.")
         rows += flat(settings["task_config"]["measurement"]["noise"], "noise.")
-    rows.append(("method", METHODS[job.method].label))
+    rows.append(("method", _method(job)))
     rows += flat(job.params, "method.")
     steps = job.schedule.timestep_respacing or job.schedule.steps
     rows.append(("steps", f"{steps} of {job.schedule.steps}, {job.schedule.sampler}"))
