@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from data.bids import write_bids
 from data.kspace import KSpaceSlice
 from data.masks import Mask
 from data.output import write_output
 from data.volumes import Slice, Whole, reason, write_volumes
+from guided_diffusion import __version__
 from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
 from guided_diffusion.evidence import keep
@@ -384,6 +386,14 @@ class Run:
             failed = failed or bad
         return failed
 
+    def _write_bids(self) -> str:
+        given = self.job.task.measurement.noise.sigma if self.job.task.measurement else None
+        found = {n: row.get("sigma", given) for n, row in self.results.rows.items()}
+        sigmas = {n: float(s) for n, s in found.items() if isinstance(s, float | int)}
+        return write_bids(
+            self.job.items, self.results.folder, self.results.settings, sigmas, __version__
+        )
+
     def close(self, records: list[dict[str, Any]]) -> int:
         """Merge what the processes did, say it and return the exit status."""
         names = [item.name for item in self.job.items]
@@ -401,6 +411,8 @@ class Run:
         self._tell(write_report(self.results, self.job, statistics, failed, missing))
         self.results.write_summary(finished=not missing, failed=failed)
         self.ranks.say(self.results.table())
+        if self.job.options.bids and not (failed or missing or unwritten):
+            self.ranks.say(self._write_bids())
         output = self.job.options.output
         if output and not (failed or missing or unwritten):
             self.ranks.say(write_output(output, self.job.items, self.results.folder))

@@ -33,7 +33,7 @@ from util.metrics import METRICS, Column, image_metrics
 
 FOLDERS = (
     *("input", "cubic", "recon", "truth", "samples", "std", "slices", "volumes"),
-    *("progress", "gif", "video", "residual", "report"),
+    *("progress", "gif", "video", "residual", "report", "bids"),
 )
 FILES = ("metrics.csv", "summary.json", "comparison.png", "report.html")
 COMPARED = 4  # images in comparison.png
