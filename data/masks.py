@@ -15,6 +15,7 @@ from util.errors import UserError
 Mask = NDArray[np.bool_]
 SMOOTHING = 2.0  # pixels, so that noise in the air makes no islands
 SHARE_OF_OTSU = 0.4  # scalp and fluid lie far below the threshold between air and brain
+OFF_GRID = 0.25  # of a pixel, to which a mask may be off its image
 LEAST_SHARE = 0.01  # of the pixels; less is no head
 
 
@@ -38,6 +39,23 @@ def head_mask(image: NDArray) -> Mask:
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     filled = ndimage.binary_fill_holes(ndimage.binary_closing(largest, iterations=3) | largest)
     return filled if filled.mean() >= LEAST_SHARE else whole
+
+
+def _check_grid(mask, image):
+    """Raise UserError where a volume of masks is not on the grid of its volume of images."""
+    if mask.world is None or image.world is None:
+        return
+    if mask.world.shape != image.world.shape:
+        seen, expected = ("×".join(map(str, w.shape[::-1])) for w in (mask.world, image.world))
+        raise UserError(
+            f"data.mask: {mask.label} has {seen} voxels, and {image.label} has {expected}"
+        )
+    apart = image.world.apart(mask.world)
+    if apart > OFF_GRID * image.plane.pixel:
+        raise UserError(
+            f"data.mask: {mask.label} lies elsewhere than {image.label}, a corner {apart:.3g} mm "
+            "off; resample it to the image's grid"
+        )
 
 
 def open_masks(
@@ -71,6 +89,13 @@ def open_masks(
             f"{len(masks)} in {mask}"
         )
     both = {item.name: masks[i if len(masks) > 1 else 0] for i, item in enumerate(items)}
+    pairs: dict[tuple[Any, Any], None] = {}
+    for item in items:
+        found = both[item.name]
+        if isinstance(item, Slice) and isinstance(found, Slice):
+            pairs[found.volume, item.volume] = None
+    for pair in pairs:
+        _check_grid(*pair)
     # A volume of masks is read once as a whole: read slice by slice, it and the images' volume
     # would take turns in the place that the reader has for one.
     volumes: dict[Any, list[Mask]] = {}

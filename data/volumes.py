@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.grids import Plane, enlarge, nearest
+from data.grids import Plane, World, enlarge, nearest
 from data.scale import find_padding, find_scale, from_unit, to_unit
 from util.errors import UserError
 
 UNEVEN = 0.05  # of the usual distance, at most, that slices' distances may differ
+GAPS = 4  # uneven distances that are named
 SAMPLED = 16  # slices of a volume that tell how noisy it is
 
 
@@ -130,6 +131,7 @@ class Volume:
         slices: its images, in the order along the slice axis.
         positions: (count,) of the slices in mm, from the first one's centre.
         remarks: what a user is to be told of its header.
+        world: where its slices lie; None where nothing is known of it.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Volume:
         self.inverted = inverted
         self.magnitude = magnitude
         self.remarks: list[str] = []
+        self.world: World | None = None
         self.slices = [Slice(self, i) for i in range(count)]
         along = np.arange(count) * spacing if isinstance(spacing, float) else np.array(spacing)
         self.positions: NDArray[np.float64] = along - along[0]
@@ -178,19 +181,28 @@ class Volume:
         Raises:
             UserError: they lie at uneven distances, so that some are missing.
         """
+        gaps = self.gaps
+        if gaps:
+            raise UserError(
+                f"{self.label}: expected slices at even distances, found {gaps}; a slice is "
+                "missing, or data.volume_mode: slices restores each by itself"
+            )
+        steps = np.diff(self.positions)
+        return float(np.median(steps)) if len(steps) else 1.0
+
+    @property
+    def gaps(self) -> str:
+        """Where slices lie at another distance than usual, in words; "" where they do not."""
         steps = np.diff(self.positions)
         if not len(steps):
-            return 1.0
+            return ""
         usual = float(np.median(steps))
         odd = np.flatnonzero(np.abs(steps - usual) > UNEVEN * usual)
-        if len(odd):
-            i = int(odd[0])
-            raise UserError(
-                f"{self.label}: expected slices at even distances, found {usual:.4g} mm and, "
-                f"between slices {i + 1} and {i + 2} of {len(self.slices)}, {steps[i]:.4g} mm; "
-                "a slice is missing, or data.volume_mode: slices restores each by itself"
-            )
-        return usual
+        count = len(self.slices)
+        places = [f"between slices {i + 1} and {i + 2} of {count}, {steps[i]:.4g} mm" for i in odd]
+        more = [f"{len(places) - GAPS} more"] if len(places) > GAPS else []
+        listed = "; ".join([*places[:GAPS], *more])
+        return f"{usual:.4g} mm and, {listed}" if places else ""
 
     @cached_property
     def _judged(self) -> tuple[tuple[float, float, float], str]:

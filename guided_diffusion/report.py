@@ -71,7 +71,12 @@ class Subject:
             return None
         if self.volume is None or isinstance(self.items[0], Whole):
             return read_png(paths[0])
-        slices = np.stack([read_png(path).mean(axis=0) for path in paths])
+        return self.planes(np.stack([read_png(path).mean(axis=0) for path in paths]))
+
+    def planes(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(1, h, w), three planes of (slices, H, W); the middle one where some are missing."""
+        if self.volume is None or self.volume.gaps:
+            return slices[len(slices) // 2][None]
         return self.volume.three_planes(slices)[None]
 
     def std(self, results: Results) -> NDArray[np.float32] | None:
@@ -242,7 +247,9 @@ def _quality(results):
 
 def _shown(subject, results):
     """The figures of one image or volume, under its name."""
-    figures, planes = [], " (three planes)" if subject.volume is not None else ""
+    figures, planes = [], ""
+    if subject.volume is not None:
+        planes = " (the middle slice)" if subject.volume.gaps else " (three planes)"
     images = {kind: subject.picture(results, kind) for kind in LABELS}
     for kind, label in LABELS.items():
         if images[kind] is not None:
@@ -298,15 +305,7 @@ def _interval(subject, results):
     if std is None:
         return []
     width = 2 * Z90 * std / 2  # of the displayed range, which is 2
-    shown = (
-        subject.items[0].picture(width)
-        if isinstance(subject.items[0], Whole)
-        else (
-            width.mean(axis=0)[None]
-            if subject.volume is None
-            else subject.volume.three_planes(width)[None]
-        )
-    )
+    shown = width.mean(axis=0)[None] if subject.volume is None else subject.planes(width)
     median, most = (float(np.quantile(width, q)) for q in (0.5, 0.95))
     scale = max(float(np.quantile(shown, 0.999)), 1e-6)
     text = (
