@@ -1,9 +1,7 @@
 """Restoring images: the one path that the command line, the notebook and benchmarks share."""
 
-import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from guided_diffusion.config import Measurement, ModelConfig, Schedule, read_schedule
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
+from guided_diffusion.measuring import (
+    check_volume,
+    estimate_noise,
+    fit,
+    noise_of,
+    operator_of,
+    restored_depth,
+    restored_hw,
+    restored_spacing,
+)
 from guided_diffusion.methods import (
     METHODS,
     VANILLA,
@@ -19,11 +27,11 @@ from guided_diffusion.methods import (
     get_conditioning_method,
 )
 from guided_diffusion.methods.start import start_state, useful_levels
-from guided_diffusion.noise import Noise, get_noise
-from guided_diffusion.operators import get_operator, operator_class, restored_size
-from guided_diffusion.operators.base import Grid, Operator, Sigma
+from guided_diffusion.operators import operator_class
+from guided_diffusion.operators.base import Operator, Sigma
 from guided_diffusion.operators.mri import Scanned
 from guided_diffusion.prior import Prior
+from guided_diffusion.resuming import Sampling, identity_of
 from guided_diffusion.scan import Scan
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from guided_diffusion.volumes import AsVolume, SliceRandom
@@ -31,7 +39,6 @@ from util.errors import UserError
 from util.random import ImageRandom, Place, image_generator, sample_random
 
 FAST = "configs/diffusion_config_fast.yaml"
-LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
 # Called as watch(left, steps, x): before the first step with left = steps and x_T, after each
 # other with the steps that are left and the state x (rows, C, H, W).
 Watch = Callable[[int, int, torch.Tensor], None]
@@ -87,6 +94,7 @@ def restore(
     scan: Scan | None = None,
     volume: AsVolume | None = None,
     padding: Sequence[NDArray[np.bool_] | None] | None = None,
+    state_file: str | None = None,
 ) -> Restored:
     """Restore a batch of images of one size, or of volumes as a whole.
 
@@ -113,6 +121,8 @@ def restore(
             and no `places`. None: they are images.
         padding: of each measured image, (H, W) or for volumes (D, H, W), True where it is no data
             and does not count in the residual.
+        state_file: where to keep the state between steps, see `guided_diffusion.resuming`; one
+            that is there of the same restoration is taken up. Of a batch with one schedule.
 
     Raises:
         UserError: images, measurement, method and schedule that do not fit each other; or noise
@@ -142,7 +152,7 @@ def restore(
             )  # fmt: skip
     return _restore(
         batch, measurement, prior, method, schedule, params,
-        names, places, num_samples, seed, sigma, watch, volume, scan, padding,
+        names, places, num_samples, seed, sigma, watch, volume, scan, padding, state_file,
     )  # fmt: skip
 
 
@@ -180,125 +190,11 @@ def check_restoration(
     if operator_class(name).of_volumes:  # which each volume completes
         operator_class(name).check(measurement.operator.params)
     else:
-        _operator(measurement, (config.in_channels, size, size), torch.device("cpu"))
+        operator_of(measurement, (config.in_channels, size, size), torch.device("cpu"))
     noise_of(measurement)
     # A task's own noise level matters to "auto" alone.
     create_sampler(**schedule.sampler_arguments(), levels=(1, 1))
     return check_conditioning(method, params, measurement.operator.name)
-
-
-def check_volume(
-    measurement: Measurement | None, prior: Prior, volume: AsVolume | None
-) -> None:
-    """Raises UserError where a task or a prior cannot do with volumes, or cannot do without."""
-    if volume is not None and prior.channels != 1:
-        raise UserError(
-            f"data.volume_mode: volume needs a prior of one channel, found {prior.channels}"
-        )
-    if measurement is None or volume is not None:
-        return
-    name = measurement.operator.name
-    if operator_class(name).of_volumes:
-        raise UserError(
-            f"measurement.operator.name: {name} restores volumes (NIfTI, DICOM) as a whole, "
-            "data.volume_mode: volume; found an image"
-        )
-
-
-def fit(
-    images: torch.Tensor, measurement: Measurement, prior: Prior, whole: bool = False
-) -> torch.Tensor:
-    """The images (..., C, H, W) with the channels that the prior, or if measured A, takes.
-
-    Args:
-        whole: whether the channels are the slices of a volume.
-
-    Raises:
-        UserError: they are too small, or have channels that A cannot have made.
-    """
-    height, width = restored_hw(images, measurement)
-    least = max(LEAST_SIDE, prior.network.least_side)
-    if min(height, width) < least:
-        raise UserError(f"{width}×{height} pixels to restore, and the least side is {least}")
-    operator = _operator_for(images, measurement, prior, whole)
-    if whole:
-        return images
-    channels = (operator.in_shape if measurement.simulated else operator.out_shape)[0]
-    found = images.shape[-3]
-    if found > channels and channels < operator.in_shape[0]:
-        name = measurement.operator.name
-        raise UserError(f"{found} channels, and {name} restores measurements of {channels}")
-    if channels == 3 and found == 1:
-        images = images.repeat(*[1] * (images.ndim - 3), 3, 1, 1)
-    return images
-
-
-def estimate_noise(
-    images: torch.Tensor,
-    measurement: Measurement,
-    prior: Prior,
-    padding: NDArray[np.bool_] | None = None,
-    whole: bool = False,
-) -> torch.Tensor:
-    """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
-
-    Args:
-        padding: (H, W), True where the images are no data.
-
-    Raises:
-        UserError: see `guided_diffusion.noise.estimate_sigma`.
-    """
-    rows = images.reshape(-1, *_operator_for(images, measurement, prior, whole).out_shape)
-    return torch.tensor([noise_of(measurement).estimate(row, padding) for row in rows.numpy()])
-
-
-def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[int, int]:
-    """(H, W) of what these images, (..., h, w), are restored to."""
-    size = (images.shape[-2], images.shape[-1])
-    if measurement is None or measurement.simulated:
-        return size
-    return restored_size(size, measurement.operator.name, **measurement.operator.params)
-
-
-def restored_depth(slices: int, measurement: Measurement | None) -> int:
-    """How many slices a volume of so many is restored to."""
-    if measurement is None or measurement.simulated:
-        return slices
-    operator = operator_class(measurement.operator.name)
-    return operator.restored_depth(slices, operator.check(measurement.operator.params))
-
-
-def restored_spacing(measurement: Measurement | None) -> float | None:
-    """mm between restored slices; None where they are those of the volume given."""
-    if measurement is None:
-        return None
-    operator = operator_class(measurement.operator.name)
-    return operator.restored_spacing(operator.check(measurement.operator.params))
-
-
-def interpolated(y: NDArray[np.float32], depth: int, measurement: Measurement):
-    """See `Operator.interpolated`."""
-    operator = operator_class(measurement.operator.name)
-    return operator.interpolated(y, depth, operator.check(measurement.operator.params))
-
-
-def for_volume(measurement: Measurement, grid: Grid) -> Measurement:
-    """The measurement of one volume, with what its header tells; raises UserError."""
-    config = measurement.operator
-    operator = operator_class(config.name)
-    params = operator.on_grid(operator.check(config.params), grid, measurement.simulated)
-    return replace(measurement, operator=replace(config, params=params))
-
-
-def enlargement(measurement: Measurement | None) -> int:
-    """How many times more rows the restored images have than those given."""
-    return restored_hw(torch.empty(64, 64), measurement)[0] // 64
-
-
-def noise_of(measurement: Measurement) -> Noise:
-    """The measurement's noise model; raises UserError for an unknown name."""
-    sigma = measurement.noise.sigma
-    return get_noise(measurement.noise.name, 0.0 if sigma is None else sigma)
 
 
 def begin(
@@ -347,22 +243,6 @@ def _as_batch(images: ArrayLike | torch.Tensor) -> torch.Tensor:
     return batch.reshape(1 if len(shape) == 2 else shape[0], -1, *shape[-2:])
 
 
-def _operator(measurement: Measurement, in_shape: tuple[int, ...], device: torch.device):
-    config = measurement.operator
-    return _built(config.name, json.dumps(config.params), in_shape, device)
-
-
-@functools.lru_cache(maxsize=1)  # images of one shape, which come one after the other, share it
-def _built(name: str, params: str, in_shape: tuple[int, ...], device: torch.device):
-    return get_operator(name, in_shape, device=device, **json.loads(params))
-
-
-def _operator_for(images, measurement: Measurement, prior: Prior, whole: bool):
-    """The operator, of which these images are the domain, or if measured the range."""
-    channels = restored_depth(images.shape[-3], measurement) if whole else prior.channels
-    return _operator(measurement, (channels, *restored_hw(images, measurement)), prior.device)
-
-
 def _joined(parts: list[Restored]) -> Restored:
     return Restored(
         np.concatenate([p.samples for p in parts]),
@@ -388,6 +268,7 @@ class _Watched:
 def _restore(
     images, measurement, prior, method, schedule, params,
     names, places, num_samples, seed, sigma, watch, volume, scan=None, padding=None,
+    state_file=None,
 ) -> Restored:  # fmt: skip
     """`restore`, for N images that fit and share a schedule.
 
@@ -399,7 +280,7 @@ def _restore(
     rows, known, y = len(images), None, None
     if measurement is not None:
         if scan is None:
-            operator = _operator(measurement, shape, prior.device)
+            operator = operator_of(measurement, shape, prior.device)
             y, sigma = _measured(measurement, operator, images, names, seed, sigma, volume)
             unbiased = noise_of(measurement).to_gaussian(y, sigma)
         else:
@@ -415,9 +296,17 @@ def _restore(
         random = volume.random(names, depth, num_samples, seed, spacing)
     x_T = random.randn_like(torch.empty(rows * num_samples, *shape, device=prior.device))
     diffusion, x_T, step = begin(method, params, schedule, known, x_T, prior.statistics)
-    seen = prior.network if volume is None else volume.network(prior.network)
+    seen: Any = prior.network
+    if volume is not None:
+        seen = volume.network(prior.network, diffusion.num_timesteps)
     network = _Watched(seen, len(x_T), prior.device)
-    x_hat = _sample(diffusion, network, x_T, step, random, watch)
+    sampling: Sampling | None = None
+    if state_file is not None:
+        of = measurement, method, params, schedule, names, places, num_samples, seed, volume
+        identity = identity_of(y, sigma, *of, prior.digest, prior.dtype)
+        changing = [(network, "finite"), *([] if volume is None else [(seen, "calls")])]
+        sampling = Sampling(state_file, identity, step, random.randn_like, changing)
+    x_hat = _sample(diffusion, network, x_T, step, random.randn_like, watch, sampling)
     finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
     x_hat = x_hat.float().cpu().reshape(len(names), num_samples, -1, *shape[1:])
     finite = finite.reshape(len(names), -1).all(dim=1)
@@ -440,18 +329,26 @@ def _restore(
 def _sample(
     diffusion: GaussianDiffusion,
     network,
-    x_T,
+    x: torch.Tensor,
     step,
-    random: ImageRandom | SliceRandom,
+    randn_like: Callable[[torch.Tensor], torch.Tensor],
     watch: Watch | None,
+    sampling: Sampling | None,
 ) -> torch.Tensor:
-    steps = diffusion.num_timesteps
-    if watch is None:
-        return diffusion.p_sample_loop(network, x_T, step, random.randn_like)
-    watch(steps, steps, x_T)
-    return diffusion.p_sample_loop(
-        network, x_T, step, random.randn_like, lambda t, x_t, _: watch(t, steps, x_t)
-    )
+    left = steps = diffusion.num_timesteps
+    if watch is not None:
+        watch(steps, steps, x)
+    if sampling is not None:
+        randn_like = sampling.randn_like
+        left, x = sampling.resumed(steps, x)
+
+    def after(t: int, x_t: torch.Tensor, _: torch.Tensor) -> None:
+        if watch is not None:
+            watch(t, steps, x_t)
+        if sampling is not None and t:
+            sampling.keep(t, x_t)
+
+    return diffusion.p_sample_loop(network, x, step, randn_like, after, left)
 
 
 def _measured(measurement, operator, images, names, seed, sigma, volume):

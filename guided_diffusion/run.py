@@ -17,21 +17,19 @@ from data.volumes import Slice, Whole, write_volumes
 from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
-from guided_diffusion.methods import METHODS
-from guided_diffusion.operators import operator_class
-from guided_diffusion.options import Options
-from guided_diffusion.prior import Prior, load_prior
-from guided_diffusion.ranks import Ranks
-from guided_diffusion.restoration import (
-    Restored,
+from guided_diffusion.measuring import (
     check_volume,
     enlargement,
     estimate_noise,
     fit,
     noise_of,
-    own_schedules,
-    restore,
 )
+from guided_diffusion.methods import METHODS
+from guided_diffusion.operators import operator_class
+from guided_diffusion.options import Options
+from guided_diffusion.prior import Prior, load_prior
+from guided_diffusion.ranks import Ranks
+from guided_diffusion.restoration import Restored, own_schedules, restore
 from guided_diffusion.scan import Scan, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
 from guided_diffusion.volume_items import (

@@ -12,9 +12,9 @@ from data.kspace import KSpaceSlice, KSpaceVolume
 from data.masks import Mask
 from data.volumes import Slice, Volume, Whole
 from guided_diffusion.config import DataConfig, Measurement, TaskConfig
+from guided_diffusion.measuring import for_volume, interpolated, restored_spacing
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.base import Grid
-from guided_diffusion.restoration import for_volume, interpolated, restored_spacing
 from guided_diffusion.volumes import AsVolume, is_isotropic
 from util.errors import UserError
 from util.random import Place

@@ -94,7 +94,7 @@ def test_the_network_sees_every_plane_upright_and_in_turn():
         torch.arange(5.0), -torch.arange(6.0), -torch.arange(7.0), indexing="ij"
     )  # upward slices, shown as radiologists do
     network = Planes()
-    sliced = SliceNetwork(network, AsVolume(chunk=100, in_turn=True))
+    sliced = AsVolume(chunk=100, in_turn=True).network(network, steps=3)
     for world, (rows, cols) in zip((z, y, x), ((y, x), (z, x), (z, y)), strict=True):
         volume = torch.stack([z, y, x])
         output = sliced(volume, torch.zeros(3, dtype=torch.int64))
