@@ -1,6 +1,7 @@
 """The part of an image that counts for its metrics: the head, not the air around it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from util.errors import UserError
 Mask = NDArray[np.bool_]
 SMOOTHING = 2.0  # pixels, so that noise in the air makes no islands
 SHARE_OF_OTSU = 0.4  # scalp and fluid lie far below the threshold between air and brain
+ROUGHLY = (0.1, 99.9)  # percentiles of a volume that are black and white until its mask is known
 LEAST_SHARE = 0.01  # of the pixels; less is no head
 
 
@@ -38,6 +40,29 @@ def head_mask(image: NDArray) -> Mask:
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     filled = ndimage.binary_fill_holes(ndimage.binary_closing(largest, iterations=3) | largest)
     return filled if filled.mean() >= LEAST_SHARE else whole
+
+
+def limit_volumes(
+    items: Sequence[Any], mask: str | None, find: Callable[[Any, NDArray], Mask | None]
+) -> None:
+    """Limit the grey scale of volumes, and what is estimated of their noise, to the mask.
+
+    Args:
+        items: images, of which the slices of volumes count.
+        mask, find: what `open_masks` takes and returns.
+    """
+    if mask is None:
+        return
+    for volume in dict.fromkeys(i.volume for i in items if isinstance(i, Slice)):
+        volume.find_head = partial(_head_of, volume.slices, find)
+
+
+def _head_of(slices, find, voxels):
+    """(count, H, W), the mask of a volume's slices; all of it where that is nowhere."""
+    known = np.nan_to_num(voxels, nan=float(np.nanmin(voxels)))
+    low, high = np.percentile(known, ROUGHLY)
+    rough = np.clip(2 * (known - low) / max(high - low, 1e-9) - 1, -1, 1)
+    return np.stack([find(piece, x[None]) for piece, x in zip(slices, rough, strict=True)])
 
 
 def open_masks(

@@ -2,10 +2,11 @@
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.slices import Slice, Whole
 
@@ -15,14 +16,27 @@ class Written(NamedTuple):
     failed: bool
 
 
+# (volume, restored, std or None) → (folder, values), more volumes of the same grid and units
+MoreOf = Callable[
+    [Any, NDArray[np.float32], NDArray[np.float32] | None],
+    Iterable[tuple[str, NDArray[np.float32]]],
+]
+
+
 def write_volumes(
-    items: Iterable[Any], done: set[str], folder: str, description: str, identity: str
+    items: Iterable[Any],
+    done: set[str],
+    folder: str,
+    description: str,
+    identity: str,
+    more_of: MoreOf | None = None,
 ) -> Iterator[Written]:
     """Put the volumes together that have been restored, or whose slices all have.
 
     Reads slices/NAME.npy, and std/NAME.npy where there is one, of each slice, (C, H, W) in the
-    units of the [-1, 1] image; writes volumes/ and std/, in the units of the volumes' files. A
-    volume that cannot be written keeps its slices, and the others are still written.
+    units of the [-1, 1] image; writes volumes/, std/ and what `more_of` gives, in the units of the
+    volumes' files. A volume that cannot be written keeps its slices, and the others are still
+    written.
 
     Args:
         items: of the run; those that are no slices are passed over.
@@ -30,14 +44,15 @@ def write_volumes(
         folder: of the run's results.
         description: how the volumes came about, a few words.
         identity: text that tells this run's settings from others'.
+        more_of: what else to write of a volume.
 
     Yields:
         One line for each volume, and whether writing it failed.
     """
+    shared = folder, description, identity, more_of
     for item in items:
         if isinstance(item, Whole) and item.name in done:
-            text = description, identity
-            yield _try_writing(item.volume, [item.name], folder, *text, item.spacing)
+            yield _try_writing(item.volume, [item.name], item.spacing, *shared)
     for volume in dict.fromkeys(item.volume for item in items if isinstance(item, Slice)):
         count = len(volume.slices)
         restored = sum(s.name in done for s in volume.slices)
@@ -46,12 +61,12 @@ def write_volumes(
             yield Written(line, False)
             continue
         names = [piece.name for piece in volume.slices]
-        yield _try_writing(volume, names, folder, description, identity, None)
+        yield _try_writing(volume, names, None, *shared)
 
 
-def _try_writing(volume, names, folder, description, identity, spacing) -> Written:
+def _try_writing(volume, names, spacing, folder, *how) -> Written:
     try:
-        line = _write_volume(volume, names, folder, description, identity, spacing)
+        line = _write_volume(volume, names, spacing, folder, *how)
         return Written(line, False)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -70,21 +85,23 @@ def _failure(volume, names, folder, error):
     )
 
 
-def _write_volume(volume, names, folder, description, identity, spacing):
+def _write_volume(volume, names, spacing, folder, description, identity, more_of):
     black, white, clipped = volume.scale
     whole = names == [volume.name]
     x = _stack(names, os.path.join(folder, "slices"), whole)
     mean, padding = volume.put_together(x, spacing)
     text = description, identity
     path = volume.write(os.path.join(folder, "volumes"), mean, padding, *text, spacing=spacing)
+    more, std = [], None
     if os.path.exists(os.path.join(folder, "std", f"{names[0]}.npy")):
         std = _stack(names, os.path.join(folder, "std"), whole) * (abs(white - black) / 2)
         if padding is not None:
             std[padding] = 0
         std = std.astype(np.float32)
-        std_folder = os.path.join(folder, "std")
-        text = f"{description} std", identity
-        volume.write(std_folder, std, None, *text, std=True, spacing=spacing)
+        more.append(("std", std))
+    for kind, values in [*more, *(more_of(volume, mean, std) if more_of else ())]:
+        text = f"{description} {kind}", identity
+        volume.write(os.path.join(folder, kind), values, None, *text, std=True, spacing=spacing)
     return (
         f"{os.path.relpath(path, folder)}: {len(mean)} slices; {black:g} to {white:g} "
         f"were -1 to 1, the {clipped:.2%} of voxels outside were clipped"

@@ -1,6 +1,6 @@
 """Volumes: scans that give slices, in the grey scale they are shown in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ class Volume:
     - `write(folder, voxels, padding, description, identity, std=False, spacing=None)`: writes
       (count, H', W') in the file's units as a scan like the file, and returns its path. `padding`
       is where the voxels are no data, or None; `description` says in a few words how they came
-      about, and `identity` tells this run's settings from others'; `std` is for standard
-      deviations; with a `spacing` the voxels are any number of slices, so many mm apart, about
-      the centre of the file's;
+      about, and `identity` tells this run's settings from others'; `std` is for what is no image
+      (standard deviations, residuals); with a `spacing` the voxels are any number of slices, so
+      many mm apart, about the centre of the file's;
     - `try_writing(factor, spacing)`: raises whatever `write` would for a reason that can be known
       before.
 
@@ -48,7 +48,11 @@ class Volume:
         slices: its images, in the order along the slice axis.
         positions: (count,) of the slices in mm, from the first one's centre.
         remarks: what a user is to be told of its header.
+        find_head: of (count, H, W) voxels those to which the grey scale and σ are limited; None:
+            all of them.
     """
+
+    find_head: Callable[[NDArray[np.float32]], NDArray[np.bool_]] | None = None
 
     def __init__(
         self,
@@ -113,9 +117,21 @@ class Volume:
     @cached_property
     def _judged(self) -> tuple[tuple[float, float, float], str]:
         """The scale, and what the padding is."""
-        loaded = _loaded(self)
-        values = loaded.voxels if loaded.padding is None else loaded.voxels[~loaded.padding]
+        loaded, ignored = _loaded(self), self._ignored
+        values = loaded.voxels if ignored is None else loaded.voxels[~ignored]
         return find_scale(values, self.inverted, self.label, self.magnitude), loaded.padding_is
+
+    @cached_property
+    def head(self) -> NDArray[np.bool_] | None:
+        """(count, H, W), see `find_head`; None where nothing is limited."""
+        return None if self.find_head is None else self.find_head(_loaded(self).voxels)
+
+    @property
+    def _ignored(self) -> NDArray[np.bool_] | None:
+        padding, head = _loaded(self).padding, self.head
+        if head is None:
+            return padding
+        return ~head if padding is None else ~head | padding
 
     @property
     def scale(self) -> tuple[float, float, float]:
@@ -159,7 +175,17 @@ class Volume:
 
     @property
     def _rows(self) -> int:
-        return _loaded(self).voxels.shape[1]
+        return self.shape_of_slices[1]
+
+    @property
+    def shape_of_slices(self) -> tuple[int, ...]:
+        """(count, H, W)."""
+        return _loaded(self).voxels.shape
+
+    @property
+    def voxels(self) -> NDArray[np.float32]:
+        """(count, H, W) in the file's units."""
+        return _loaded(self).voxels
 
     @property
     def padding(self) -> NDArray[np.bool_] | None:
@@ -171,9 +197,9 @@ class Volume:
         return self._shown(self._sampled)
 
     def sample_padding(self) -> NDArray[np.bool_] | None:
-        """Where those of `sample` are no data, or None."""
-        padding = _loaded(self).padding
-        return None if padding is None else padding[self._sampled]
+        """Where those of `sample` are no data or no head, or None."""
+        ignored = self._ignored
+        return None if ignored is None else ignored[self._sampled]
 
     @property
     def _sampled(self):

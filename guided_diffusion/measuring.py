@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from guided_diffusion.config import Measurement
 from guided_diffusion.noise import Noise, get_noise
+from guided_diffusion.noise_maps import is_map
 from guided_diffusion.operators import get_operator, operator_class, restored_size
 from guided_diffusion.operators.base import Grid
 from guided_diffusion.prior import Prior
 from guided_diffusion.volumes import AsVolume
 from util.errors import UserError
+from util.random import ImageRandom, image_generator
 
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
 
@@ -112,6 +114,7 @@ def enlargement(measurement: Measurement | None) -> int:
 def noise_of(measurement: Measurement) -> Noise:
     """The measurement's noise model; raises UserError for an unknown name."""
     sigma = measurement.noise.sigma
+    sigma = "auto" if is_map(sigma) else sigma  # neither is a number
     return get_noise(measurement.noise.name, 0.0 if sigma is None else sigma)
 
 
@@ -145,3 +148,51 @@ def operator_for(images, measurement: Measurement, prior: Prior, whole: bool):
     """The operator, of which these images are the domain, or if measured the range."""
     channels = restored_depth(images.shape[-3], measurement) if whole else prior.channels
     return operator_of(measurement, (channels, *restored_hw(images, measurement)), prior.device)
+
+
+def measured(measurement, operator, images, names, seed, sigma, volume):
+    """y (rows, *out_shape), as it is or A x + n, n drawn once for each image; and its σ.
+
+    σ is one number, or (rows, 1, 1, 1) where it was estimated.
+    """
+    device = operator.singular_values.device
+    if measurement.simulated:
+        x = images.reshape(-1, *operator.in_shape).to(device)
+        noise = noise_of(measurement)
+        if volume is None:
+            random = ImageRandom([image_generator(n, "measurement", seed) for n in names])
+        else:
+            random = volume.measurement_random(names, operator.out_shape[0], seed)
+        return noise(operator.forward(x), random), noise.sigma
+    y = images.reshape(-1, *operator.out_shape).to(device)
+    if sigma is None:
+        return y, noise_of(measurement).sigma
+    return y, sigma.to(device).reshape(-1, 1, 1, 1)
+
+
+def for_each_sample(operator, y, sigma, images, num_samples):
+    """(operator, y, sigma) with every image's rows once for each sample."""
+
+    def repeat(rows):
+        per_image = rows.reshape(images, -1, *rows.shape[1:])
+        per_sample = per_image.repeat_interleave(num_samples, dim=0)
+        return per_sample.reshape(-1, *rows.shape[1:])
+
+    return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
+
+
+def figures_of_images(operator, y, sigma, mean, padding) -> list[dict[str, float]]:
+    """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
+    padding = padding or [None] * len(mean)
+    figures: list[dict[str, float]] = [{} for _ in mean]
+    if torch.is_tensor(sigma) or sigma > 0:
+        residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
+        rows = residual.chunk(len(figures))
+        for found, image, ignored in zip(figures, rows, padding, strict=True):
+            if ignored is not None:
+                image = image[..., ~torch.from_numpy(ignored).to(image.device)]
+            found["residual"] = image.square().mean().sqrt().item()
+    if torch.is_tensor(sigma):
+        for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):
+            found["sigma"] = image.square().mean().sqrt().item()
+    return figures

@@ -1,19 +1,30 @@
 """Restoring images: the one path that the command line, the notebook and benchmarks share."""
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from guided_diffusion.config import Measurement, ModelConfig, Schedule, read_schedule
+from guided_diffusion.config import (
+    Measurement,
+    ModelConfig,
+    NoiseConfig,
+    Schedule,
+    read_schedule,
+)
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.measuring import (
     check_volume,
     estimate_noise,
+    figures_of_images,
     fit,
+    for_each_sample,
+    measured,
     noise_of,
     operator_of,
     restored_depth,
@@ -27,21 +38,20 @@ from guided_diffusion.methods import (
     get_conditioning_method,
 )
 from guided_diffusion.methods.start import start_state, useful_levels
+from guided_diffusion.noise_maps import by_levels, figures_of
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.base import Operator, Sigma
 from guided_diffusion.operators.mri import Scanned
 from guided_diffusion.prior import Prior
-from guided_diffusion.resuming import Sampling, identity_of
+from guided_diffusion.sampling import Kept, Watch, Watched, identity_of, part_of, sample
 from guided_diffusion.scan import Scan
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
+from guided_diffusion.volume_denoising import refined
 from guided_diffusion.volumes import AsVolume, SliceRandom
 from util.errors import UserError
-from util.random import ImageRandom, Place, image_generator, sample_random
+from util.random import ImageRandom, Place, sample_random
 
 FAST = "configs/diffusion_config_fast.yaml"
-# Called as watch(left, steps, x): before the first step with left = steps and x_T, after each
-# other with the steps that are left and the state x (rows, C, H, W).
-Watch = Callable[[int, int, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,8 @@ def restore(
             draws, so that neighbours agree; None for an image that is none.
         num_samples: posterior samples for each image.
         sigma: (rows,), the noise of each channel of each image, where it is "auto" and not to be
-            estimated from the images here.
+            estimated from the images here; or a map of it like the images, 0 where it is not
+            known, see `guided_diffusion.noise_maps`.
         watch: see `Watch`.
         scan: raw k-space, see `guided_diffusion.scan.prepare`, in place of what would be made of
             the one image; what is restored is its magnitude.
@@ -121,7 +132,7 @@ def restore(
             and no `places`. None: they are images.
         padding: of each measured image, (H, W) or for volumes (D, H, W), True where it is no data
             and does not count in the residual.
-        state_file: where to keep the state between steps, see `guided_diffusion.resuming`; one
+        state_file: where to keep the state between steps, see `guided_diffusion.sampling`; one
             that is there of the same restoration is taken up. Of a batch with one schedule.
 
     Raises:
@@ -140,6 +151,11 @@ def restore(
         batch = fit(batch, measurement, prior, volume is not None)
         if measurement.noise.sigma == "auto" and sigma is None:
             sigma = estimate_noise(batch, measurement, prior, whole=volume is not None)
+        if sigma is not None and sigma.ndim > 1:
+            return _restore_by_levels(
+                batch, measurement, prior, method, schedule, params,
+                names, places, num_samples, seed, sigma, watch, volume, padding, state_file,
+            )  # fmt: skip
         if own_schedules(measurement, schedule) and len(batch) > 1:
             assert sigma is not None
             each = zip(batch, names, places, sigma.reshape(len(batch), -1), strict=True)
@@ -252,19 +268,6 @@ def _joined(parts: list[Restored]) -> Restored:
     )
 
 
-class _Watched:
-    """The network, and whether all it said of each row was finite."""
-
-    def __init__(self, network, rows: int, device: torch.device):
-        self.network = network
-        self.finite = torch.ones(rows, dtype=torch.bool, device=device)
-
-    def __call__(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        output = self.network(x, timesteps)
-        self.finite = self.finite & torch.isfinite(output.detach()).flatten(1).all(dim=1)
-        return output
-
-
 def _restore(
     images, measurement, prior, method, schedule, params,
     names, places, num_samples, seed, sigma, watch, volume, scan=None, padding=None,
@@ -281,12 +284,12 @@ def _restore(
     if measurement is not None:
         if scan is None:
             operator = operator_of(measurement, shape, prior.device)
-            y, sigma = _measured(measurement, operator, images, names, seed, sigma, volume)
+            y, sigma = measured(measurement, operator, images, names, seed, sigma, volume)
             unbiased = noise_of(measurement).to_gaussian(y, sigma)
         else:
             operator, sigma, unbiased = scan.operator, scan.sigma, scan.y
             y = unbiased
-        known = _for_each_sample(operator, unbiased, sigma, len(images), num_samples)
+        known = for_each_sample(operator, unbiased, sigma, len(images), num_samples)
         rows = len(y)
     random: ImageRandom | SliceRandom
     if volume is None:
@@ -299,14 +302,18 @@ def _restore(
     seen: Any = prior.network
     if volume is not None:
         seen = volume.network(prior.network, diffusion.num_timesteps)
-    network = _Watched(seen, len(x_T), prior.device)
-    sampling: Sampling | None = None
+    network = Watched(seen, len(x_T), prior.device)
+    kept: Kept | None = None
     if state_file is not None:
         of = measurement, method, params, schedule, names, places, num_samples, seed, volume
         identity = identity_of(y, sigma, *of, prior.digest, prior.dtype)
         changing = [(network, "finite"), *([] if volume is None else [(seen, "calls")])]
-        sampling = Sampling(state_file, identity, step, random.randn_like, changing)
-    x_hat = _sample(diffusion, network, x_T, step, random.randn_like, watch, sampling)
+        kept = Kept(state_file, identity, step, random.randn_like, changing)
+    x_hat = sample(diffusion, network, x_T, step, random.randn_like, watch, kept)
+    if volume is not None and volume.in_turn and _at_once(measurement, diffusion, sigma):
+        _, noisy, level = for_each_sample(operator, y, sigma, len(images), num_samples)
+        look = functools.partial(_look, schedule, method, network)
+        x_hat = refined(x_hat, noisy, level, noise_of(measurement), look)
     finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
     x_hat = x_hat.float().cpu().reshape(len(names), num_samples, -1, *shape[1:])
     finite = finite.reshape(len(names), -1).all(dim=1)
@@ -319,81 +326,44 @@ def _restore(
     samples = x_hat.clamp(-1, 1).numpy()
     if y is None:
         return Restored(samples, mean.numpy(), [None] * len(names), [{} for _ in names])
-    figures = _figures(operator, unbiased, sigma, real.to(prior.device), padding)
+    figures = figures_of_images(operator, unbiased, sigma, real.to(prior.device), padding)
     shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
     measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
     lines = operator.mask if isinstance(operator, Scanned) else None
     return Restored(samples, mean.numpy(), list(measurements), figures, lines)
 
 
-def _sample(
-    diffusion: GaussianDiffusion,
-    network,
-    x: torch.Tensor,
-    step,
-    randn_like: Callable[[torch.Tensor], torch.Tensor],
-    watch: Watch | None,
-    sampling: Sampling | None,
-) -> torch.Tensor:
-    left = steps = diffusion.num_timesteps
-    if watch is not None:
-        watch(steps, steps, x)
-    if sampling is not None:
-        randn_like = sampling.randn_like
-        left, x = sampling.resumed(steps, x)
-
-    def after(t: int, x_t: torch.Tensor, _: torch.Tensor) -> None:
-        if watch is not None:
-            watch(t, steps, x_t)
-        if sampling is not None and t:
-            sampling.keep(t, x_t)
-
-    return diffusion.p_sample_loop(network, x, step, randn_like, after, left)
+def _at_once(measurement, diffusion: GaussianDiffusion, sigma: Sigma) -> bool:
+    """Whether the network's answer to the noisy image itself is what is restored."""
+    denoising = measurement is not None and measurement.operator.name == "denoise"
+    return denoising and diffusion.num_timesteps == 1 and bool(torch.as_tensor(sigma).min() > 0)
 
 
-def _measured(measurement, operator, images, names, seed, sigma, volume):
-    """y (rows, *out_shape), as it is or A x + n, n drawn once for each image; and its σ.
-
-    σ is one number, or (rows, 1, 1, 1) where it was estimated.
-    """
-    device = operator.singular_values.device
-    if measurement.simulated:
-        x = images.reshape(-1, *operator.in_shape).to(device)
-        noise = noise_of(measurement)
-        if volume is None:
-            random = ImageRandom([image_generator(n, "measurement", seed) for n in names])
-        else:
-            random = volume.measurement_random(names, operator.out_shape[0], seed)
-        return noise(operator.forward(x), random), noise.sigma
-    y = images.reshape(-1, *operator.out_shape).to(device)
-    if sigma is None:
-        return y, noise_of(measurement).sigma
-    return y, sigma.to(device).reshape(-1, 1, 1, 1)
+def _look(schedule: Schedule, method: str, network, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """What the network makes of images x with noise σ, in one evaluation."""
+    arguments = {**schedule.sampler_arguments(), "timestep_respacing": "logsnr1", "start": "auto"}
+    unclipped_from = METHODS[method].unclipped_from
+    once = create_sampler(**arguments, levels=(sigma, sigma), unclipped_from=unclipped_from)
+    with torch.inference_mode():
+        state = math.sqrt(once.alphas_cumprod[0]) * x
+        return once.predict(network, state, 0)["pred_xstart"].float()
 
 
-def _for_each_sample(operator, y, sigma, images, num_samples):
-    """(operator, y, sigma) with every image's rows once for each sample."""
+def _restore_by_levels(
+    images, measurement, prior, method, schedule, params,
+    names, places, num_samples, seed, sigma, watch, volume, padding, state_file,
+) -> Restored:  # fmt: skip
+    """`restore` with a map of σ, (N, C, H, W) like the images: see `noise_maps`."""
+    y = noise_of(measurement).to_gaussian(images, sigma)
 
-    def repeat(rows):
-        per_image = rows.reshape(images, -1, *rows.shape[1:])
-        per_sample = per_image.repeat_interleave(num_samples, dim=0)
-        return per_sample.reshape(-1, *rows.shape[1:])
+    def at(i: int, count: int, level: float) -> Restored:
+        return _restore(
+            y, replace(measurement, noise=NoiseConfig("gaussian", level)), prior, method, schedule,
+            params, names, places, num_samples, seed, None,
+            None if watch is None else part_of(watch, i, count), volume, None, padding,
+            None if state_file is None else f"{state_file}.{i}",
+        )  # fmt: skip
 
-    return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
-
-
-def _figures(operator, y, sigma, mean, padding) -> list[dict[str, float]]:
-    """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
-    padding = padding or [None] * len(mean)
-    figures: list[dict[str, float]] = [{} for _ in mean]
-    if torch.is_tensor(sigma) or sigma > 0:
-        residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
-        rows = residual.chunk(len(figures))
-        for found, image, ignored in zip(figures, rows, padding, strict=True):
-            if ignored is not None:
-                image = image[..., ~torch.from_numpy(ignored).to(image.device)]
-            found["residual"] = image.square().mean().sqrt().item()
-    if torch.is_tensor(sigma):
-        for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):
-            found["sigma"] = image.square().mean().sqrt().item()
-    return figures
+    samples, mean = by_levels(sigma, at)
+    figures = figures_of(y, sigma, mean, padding)
+    return Restored(samples, mean, list(images.numpy()), figures)

@@ -36,10 +36,9 @@ class AsVolume:
 
     def network(self, network: Callable, steps: int) -> "SliceNetwork":
         """The network as a sampler of so many steps sees it."""
-        turns = ((0,), (1,), (2,)) if self.in_turn else ((0,),)
-        if steps < len(turns):
-            turns = ((0, 1, 2),)
-        return SliceNetwork(network, self, turns)
+        if not self.in_turn:
+            return SliceNetwork(network, self, [[0]])
+        return SliceNetwork(network, self, [[0], [1], [2]] if steps >= 3 else [[0, 1, 2]])
 
     def random(
         self, volumes: Sequence[str], slices: int, samples: int, seed: int, spacing: float | None
@@ -76,7 +75,7 @@ class SliceNetwork:
         self,
         network: Callable,
         way: AsVolume,
-        turns: Sequence[Sequence[int]] = ((0,),),
+        turns: Sequence[Sequence[int]],
     ):
         self.inner, self.way, self.turns = network, way, turns
         self.calls = 0

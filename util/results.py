@@ -32,7 +32,8 @@ from util.lock import Lock, Locked
 from util.metrics import METRICS, Column, image_metrics
 
 FOLDERS = (
-    *("input", "cubic", "recon", "truth", "samples", "std", "slices", "volumes"),
+    *("input", "cubic", "recon", "truth", "samples", "std", "slices", "volumes", "unfinished"),
+    *("residual", "sigma", "lower", "upper"),
     *("progress", "gif", "video"),
 )
 FILES = ("metrics.csv", "summary.json", "comparison.png")

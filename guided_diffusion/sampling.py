@@ -1,5 +1,6 @@
-"""A sampling that is stopped and continued: its state, kept in a file between steps."""
+"""The reverse process, watched, and kept in a file between steps so that it can be continued."""
 
+import glob
 import hashlib
 import os
 import time
@@ -8,12 +9,67 @@ from typing import Any
 
 import torch
 
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from util.files import replacing
 
 COST = 0.02  # share of a run that keeping states may take
+# Called as watch(left, steps, x): before the first step with left = steps and x_T, after each
+# other with the steps that are left and the state x (rows, C, H, W).
+Watch = Callable[[int, int, torch.Tensor], None]
+RandnLike = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Sampling:
+def sample(
+    diffusion: GaussianDiffusion,
+    network: Callable,
+    x_T: torch.Tensor,
+    step: Callable,
+    randn_like: RandnLike,
+    watch: Watch | None = None,
+    kept: "Kept | None" = None,
+) -> torch.Tensor:
+    """`GaussianDiffusion.p_sample_loop`, from where it was stopped if `kept` says so."""
+    steps = diffusion.num_timesteps
+    left, x = steps, x_T
+    if watch is not None:
+        watch(steps, steps, x)
+    if kept is not None:
+        randn_like = kept.randn_like
+        left, x = kept.resumed(steps, x)
+
+    def after(t: int, x_t: torch.Tensor, _: torch.Tensor) -> None:
+        if watch is not None:
+            watch(t, steps, x_t)
+        if kept is not None:
+            kept.keep(t, x_t)
+
+    return diffusion.p_sample_loop(network, x, step, randn_like, after, left)
+
+
+def part_of(watch: Watch, part: int, parts: int) -> Watch:
+    """How one sampling of several, one after the other, is watched as a part of them all."""
+
+    def seen(left: int, steps: int, x: torch.Tensor) -> None:
+        if part == 0 or left < steps:
+            watch(left + steps * (parts - 1 - part), steps * parts, x)
+
+    return seen
+
+
+class Watched:
+    """The network, and whether all it said of each row was finite."""
+
+    def __init__(self, network: Callable, rows: int, device: torch.device):
+        self.network = network
+        self.finite = torch.ones(rows, dtype=torch.bool, device=device)
+
+    def __call__(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        output = self.network(x, timesteps)
+        self.finite = self.finite & torch.isfinite(output.detach()).flatten(1).all(dim=1)
+        return output
+
+
+class Kept:
     """All that changes while an image is sampled, kept in a file from which it is taken up again.
 
     Of the method these are the attributes that its steps assign; of the random numbers how many
@@ -34,7 +90,7 @@ class Sampling:
         path: str,
         identity: str,
         step: Callable[..., Any],
-        randn_like: Callable[[torch.Tensor], torch.Tensor],
+        randn_like: RandnLike,
         others: Sequence[tuple[Any, str]],
     ):
         self.path, self.identity = path, identity
@@ -108,9 +164,10 @@ def identity_of(*parts: Any) -> str:
 
 
 def forget(path: str) -> None:
-    """Remove a state's file, and its folder where that is empty then."""
+    """Remove what `restore` kept at `path`, and the folder where that is empty then."""
     folder = os.path.dirname(path)
-    if os.path.exists(path):
-        os.remove(path)
+    for file in [path, *glob.glob(f"{glob.escape(path)}.*")]:
+        if os.path.exists(file):
+            os.remove(file)
     if os.path.isdir(folder) and not os.listdir(folder):
         os.rmdir(folder)
