@@ -168,8 +168,8 @@ def results_folder(job: Job) -> str:
         return os.path.join(job.options.save_dir, model, "vanilla")
     operator, noise = measurement.operator, measurement.noise
     kind = variant(as_dict(operator)) or noise.name
-    sigma = f"{noise.sigma:g}" if not isinstance(noise.sigma, str) else noise.sigma
-    sigma = "map" if is_map(sigma) else sigma
+    sigma = noise.sigma if isinstance(noise.sigma, str) else f"{noise.sigma:g}"
+    sigma = "map" if is_map(noise.sigma) else sigma
     return os.path.join(job.options.save_dir, model, operator.name, kind, sigma)
 
 

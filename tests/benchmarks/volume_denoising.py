@@ -1,11 +1,12 @@
 """Denoising of a magnitude volume by 3-D methods: ``python tests/benchmarks/volume_denoising.py``.
 
-The middle --slices of the sample volume, --crop rows and columns of each, get Rice noise of 3, 5 and 9 % of the white level and are
-restored by dipy's NL-means for Rice noise, by BM4D (as it is, and with the bias of the magnitude
-taken from its result), and by this program: slice by slice, and as a volume whose three planes the
-network sees. All are told the noise. PSNR, SSIM (in the slices' plane) and HaarPSI are those of the
-head; seconds are those of one thread of the CPU. Writes a row for each method and noise to
-saved_results/benchmarks/volume_denoising.csv, and measures only what is missing there.
+The middle --slices of the sample volume, --crop rows and columns of each, get Rice noise of 3, 5
+and 9 % of the white level and are restored by dipy's NL-means for Rice noise, by BM4D (as it is,
+and with the bias of the magnitude taken from its result), and by this program: slice by slice, and
+as a volume whose three planes the network sees. All are told the noise. PSNR, SSIM (in the slices'
+plane) and HaarPSI are those of the head; seconds are those of one thread of the CPU. Writes a row
+for each method and noise to saved_results/benchmarks/volume_denoising.csv, and measures only what
+is missing there.
 """
 
 import argparse
