@@ -25,7 +25,8 @@ from data.kspace import KSpaceSlice
 from data.masks import head_mask
 from data.volumes import SAMPLED, Whole
 from guided_diffusion.config import Measurement
-from guided_diffusion.restoration import Restored, noise_of
+from guided_diffusion.measuring import noise_of
+from guided_diffusion.restoration import Restored
 from guided_diffusion.statistics import BANDS, NATURAL_IMAGES, PriorStatistics, bands_of
 from util.errors import UserError
 from util.files import replacing_text
@@ -88,12 +89,17 @@ def keep(
     restored: Restored,
     measurement: Measurement,
     statistics: PriorStatistics,
+    ignored: NDArray[np.bool_] | None,
 ) -> None:
-    """Write the files of an item, the i-th of those that were restored; see above."""
+    """Write the files of an item, the i-th of those that were restored; see above.
+
+    Args:
+        ignored: (H, W) or (C, H, W), True where the file has no data, or is not to be judged.
+    """
     known = None if statistics is NATURAL_IMAGES else statistics
-    residual, padding = restored.residuals[i], item.padding()
-    found = measure(restored.mean[i], residual, padding, known, isinstance(item, Whole))
-    sigma = _noise_of(item, restored.measurements[i], padding, measurement)
+    residual = restored.residuals[i]
+    found = measure(restored.mean[i], residual, ignored, known, isinstance(item, Whole))
+    sigma = _noise_of(item, restored.measurements[i], ignored, measurement)
     if residual is not None:
         shown = np.clip(residual / SHOWN, -1, 1).astype(np.float32)
         write_png(results.path("residual", f"{item.name}.png"), item.picture(shown))
@@ -101,7 +107,7 @@ def keep(
     found.save(results.path("report", f"{item.name}.json"))
 
 
-def _noise_of(item, y, padding, measurement):
+def _noise_of(item, y, ignored, measurement):
     """See `Evidence.sigma`."""
     noise = measurement.noise.sigma
     if measurement.simulated or y is None or not isinstance(noise, float | int):
@@ -109,10 +115,10 @@ def _noise_of(item, y, padding, measurement):
     if isinstance(item, KSpaceSlice) or not noise_of(measurement).can_be_estimated:
         return None
     few = slice(None, None, -(-len(y) // SAMPLED) if isinstance(item, Whole) else None)
-    if padding is not None and padding.ndim == 3:
-        padding = padding[few]
+    if ignored is not None and ignored.ndim == 3:
+        ignored = ignored[few]
     try:
-        return float(noise_of(measurement).estimate(y[few], padding))
+        return float(noise_of(measurement).estimate(y[few], ignored))
     except UserError:  # an image without noise
         return None
 
@@ -120,7 +126,7 @@ def _noise_of(item, y, padding, measurement):
 def measure(
     image: NDArray[np.float32],
     residual: NDArray[np.float32] | None,
-    padding: NDArray[np.bool_] | None,
+    ignored: NDArray[np.bool_] | None,
     statistics: PriorStatistics | None,
     volume: bool,
 ) -> Evidence:
@@ -129,7 +135,7 @@ def measure(
     Args:
         image: (C, H, W) in [-1, 1], restored; of a volume the channels are its slices.
         residual: (c, h, w) in units of σ; None where there is none.
-        padding: (H, W) or (C, H, W) of the file, True where there is no data.
+        ignored: see `keep`.
         statistics: of the prior's images, if any were measured.
         volume: whether the channels are slices.
     """
@@ -138,8 +144,8 @@ def measure(
     if residual is None:
         return Evidence(mean=mean, spectrum=spectrum)
     inside = _head(image, residual.shape, volume)
-    if padding is not None:
-        inside &= ~_onto(padding.reshape(-1, *padding.shape[-2:]), residual.shape)
+    if ignored is not None:
+        inside &= ~_onto(ignored.reshape(-1, *ignored.shape[-2:]), residual.shape)
     if not inside.any():
         inside[:] = True
     seen = residual[inside].astype(np.float64)

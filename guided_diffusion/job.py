@@ -12,7 +12,7 @@ from data.bids import check_bids
 from data.dataloader import list_items
 from data.items import Broken
 from data.kspace import KSpaceSlice
-from data.masks import Mask, open_masks
+from data.masks import Mask, limit_volumes, open_masks
 from data.output import check_output
 from guided_diffusion.config import (
     Measurement,
@@ -25,6 +25,7 @@ from guided_diffusion.config import (
     schedule_of_task,
 )
 from guided_diffusion.methods import METHODS
+from guided_diffusion.noise_maps import is_map, open_map
 from guided_diffusion.operators import variant
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior
@@ -77,6 +78,7 @@ class Job:
     params: dict[str, Any]
     items: list[Any]
     mask: Callable[[Any, NDArray], Mask | None]
+    sigma_map: Callable[[Any], NDArray[np.float32]] | None = None  # σ of each voxel of an item
 
     @property
     def method(self) -> str:
@@ -125,6 +127,7 @@ def read_job(options: Options) -> Job:
     items = list_items(data, magnitude=measurement.noise.name == "rician")
     check_kspace(items, measurement)
     mask = open_masks(task.data.mask, data, items)
+    limit_volumes(items, task.data.mask, mask)
     task = with_defaults(task, items)
     if task.data is not None and task.data.volume_mode == "volume":
         items = whole_volumes(items, measurement)
@@ -132,7 +135,9 @@ def read_job(options: Options) -> Job:
     check_output(options.output, items)
     if options.bids:
         check_bids(items)
-    return Job(options, model, schedule, task, params, items, mask)
+    sigma = measurement.noise.sigma
+    sigma_map = open_map(str(sigma), data) if is_map(sigma) else None
+    return Job(options, model, schedule, task, params, items, mask, sigma_map)
 
 
 def check_kspace(items: Sequence[Any], measurement: Measurement) -> None:
@@ -169,6 +174,7 @@ def results_folder(job: Job) -> str:
     operator, noise = measurement.operator, measurement.noise
     kind = variant(as_dict(operator)) or noise.name
     sigma = noise.sigma if isinstance(noise.sigma, str) else f"{noise.sigma:g}"
+    sigma = "map" if is_map(noise.sigma) else sigma
     return os.path.join(job.options.save_dir, model, operator.name, kind, sigma)
 
 

@@ -93,7 +93,8 @@ def parse_args(argv: list[str] | None = None) -> Options:
         "--sigma",
         type=noise_level,
         default=None,
-        help="replaces the task's measurement.noise.sigma: a number, or auto with --measured",
+        help="replaces the task's measurement.noise.sigma: a number, or with --measured auto or "
+        "the NIfTI file of a map",
     )
     add(
         "--method",

@@ -17,9 +17,10 @@ from data.kspace import KSpaceSlice
 from data.volumes import Slice, Volume, Whole, reason
 from guided_diffusion.cautions import cautions_of
 from guided_diffusion.evidence import SHOWN, Evidence, combined, limit, rings
+from guided_diffusion.intervals import half_width, load_factor
 from guided_diffusion.job import Job
 from guided_diffusion.methods import METHODS
-from guided_diffusion.statistics import PriorStatistics
+from guided_diffusion.prior import Prior
 from util.files import replacing_text
 from util.image_files import LABELS, read_png, to_uint8
 from util.metrics import METRICS
@@ -30,7 +31,6 @@ from util.results import FIGURES, Results, versions
 NAME = "report.html"
 DRAWN = 4  # images or volumes that are shown
 LISTED = 1000  # images in the table
-Z90 = 1.645  # standard deviations to either side that hold 90 % of a normal distribution
 CORRELATED = 0.3  # autocorrelation that is shown in full colour
 
 READING = (
@@ -92,18 +92,18 @@ class Subject:
 def write_report(
     results: Results,
     job: Job,
-    statistics: PriorStatistics,
+    prior: Prior,
     failed: Sequence[str],
     missing: Sequence[str],
 ) -> str | None:
     """Write report.html into the results' folder, and say in a sentence if that fails.
 
     Args:
-        statistics: of the prior's images.
+        prior: what restored.
         failed, missing: names of images that could not be restored, and that no process did.
     """
     try:
-        text = make_report(results, job, statistics, failed, missing)
+        text = make_report(results, job, prior, failed, missing)
         with replacing_text(os.path.join(results.folder, NAME)) as file:
             file.write(text)
     except Exception as error:  # noqa: BLE001 - the results are there, whatever it was
@@ -114,7 +114,7 @@ def write_report(
 def make_report(
     results: Results,
     job: Job,
-    statistics: PriorStatistics,
+    prior: Prior,
     failed: Sequence[str],
     missing: Sequence[str],
 ) -> str:
@@ -122,7 +122,9 @@ def make_report(
     subjects = subjects_of(results, job.items)
     title = results.title.replace(os.sep, "/")
     evidence = [(s.label, s.evidence, s.items) for s in subjects]
-    found = cautions_of(results, job, statistics, evidence, failed, missing)
+    found = cautions_of(results, job, prior.statistics, evidence, failed, missing)
+    measurement = job.task.measurement
+    factor = measurement and load_factor(prior, job.method, measurement.operator.name)
     body = [
         f"<header><h1>Restoration report: {escape(title)}</h1>",
         f"<p>{escape(_summary(job, subjects))}</p>",
@@ -131,7 +133,7 @@ def make_report(
         section("Warnings", [_cautions(found)], "warnings"),
         section("What was done", [table_of(_settings(results, job))], "done"),
         section("Quality against the truth", [_quality(results)], "quality"),
-        section("Images", [_shown(s, results) for s in subjects[:DRAWN]], "images"),
+        section("Images", [_shown(s, results, factor) for s in subjects[:DRAWN]], "images"),
         section("All images", [_table(results, subjects)], "all"),
         section("How to read this", [f"<p>{escape(p)}</p>" for p in READING], "reading"),
         section("All settings", [_everything(results)], "settings"),
@@ -245,7 +247,7 @@ def _quality(results):
     return table_of(rows, ("", "mean", "standard deviation")) if rows else ""
 
 
-def _shown(subject, results):
+def _shown(subject, results, factor):
     """The figures of one image or volume, under its name."""
     figures, planes = [], ""
     if subject.volume is not None:
@@ -269,7 +271,7 @@ def _shown(subject, results):
         figures.append(figure(picture(to_uint8(residual), f"{subject.label}: {text}"), text))
     if evidence is not None and evidence.correlation is not None:
         figures += _correlation(subject.label, evidence)
-    figures += _interval(subject, results)
+    figures += _interval(subject, results, factor)
     return (
         f"<article><h3>{escape(subject.label)}</h3>\n"
         f'<div class="figures">\n' + "\n".join(figures) + "\n</div></article>"
@@ -300,18 +302,20 @@ def _correlation(label, evidence):
     ]
 
 
-def _interval(subject, results):
+def _interval(subject, results, factor):
     std = subject.std(results)
     if std is None:
         return []
-    width = 2 * Z90 * std / 2  # of the displayed range, which is 2
+    samples = results.settings["num_samples"]
+    half = half_width(samples, factor or 1.0)
+    width = half * std  # both halves, of the displayed range, which is 2
     shown = width.mean(axis=0)[None] if subject.volume is None else subject.planes(width)
     median, most = (float(np.quantile(width, q)) for q in (0.5, 0.95))
     scale = max(float(np.quantile(shown, 0.999)), 1e-6)
     text = (
-        f"width of the 90 % interval of {results.settings['num_samples']} samples (3.3 standard "
-        f"deviations), black 0 to bright {scale:.1%} of the displayed range; median {median:.1%}, "
-        f"95 % of voxels below {most:.1%}"
+        f"width of the 90 % interval of {samples} samples ({2 * half:.3g} standard deviations, "
+        f"{'not ' if factor is None else ''}calibrated), black 0 to bright {scale:.1%} of the "
+        f"displayed range; median {median:.1%}, 95 % of voxels below {most:.1%}"
     )
     if subject.volume is not None:
         black, white, _ = subject.volume.scale

@@ -198,10 +198,43 @@ def test_a_mask_of_the_same_grid_stored_otherwise_is_taken(tiny_run, mode):
     write_mask(affine=flipped)
     configure("v.nii", mode, mask="m.nii")
     assert tiny_run("--save_dir", "out") == 0
-    image = nib.Nifti1Image(np.ones((32, 32, 3), np.uint8), None)
+    image = nib.Nifti1Image(np.uint8(np.indices((32, 32, 3))[0] > 9), None)
     image.header.set_zooms((1, 1, 4))
     nib.save(image, "m.nii")
     assert tiny_run("--save_dir", "nowhere") == 0
+
+
+NAN_AT = {  # voxels that are not finite, whether data.mask is a file, what is said of it
+    "outside, few": ((2, 3, 1), True, None),
+    "outside, a corner": ((slice(0, 6), slice(0, 6), slice(None)), True, None),
+    "outside of the mask's slices": ((slice(10, 20), slice(10, 20), 0), True, None),
+    "inside, one": ((12, 13, 1), True, "1 values inside of data.mask are not finite, the first of "
+                                       "them in slice 2 of 3"),
+    "inside, from the edge": ((slice(0, 10), slice(0, 10), 2), True, "4 values inside of data."),
+    "no mask, one": ((12, 13, 1), False, "holds values that are not finite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", NAN_AT)
+def test_nan_is_kept_outside_of_the_mask_and_refused_inside(tiny_run, capsys, mode, case):
+    place, masked, says = NAN_AT[case]
+    voxels = head().astype(np.float32)
+    voxels[place] = np.nan
+    write_nifti("v.nii", voxels)
+    mask = np.zeros((32, 32, 3), np.uint8)
+    mask[8:24, 8:24, 1:] = 1  # there is no head in the first slice
+    write_nifti("m.nii", mask)
+    configure("v.nii", mode, **({"mask": "m.nii"} if masked else {}))
+    if says is not None:
+        assert tiny_run("--save_dir", "out") == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if "error: v.nii: " in line]
+        assert len(said) == 1 and says in said[0]
+        assert not os.path.exists(f"{OUT}/volumes")
+        return
+    assert tiny_run("--save_dir", "out") == 0
+    found = nib.load(f"{OUT}/volumes/v.nii.gz").get_fdata()
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(voxels))
 
 
 def test_a_mask_is_turned_like_its_image(tmp_path):
