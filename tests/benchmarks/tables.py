@@ -9,6 +9,7 @@ from guided_diffusion.methods import METHODS
 from tests.benchmarks import rows, settings
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.tuned import grid_of, sweep, tuned
+from tests.benchmarks.volume_rows import compared
 
 HEADLINE = ("psnr", "ssim", "haarpsi")
 DIGITS = {"psnr": 2, "ssim": 3, "haarpsi": 3, "hf_ratio": 2, "nmse": 4}
@@ -24,6 +25,9 @@ TITLES = {
 }
 OURS = ("spectral", "spectral_sample")
 KINDS = ("published", "tuned")
+QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # of volumes: measures, and digits shown of them
+NOISE, THICK = ("noise_percent",), ("thickness", "spacing")
+PLANES = {"psnr": 2, "ssim": 4, "ssim_rows": 4, "ssim_columns": 4, "delta": 2}
 MISSING = "Not measured yet.\n"
 Means = dict[str, float]
 
@@ -403,5 +407,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "deepinv": deepinv,
     "measured": measured,
     "kspace": kspace,
+    "volume_denoising": lambda: markdown(*compared("volume_denoising", NOISE, QUALITY)),
+    "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
     "csv": table_of,
 }
