@@ -15,7 +15,7 @@ from guided_diffusion.noise import get_noise
 from guided_diffusion.noise_maps import levels_of, weights_of
 from guided_diffusion.prior import load_prior
 from guided_diffusion.restoration import restore
-from guided_diffusion.volume_denoising import block_wiener, refined
+from guided_diffusion.volume_denoising import block_wiener, group_wiener, refined
 from guided_diffusion.volumes import AsVolume
 from tests.conftest import LINEAR, task, write_yaml
 from tests.volume_files import head, write_nifti
@@ -67,21 +67,45 @@ def test_a_better_pilot_makes_rice_noise_gaussian_again():
     assert stats.kstest(((y - signal) / 0.1).numpy().ravel(), "norm").pvalue < 1e-6
 
 
-def test_refining_keeps_a_sure_pilot_and_asks_the_network_about_what_is_left():
+def test_groups_are_the_blocks_most_alike_wherever_they_lie(monkeypatch):
+    """Against every block compared with every other, one by one."""
+    from guided_diffusion import volume_denoising
+
+    monkeypatch.setattr(volume_denoising, "SLAB", 5)
+    pilot = normal((11, 9, 10))
+    strides = np.array([90, 10, 1])
+    groups = np.concatenate(list(volume_denoising._groups(pilot, (4, 4, 4), strides)))
+    first = groups[:, 0]
+    blocks = np.lib.stride_tricks.sliding_window_view(pilot, (4, 4, 4))
+    corner = {tuple(c): c @ strides for c in np.ndindex(blocks.shape[:3]) for c in [np.array(c)]}
+    for own, group in zip(first[::7], groups[::7], strict=True):
+        [at] = [c for c, flat in corner.items() if flat == own]
+        distance = {
+            flat: np.mean((blocks[c] - blocks[at]) ** 2)
+            for c, flat in corner.items()
+            if max(abs(np.subtract(c, at))) <= 4
+        }
+        assert set(group) == set(sorted(distance, key=distance.get)[: len(group)])
+        assert len(set(group)) == len(group) == 32
+    assert len(groups) == 4 * 3 * 3  # every third block, and the last
+
+
+def test_a_group_of_equal_blocks_averages_their_noise():
+    """A volume that repeats every voxel: 32 noisy copies of each block are one block's mean."""
+    noisy = 0.3 + 0.2 * normal((12, 12, 12))
+    found = group_wiener(noisy, np.full_like(noisy, 0.3), 0.2)
+    assert abs(found.mean() - 0.3) < 0.01
+    assert found.std() < 0.2 / np.sqrt(32 * 64) * 3
+
+
+def test_refining_is_better_than_its_pilot_and_knows_each_volume_s_noise():
     clean = torch.from_numpy(smooth())[None].repeat(2, 1, 1, 1)
-    noisy = clean + 0.1 * torch.from_numpy(normal(clean.shape))
-    told = []
-
-    def look(x, sigma):
-        told.append((tuple(x.shape), sigma))
-        return x
-
-    sigma = torch.tensor([0.1, 0.2]).reshape(2, 1, 1, 1)
-    found = refined(clean, noisy, sigma, get_noise("gaussian", 0.1), look)
-    assert [shape for shape, _ in told] == [(1, 18, 20, 22)] * 2
-    assert [level for _, level in told] == pytest.approx([0.03, 0.06])
-    error = (found - clean).square().mean(dim=(1, 2, 3)).sqrt()
-    assert (error < 0.02).all()
+    sigma = torch.tensor([0.05, 0.2]).reshape(2, 1, 1, 1)
+    noisy = clean + sigma * torch.from_numpy(normal(clean.shape))
+    pilot = clean + 0.3 * sigma * torch.from_numpy(normal(clean.shape, 1))
+    found = refined(pilot, noisy, sigma, get_noise("gaussian", 0.1))
+    error = (found - clean).square().mean(dim=(1, 2, 3)).sqrt() / sigma.flatten()
+    assert (error < 0.2).all()
 
 
 def test_levels_span_a_map_and_weights_interpolate_in_its_logarithm():

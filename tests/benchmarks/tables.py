@@ -24,7 +24,11 @@ from tests.benchmarks.cells import (
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.rows import HEADLINE
 from tests.benchmarks.tuned import grid_of, sweep, tuned
+from tests.benchmarks.volume_rows import compared
 
+QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # of volumes: measures, and digits shown of them
+NOISE, THICK = ("noise_percent",), ("thickness", "spacing")
+PLANES = {"psnr": 2, "ssim": 4, "ssim_rows": 4, "ssim_columns": 4, "delta": 2}
 # The arguments are the words after the name in the page's marker.
 
 
@@ -357,5 +361,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "deepinv": deepinv,
     "measured": measured,
     "kspace": kspace,
+    "volume_denoising": lambda: markdown(*compared("volume_denoising", NOISE, QUALITY)),
+    "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
     "csv": table_of,
 }

@@ -10,11 +10,11 @@ is missing there.
 """
 
 import argparse
-import csv
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from guided_diffusion.restoration import FAST, restore
 from guided_diffusion.volumes import AsVolume
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.thick_slices import load
+from tests.benchmarks.volume_rows import OURS, Rows
 from util.errors import ArgumentParser
-from util.files import replacing_text
 from util.flags import positive
 from util.metrics import image_metrics
 
@@ -110,32 +110,7 @@ class Seeded:
         return torch.poisson(rate, generator=self.generator)
 
 
-def measured_rows(path: str) -> dict[tuple[str, ...], dict[str, str]]:
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8", newline="") as file:
-        return {tuple(row[k] for k in KEY): row for row in csv.DictReader(file)}
-
-
-def write(path: str, found: dict[tuple[str, ...], dict[str, str]]) -> None:
-    with replacing_text(path) as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found[key] for key in sorted(found, key=lambda key: int(key[0])))
-
-
-def missing(
-    found: dict[tuple[str, ...], dict[str, str]], names: list[str], slices: int, prior: str
-) -> Iterator[tuple[int, str]]:
-    """The (noise, method) that no row has; for this program's own, none of this prior."""
-    for percent in PERCENT:
-        for name in names:
-            row = found.get((str(percent), name, str(slices)))
-            if row is None or (name.startswith("ours") and row["prior"] != prior):
-                yield percent, name
-
-
-def main(argv: list[str] | None = None) -> int:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         description="Measure the denoising of volumes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -147,30 +122,33 @@ def main(argv: list[str] | None = None) -> int:
     add("--crop", type=positive, default=144, help="rows and columns, about the middle")
     add("--classical", action="store_true", help="without this program's own")
     add("--out", default=PATH, help="the CSV")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
     truth = load(args)
     mask = np.stack([head_mask(s[None]) for s in truth])
     prior = load_prior(args.model_config, "cpu")
-    digest = prior.digest[:12]
-    found = measured_rows(args.out)
-    names = [n for n in methods(prior, truth, 0.1) if not (args.classical and "ours" in n)]
-    wanted = list(missing(found, names, len(truth), digest))
-    for percent in dict.fromkeys(p for p, _ in wanted):
+    rows = Rows(args.out, COLUMNS, KEY, prior.digest[:12])
+    for percent in PERCENT:
         M = noisy(truth, percent)
-        each = methods(prior, M, 2 * percent / 100)
-        for name in [n for p, n in wanted if p == percent]:
-            start = time.process_time()
-            x = each[name]()
-            seconds = time.process_time() - start
-            metrics = image_metrics(x, truth, mask)
-            row = {"noise_percent": str(percent), "method": name, "slices": str(len(truth))}
-            row |= {k: f"{metrics[k]:.5g}" for k in ("psnr", "ssim", "haarpsi")}
-            row |= {"seconds": f"{seconds:.3g}", "prior": digest if "ours" in name else ""}
-            found[tuple(row[k] for k in KEY)] = row
-            write(args.out, found)
-            print(*row.values(), sep=", ", flush=True)
+        for name, make in methods(prior, M, 2 * percent / 100).items():
+            if not (args.classical and name.startswith(OURS)):
+                key = {"noise_percent": str(percent), "method": name, "slices": str(len(truth))}
+                rows.measure(key, partial(figures, make, truth, mask))
     return 0
+
+
+def figures(
+    make: Callable[[], Volume], truth: Volume, mask: NDArray[np.bool_]
+) -> dict[str, float | str]:
+    """The measures of what is made, and the CPU's seconds."""
+    start = time.process_time()
+    x = make()
+    seconds = time.process_time() - start
+    metrics = image_metrics(x, truth, mask)
+    return {k: metrics[k] for k in ("psnr", "ssim", "haarpsi")} | {"seconds": seconds}
 
 
 if __name__ == "__main__":
