@@ -1,5 +1,7 @@
 """Restoring images: the one path that the command line, the notebook and benchmarks share."""
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -315,7 +317,8 @@ def _restore(
     x_hat = sample(diffusion, network, x_T, step, random.randn_like, watch, kept)
     if volume is not None and volume.in_turn and _at_once(measurement, diffusion, sigma):
         _, noisy, level = for_each_sample(operator, y, sigma, len(images), num_samples)
-        x_hat = refined(x_hat, noisy, level, noise_of(measurement))
+        look = functools.partial(_look, schedule, method, network)
+        x_hat = refined(x_hat, noisy, level, noise_of(measurement), look)
     finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
     x_hat = x_hat.float().cpu().reshape(len(names), num_samples, -1, *shape[1:])
     finite = finite.reshape(len(names), -1).all(dim=1)
@@ -342,6 +345,16 @@ def _at_once(measurement, diffusion: GaussianDiffusion, sigma: Sigma) -> bool:
     """Whether the network's answer to the noisy image itself is what is restored."""
     denoising = measurement is not None and measurement.operator.name == "denoise"
     return denoising and diffusion.num_timesteps == 1 and bool(torch.as_tensor(sigma).min() > 0)
+
+
+def _look(schedule: Schedule, method: str, network, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """What the network makes of images x with noise σ, in one evaluation."""
+    arguments = {**schedule.sampler_arguments(), "timestep_respacing": "logsnr1", "start": "auto"}
+    unclipped_from = METHODS[method].unclipped_from
+    once = create_sampler(**arguments, levels=(sigma, sigma), unclipped_from=unclipped_from)
+    with torch.inference_mode():
+        state = math.sqrt(once.alphas_cumprod[0]) * x
+        return once.predict(network, state, 0)["pred_xstart"].float()
 
 
 def _restore_by_levels(

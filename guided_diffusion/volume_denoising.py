@@ -3,10 +3,11 @@
 The mean of what it makes of three planes is the pilot of an empirical Wiener filter in three
 dimensions: first of overlapping blocks, then of groups of blocks that look alike (the second stage
 of BM4D, Maggioni et al. 2013, written anew). It gives back to the volume the detail that all planes
-lost, and takes out noise that is none in three dimensions.
+lost, and takes out noise that is none in three dimensions. Between the two the network looks once
+more at the three planes, of which little noise is left.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from guided_diffusion.noise import Noise
 from guided_diffusion.operators.base import Sigma
 
 BLOCKS = ((8, 3), (12, 4))  # (side, distance) of blocks in voxels; the mean of their filters counts
+LEFT = 0.3  # of σ: the noise that the network is told is left after the blocks' filter
 SIDE, DISTANCE = 4, 3  # of the blocks that are grouped
 REACH = 4  # voxels along each axis, to the blocks that a group may be made of
 ALIKE = 32  # blocks in a group
@@ -151,21 +153,26 @@ def _window(sides: Sequence[int]) -> Volume:
     return window
 
 
-def refined(pilot: torch.Tensor, y: torch.Tensor, sigma: Sigma, noise: Noise) -> torch.Tensor:
+def refined(
+    pilot: torch.Tensor,
+    y: torch.Tensor,
+    sigma: Sigma,
+    noise: Noise,
+    look: Callable[[torch.Tensor, float], torch.Tensor],
+) -> torch.Tensor:
     """The pilots (N, D, H, W) made better, see the module.
 
     Args:
         y: the measurements, like the pilots; sigma: of their noise, a number or (N, 1, 1, 1).
         noise: its model; with the pilot for the signal it is made Gaussian anew in each round.
+        look: what the network makes of (1, D, H, W) with noise of a standard deviation.
     """
     sigmas = sigma.flatten().tolist() if torch.is_tensor(sigma) else [float(sigma)] * len(y)
-    found = [
-        _refined(x[None], one[None], s, noise) for x, one, s in zip(pilot, y, sigmas, strict=True)
-    ]
-    return torch.cat(found)
+    each = zip(pilot, y, sigmas, strict=True)
+    return torch.cat([_refined(x[None], one[None], s, noise, look) for x, one, s in each])
 
 
-def _refined(pilot, y, sigma, noise):
+def _refined(pilot, y, sigma, noise, look):
     def gaussian():
         return noise.to_gaussian(y, sigma, signal=pilot)[0].float().cpu().numpy()
 
@@ -173,9 +180,9 @@ def _refined(pilot, y, sigma, noise):
         return torch.from_numpy(volume)[None].to(y)
 
     noisy, clean = gaussian(), pilot[0].float().cpu().numpy()
-    pilot = as_pilot(
-        sum(block_wiener(noisy, clean, sigma, *block) for block in BLOCKS) / len(BLOCKS)
-    )
+    blocks = sum(block_wiener(noisy, clean, sigma, *block) for block in BLOCKS)
+    pilot = as_pilot(blocks / len(BLOCKS))
+    pilot = (pilot + look(pilot, LEFT * sigma)) / 2
     for _ in range(ROUNDS):
         pilot = as_pilot(group_wiener(gaussian(), pilot[0].cpu().numpy(), sigma))
     return pilot

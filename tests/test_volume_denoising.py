@@ -103,7 +103,15 @@ def test_refining_is_better_than_its_pilot_and_knows_each_volume_s_noise():
     sigma = torch.tensor([0.05, 0.2]).reshape(2, 1, 1, 1)
     noisy = clean + sigma * torch.from_numpy(normal(clean.shape))
     pilot = clean + 0.3 * sigma * torch.from_numpy(normal(clean.shape, 1))
-    found = refined(pilot, noisy, sigma, get_noise("gaussian", 0.1))
+    told = []
+
+    def look(x, level):
+        told.append((tuple(x.shape), level))
+        return x
+
+    found = refined(pilot, noisy, sigma, get_noise("gaussian", 0.1), look)
+    assert [shape for shape, _ in told] == [(1, 18, 20, 22)] * 2
+    assert [level for _, level in told] == pytest.approx([0.015, 0.06])
     error = (found - clean).square().mean(dim=(1, 2, 3)).sqrt() / sigma.flatten()
     assert (error < 0.2).all()
 

@@ -21,16 +21,24 @@ class Rows:
 
     Args:
         prior: what a row of this program's own method must have in the column "prior".
+        own: whether a row, of which the key is known, is of this program's own method.
     """
 
-    def __init__(self, path: str, columns: tuple[str, ...], key: tuple[str, ...], prior: str):
-        self.path, self.columns, self.key, self.prior = path, columns, key, prior
+    def __init__(
+        self,
+        path: str,
+        columns: tuple[str, ...],
+        key: tuple[str, ...],
+        prior: str,
+        own: Callable[[Mapping[str, str]], bool] = lambda row: row["method"].startswith(OURS),
+    ):
+        self.path, self.columns, self.key, self.prior, self.own = path, columns, key, prior, own
         self.rows = {tuple(row[k] for k in key): row for row in read(path)}
 
     def measure(self, key: Mapping[str, str], make: Callable[[], Mapping[str, float | str]]) -> Row:
         """The row of this key: as it stands there, or else what `make` finds, added."""
         at = tuple(key[k] for k in self.key)
-        row, own = self.rows.get(at), key["method"].startswith(OURS)
+        row, own = self.rows.get(at), self.own(key)
         if row is None or (own and row["prior"] != self.prior):
             found = {k: shown(v) for k, v in make().items()}
             self.rows[at] = row = {**key, **found, "prior": self.prior if own else ""}
