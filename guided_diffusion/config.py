@@ -1,5 +1,6 @@
 """What the YAML files of configs/ hold: a model, a schedule, a task."""
 
+import contextlib
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from util.config import (
 from util.errors import UserError
 
 HUNDRED = "configs/diffusion_config_100.yaml"
+WITH_A_MAP = ("gaussian", "rician")  # noise whose σ may differ from voxel to voxel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +130,13 @@ class OperatorConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """n: a name of `NOISES`, and its σ in units of the [-1, 1] image; "auto" estimates it."""
+    """n: a name of `NOISES`, and its σ in units of the [-1, 1] image.
+
+    sigma: "auto" estimates it; another text is a map's path, see `guided_diffusion.noise_maps`.
+    """
 
     name: str = "gaussian"
-    sigma: float | Literal["auto"] | None = None
+    sigma: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,9 @@ class TaskConfig:
 
     def settings(self) -> dict[str, Any]:
         found = as_dict(replace(self, diffusion_config=None))  # the schedule is on record itself
+        sigma = None if self.measurement is None else self.measurement.noise.sigma
+        if isinstance(sigma, str) and sigma != "auto":
+            found["measurement"]["noise"]["sigma"] = portable(sigma)
         return found if self.data is None else found | {"data": self.data.settings()}
 
 
@@ -235,20 +243,29 @@ def read_task_config(
     params = {k: v for k, v in operator.params.items() if k != "in_shape" and v is not None}
     measurement = Measurement(
         replace(operator, params=params),
-        _checked_noise(task.measurement.noise, data.measured or operator.name == "mri", path),
+        _checked_noise(task.measurement.noise, data.measured, operator.name, path),
         simulated=not data.measured,
     )
     return replace(task, data=data, measurement=measurement)
 
 
-def _checked_noise(noise: NoiseConfig, measured: bool, path: str) -> NoiseConfig:
+def _checked_noise(noise: NoiseConfig, measured: bool, operator: str, path: str) -> NoiseConfig:
     where = f"{path}: measurement: noise"
     if noise.sigma is None:
         if noise.name != "clean":
             raise UserError(f"{where}: missing key 'sigma'")
         return replace(noise, sigma=0.0)
+    if isinstance(noise.sigma, str) and noise.sigma != "auto":
+        with contextlib.suppress(ValueError):
+            return replace(noise, sigma=float(noise.sigma))  # 1e-2 is text to YAML
+        if not measured or operator != "denoise" or noise.name not in WITH_A_MAP:
+            raise UserError(
+                f"{where}: sigma: expected a number or auto, found {noise.sigma!r}; a map is for "
+                f"measured volumes, operator denoise, noise {' or '.join(WITH_A_MAP)}"
+            )
+        return replace(noise, sigma=locate(noise.sigma, path))
     if noise.sigma == "auto":
-        if not measured:
+        if not (measured or operator == "mri"):
             raise UserError(
                 f"{where}: sigma: auto estimates the noise of measured images (data.measured: true "
                 "or --measured); noise that is simulated needs a number"

@@ -304,7 +304,7 @@ class GaussianDiffusion:
         a = self.alphas_cumprod[t]
         return (x - math.sqrt(a) * x_0) / math.sqrt(1 - a)
 
-    def p_sample_loop(self, model, x_T, step, randn_like, callback=None):
+    def p_sample_loop(self, model, x_T, step, randn_like, callback=None, left=None):
         """Run the whole reverse process, without building an autograd graph.
 
         Args:
@@ -314,13 +314,14 @@ class GaussianDiffusion:
                 (x_{t-1}, x̂_0); `GaussianDiffusion.p_sample` draws from the prior alone.
             randn_like: see `p_sample`.
             callback: called as ``callback(t, x_{t-1}, x̂_0)`` after each step.
+            left: steps to take, of a process that was stopped at x_T; None: all.
 
         Returns:
             (N, C, H, W), x_0; not clipped.
         """
         x = x_T
         with torch.inference_mode():
-            for t in reversed(range(self.num_timesteps)):
+            for t in reversed(range(self.num_timesteps if left is None else left)):
                 x, pred_xstart = step(self, model, x, t, randn_like)
                 if callback is not None:
                     callback(t, x, pred_xstart)

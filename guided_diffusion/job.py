@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.bids import check_bids
 from data.dataloader import list_items
 from data.items import Broken
 from data.kspace import KSpaceSlice
-from data.masks import Mask, open_masks
+from data.masks import Mask, limit_volumes, open_masks
 from data.output import check_output
 from guided_diffusion.config import (
     Measurement,
@@ -24,6 +25,7 @@ from guided_diffusion.config import (
     schedule_of_task,
 )
 from guided_diffusion.methods import METHODS
+from guided_diffusion.noise_maps import is_map, open_map
 from guided_diffusion.operators import variant
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior
@@ -76,6 +78,7 @@ class Job:
     params: dict[str, Any]
     items: list[Any]
     mask: Callable[[Any, NDArray], Mask | None]
+    sigma_map: Callable[[Any], NDArray[np.float32]] | None = None  # σ of each voxel of an item
 
     @property
     def method(self) -> str:
@@ -114,6 +117,8 @@ def read_job(options: Options) -> Job:
                 "--limit says how many samples of the prior to draw"
             )
         check_output(options.output, [])
+        if options.bids:
+            raise UserError("--bids: vanilla restores no volume that could be named")
         shape = (model.in_channels, model.image_size, model.image_size)
         count = options.limit or VANILLA_SAMPLES
         samples = [PriorSample(f"sample_{i:03d}", shape) for i in range(count)]
@@ -122,12 +127,17 @@ def read_job(options: Options) -> Job:
     items = list_items(data, magnitude=measurement.noise.name == "rician")
     check_kspace(items, measurement)
     mask = open_masks(task.data.mask, data, items)
+    limit_volumes(items, task.data.mask, mask)
     task = with_defaults(task, items)
     if task.data is not None and task.data.volume_mode == "volume":
         items = whole_volumes(items, measurement)
     items = items[: options.limit]
     check_output(options.output, items)
-    return Job(options, model, schedule, task, params, items, mask)
+    if options.bids:
+        check_bids(items)
+    sigma = measurement.noise.sigma
+    sigma_map = open_map(str(sigma), data) if is_map(sigma) else None
+    return Job(options, model, schedule, task, params, items, mask, sigma_map)
 
 
 def check_kspace(items: Sequence[Any], measurement: Measurement) -> None:
@@ -164,6 +174,7 @@ def results_folder(job: Job) -> str:
     operator, noise = measurement.operator, measurement.noise
     kind = variant(as_dict(operator)) or noise.name
     sigma = noise.sigma if isinstance(noise.sigma, str) else f"{noise.sigma:g}"
+    sigma = "map" if is_map(noise.sigma) else sigma
     return os.path.join(job.options.save_dir, model, operator.name, kind, sigma)
 
 

@@ -44,9 +44,7 @@ def rician_moments(signal: np.ndarray) -> Moments:
     return mean, np.sqrt(np.maximum(signal**2 + 2 - mean**2, 0))
 
 
-def estimate_sigma(
-    y: np.ndarray, rician: bool = False, padding: np.ndarray | None = None
-) -> float:
+def estimate_sigma(y: np.ndarray, rician: bool = False, padding: np.ndarray | None = None) -> float:
     """Standard deviation of an image's white noise, in units of the [-1, 1] image.
 
     A high pass leaves the noise, whose standard deviation is taken in groups of pixels of like
@@ -123,7 +121,9 @@ def rician_to_normal(magnitude: np.ndarray, signal: np.ndarray) -> np.ndarray:
     return z
 
 
-def rician_to_gaussian(y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+def rician_to_gaussian(
+    y: torch.Tensor, sigma: Sigma, signal: torch.Tensor | None = None
+) -> torch.Tensor:
     """Turn a magnitude image's Rice distributed noise into Gaussian noise of standard deviation σ.
 
     Rice noise is no zero-mean noise: it brightens what is dark, by 1.25 σ in air, and is weaker and
@@ -136,6 +136,7 @@ def rician_to_gaussian(y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
     Args:
         y: (N, C, H, W) tensor, black at -1.
         sigma: a number, or (N, 1, 1, 1).
+        signal: A where it is known better, like y; by default `local_signal`.
 
     Returns:
         Like y; noise about black is below -1, too. Pixels at exactly -1 remain there: no noise has
@@ -143,7 +144,10 @@ def rician_to_gaussian(y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
     """
     M = y.cpu().double().numpy() + 1
     std = np.maximum(torch.as_tensor(sigma).cpu().double().numpy(), 1e-6)
-    A = local_signal(M, std)
+    if signal is None:
+        A = local_signal(M, std)
+    else:
+        A = np.maximum(signal.cpu().double().numpy() + 1, 0)
     gaussian = A + std * rician_to_normal(M / std, A / std)
     return torch.from_numpy(np.where(M > 0, gaussian, 0) - 1).to(y)
 
@@ -188,8 +192,14 @@ class Noise:
         """σ of a measured image y, (C, H, W) in [-1, 1]; see `estimate_sigma`."""
         return estimate_sigma(y, padding=padding)
 
-    def to_gaussian(self, y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
-        """y with its noise made Gaussian, which is what every method takes it for."""
+    def to_gaussian(
+        self, y: torch.Tensor, sigma: Sigma, signal: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """y with its noise made Gaussian, which is what every method takes it for.
+
+        Args:
+            signal: y without noise, as far as it is known.
+        """
         return y
 
 
@@ -239,8 +249,10 @@ class RicianNoise(Noise):
     def estimate(self, y: np.ndarray, padding: np.ndarray | None = None) -> float:
         return estimate_sigma(y, rician=True, padding=padding)
 
-    def to_gaussian(self, y: torch.Tensor, sigma: Sigma) -> torch.Tensor:
-        return rician_to_gaussian(y, sigma)
+    def to_gaussian(
+        self, y: torch.Tensor, sigma: Sigma, signal: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return rician_to_gaussian(y, sigma, signal)
 
 
 class CleanNoise(Noise):

@@ -23,6 +23,7 @@ class Options:
     task_config: str
     input: str | None
     output: str | None
+    bids: bool
     sigma: float | str | None
     method: str | None
     measured: bool
@@ -84,10 +85,16 @@ def parse_args(argv: list[str] | None = None) -> Options:
         help="write the restored picture, volume or series here, too, in the input's format",
     )
     add(
+        "--bids",
+        action="store_true",
+        help="write the restored volumes as a BIDS derivative data set, too, in the results' bids/",
+    )
+    add(
         "--sigma",
         type=noise_level,
         default=None,
-        help="replaces the task's measurement.noise.sigma: a number, or auto with --measured",
+        help="replaces the task's measurement.noise.sigma: a number, or with --measured auto or "
+        "the NIfTI file of a map",
     )
     add(
         "--method",

@@ -1,7 +1,7 @@
 """Restoring images: the one path that the command line, the notebook and benchmarks share."""
 
 import functools
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +10,28 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from guided_diffusion.config import Measurement, ModelConfig, Schedule, read_schedule
+from guided_diffusion.config import (
+    Measurement,
+    ModelConfig,
+    NoiseConfig,
+    Schedule,
+    read_schedule,
+)
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
+from guided_diffusion.measuring import (
+    check_volume,
+    estimate_noise,
+    figures_of_images,
+    fit,
+    for_each_sample,
+    measured,
+    noise_of,
+    operator_of,
+    residuals_of,
+    restored_depth,
+    restored_hw,
+    restored_spacing,
+)
 from guided_diffusion.methods import (
     METHODS,
     VANILLA,
@@ -19,22 +39,20 @@ from guided_diffusion.methods import (
     get_conditioning_method,
 )
 from guided_diffusion.methods.start import start_state, useful_levels
-from guided_diffusion.noise import Noise, get_noise
-from guided_diffusion.operators import get_operator, operator_class, restored_size
-from guided_diffusion.operators.base import Grid, Operator, Sigma
+from guided_diffusion.noise_maps import by_levels, figures_of
+from guided_diffusion.operators import operator_class
+from guided_diffusion.operators.base import Operator, Sigma
 from guided_diffusion.operators.mri import Scanned
 from guided_diffusion.prior import Prior
+from guided_diffusion.sampling import Kept, Watch, Watched, identity_of, part_of, sample
 from guided_diffusion.scan import Scan
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
+from guided_diffusion.volume_denoising import refined
 from guided_diffusion.volumes import AsVolume, SliceRandom
 from util.errors import UserError
-from util.random import ImageRandom, Place, image_generator, sample_random
+from util.random import ImageRandom, Place, sample_random
 
 FAST = "configs/diffusion_config_fast.yaml"
-LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
-# Called as watch(left, steps, x): before the first step with left = steps and x_T, after each
-# other with the steps that are left and the state x (rows, C, H, W).
-Watch = Callable[[int, int, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,8 @@ class Restored:
             prior.
         figures: for each image what is known of it without its truth: "residual",
             ‖y - A x̂‖/(σ√m), and "sigma", where it was estimated.
+        residuals: (c, h, w) for each image, (y - A x̂)/σ; None where σ is 0, for samples of the
+            prior, and where y is no image.
         lines: (N,), the lines of k-space that were measured; None for other operators than mri.
     """
 
@@ -57,6 +77,7 @@ class Restored:
     mean: NDArray[np.float32]
     measurements: list[NDArray[np.float32] | None]
     figures: list[dict[str, float]]
+    residuals: list[NDArray[np.float32] | None]
     lines: NDArray[np.bool_] | None = None
 
     @property
@@ -87,6 +108,7 @@ def restore(
     scan: Scan | None = None,
     volume: AsVolume | None = None,
     padding: Sequence[NDArray[np.bool_] | None] | None = None,
+    state_file: str | None = None,
 ) -> Restored:
     """Restore a batch of images of one size, or of volumes as a whole.
 
@@ -105,7 +127,8 @@ def restore(
             draws, so that neighbours agree; None for an image that is none.
         num_samples: posterior samples for each image.
         sigma: (rows,), the noise of each channel of each image, where it is "auto" and not to be
-            estimated from the images here.
+            estimated from the images here; or a map of it like the images, 0 where it is not
+            known, see `guided_diffusion.noise_maps`.
         watch: see `Watch`.
         scan: raw k-space, see `guided_diffusion.scan.prepare`, in place of what would be made of
             the one image; what is restored is its magnitude.
@@ -113,6 +136,8 @@ def restore(
             and no `places`. None: they are images.
         padding: of each measured image, (H, W) or for volumes (D, H, W), True where it is no data
             and does not count in the residual.
+        state_file: where to keep the state between steps, see `guided_diffusion.sampling`; one
+            that is there of the same restoration is taken up. Of a batch with one schedule.
 
     Raises:
         UserError: images, measurement, method and schedule that do not fit each other; or noise
@@ -130,6 +155,11 @@ def restore(
         batch = fit(batch, measurement, prior, volume is not None)
         if measurement.noise.sigma == "auto" and sigma is None:
             sigma = estimate_noise(batch, measurement, prior, whole=volume is not None)
+        if sigma is not None and sigma.ndim > 1:
+            return _restore_by_levels(
+                batch, measurement, prior, method, schedule, params,
+                names, places, num_samples, seed, sigma, watch, volume, padding, state_file,
+            )  # fmt: skip
         if own_schedules(measurement, schedule) and len(batch) > 1:
             assert sigma is not None
             each = zip(batch, names, places, sigma.reshape(len(batch), -1), strict=True)
@@ -142,7 +172,7 @@ def restore(
             )  # fmt: skip
     return _restore(
         batch, measurement, prior, method, schedule, params,
-        names, places, num_samples, seed, sigma, watch, volume, scan, padding,
+        names, places, num_samples, seed, sigma, watch, volume, scan, padding, state_file,
     )  # fmt: skip
 
 
@@ -180,125 +210,11 @@ def check_restoration(
     if operator_class(name).of_volumes:  # which each volume completes
         operator_class(name).check(measurement.operator.params)
     else:
-        _operator(measurement, (config.in_channels, size, size), torch.device("cpu"))
+        operator_of(measurement, (config.in_channels, size, size), torch.device("cpu"))
     noise_of(measurement)
     # A task's own noise level matters to "auto" alone.
     create_sampler(**schedule.sampler_arguments(), levels=(1, 1))
     return check_conditioning(method, params, measurement.operator.name)
-
-
-def check_volume(
-    measurement: Measurement | None, prior: Prior, volume: AsVolume | None
-) -> None:
-    """Raises UserError where a task or a prior cannot do with volumes, or cannot do without."""
-    if volume is not None and prior.channels != 1:
-        raise UserError(
-            f"data.volume_mode: volume needs a prior of one channel, found {prior.channels}"
-        )
-    if measurement is None or volume is not None:
-        return
-    name = measurement.operator.name
-    if operator_class(name).of_volumes:
-        raise UserError(
-            f"measurement.operator.name: {name} restores volumes (NIfTI, DICOM) as a whole, "
-            "data.volume_mode: volume; found an image"
-        )
-
-
-def fit(
-    images: torch.Tensor, measurement: Measurement, prior: Prior, whole: bool = False
-) -> torch.Tensor:
-    """The images (..., C, H, W) with the channels that the prior, or if measured A, takes.
-
-    Args:
-        whole: whether the channels are the slices of a volume.
-
-    Raises:
-        UserError: they are too small, or have channels that A cannot have made.
-    """
-    height, width = restored_hw(images, measurement)
-    least = max(LEAST_SIDE, prior.network.least_side)
-    if min(height, width) < least:
-        raise UserError(f"{width}×{height} pixels to restore, and the least side is {least}")
-    operator = _operator_for(images, measurement, prior, whole)
-    if whole:
-        return images
-    channels = (operator.in_shape if measurement.simulated else operator.out_shape)[0]
-    found = images.shape[-3]
-    if found > channels and channels < operator.in_shape[0]:
-        name = measurement.operator.name
-        raise UserError(f"{found} channels, and {name} restores measurements of {channels}")
-    if channels == 3 and found == 1:
-        images = images.repeat(*[1] * (images.ndim - 3), 3, 1, 1)
-    return images
-
-
-def estimate_noise(
-    images: torch.Tensor,
-    measurement: Measurement,
-    prior: Prior,
-    padding: NDArray[np.bool_] | None = None,
-    whole: bool = False,
-) -> torch.Tensor:
-    """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
-
-    Args:
-        padding: (H, W), True where the images are no data.
-
-    Raises:
-        UserError: see `guided_diffusion.noise.estimate_sigma`.
-    """
-    rows = images.reshape(-1, *_operator_for(images, measurement, prior, whole).out_shape)
-    return torch.tensor([noise_of(measurement).estimate(row, padding) for row in rows.numpy()])
-
-
-def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[int, int]:
-    """(H, W) of what these images, (..., h, w), are restored to."""
-    size = (images.shape[-2], images.shape[-1])
-    if measurement is None or measurement.simulated:
-        return size
-    return restored_size(size, measurement.operator.name, **measurement.operator.params)
-
-
-def restored_depth(slices: int, measurement: Measurement | None) -> int:
-    """How many slices a volume of so many is restored to."""
-    if measurement is None or measurement.simulated:
-        return slices
-    operator = operator_class(measurement.operator.name)
-    return operator.restored_depth(slices, operator.check(measurement.operator.params))
-
-
-def restored_spacing(measurement: Measurement | None) -> float | None:
-    """mm between restored slices; None where they are those of the volume given."""
-    if measurement is None:
-        return None
-    operator = operator_class(measurement.operator.name)
-    return operator.restored_spacing(operator.check(measurement.operator.params))
-
-
-def interpolated(y: NDArray[np.float32], depth: int, measurement: Measurement):
-    """See `Operator.interpolated`."""
-    operator = operator_class(measurement.operator.name)
-    return operator.interpolated(y, depth, operator.check(measurement.operator.params))
-
-
-def for_volume(measurement: Measurement, grid: Grid) -> Measurement:
-    """The measurement of one volume, with what its header tells; raises UserError."""
-    config = measurement.operator
-    operator = operator_class(config.name)
-    params = operator.on_grid(operator.check(config.params), grid, measurement.simulated)
-    return replace(measurement, operator=replace(config, params=params))
-
-
-def enlargement(measurement: Measurement | None) -> int:
-    """How many times more rows the restored images have than those given."""
-    return restored_hw(torch.empty(64, 64), measurement)[0] // 64
-
-
-def noise_of(measurement: Measurement) -> Noise:
-    """The measurement's noise model; raises UserError for an unknown name."""
-    sigma = measurement.noise.sigma
-    return get_noise(measurement.noise.name, 0.0 if sigma is None else sigma)
 
 
 def begin(
@@ -347,47 +263,20 @@ def _as_batch(images: ArrayLike | torch.Tensor) -> torch.Tensor:
     return batch.reshape(1 if len(shape) == 2 else shape[0], -1, *shape[-2:])
 
 
-def _operator(measurement: Measurement, in_shape: tuple[int, ...], device: torch.device):
-    config = measurement.operator
-    return _built(config.name, json.dumps(config.params), in_shape, device)
-
-
-@functools.lru_cache(maxsize=1)  # images of one shape, which come one after the other, share it
-def _built(name: str, params: str, in_shape: tuple[int, ...], device: torch.device):
-    return get_operator(name, in_shape, device=device, **json.loads(params))
-
-
-def _operator_for(images, measurement: Measurement, prior: Prior, whole: bool):
-    """The operator, of which these images are the domain, or if measured the range."""
-    channels = restored_depth(images.shape[-3], measurement) if whole else prior.channels
-    return _operator(measurement, (channels, *restored_hw(images, measurement)), prior.device)
-
-
 def _joined(parts: list[Restored]) -> Restored:
     return Restored(
         np.concatenate([p.samples for p in parts]),
         np.concatenate([p.mean for p in parts]),
         [m for p in parts for m in p.measurements],
         [f for p in parts for f in p.figures],
+        [r for p in parts for r in p.residuals],
     )
-
-
-class _Watched:
-    """The network, and whether all it said of each row was finite."""
-
-    def __init__(self, network, rows: int, device: torch.device):
-        self.network = network
-        self.finite = torch.ones(rows, dtype=torch.bool, device=device)
-
-    def __call__(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        output = self.network(x, timesteps)
-        self.finite = self.finite & torch.isfinite(output.detach()).flatten(1).all(dim=1)
-        return output
 
 
 def _restore(
     images, measurement, prior, method, schedule, params,
     names, places, num_samples, seed, sigma, watch, volume, scan=None, padding=None,
+    state_file=None,
 ) -> Restored:  # fmt: skip
     """`restore`, for N images that fit and share a schedule.
 
@@ -399,13 +288,13 @@ def _restore(
     rows, known, y = len(images), None, None
     if measurement is not None:
         if scan is None:
-            operator = _operator(measurement, shape, prior.device)
-            y, sigma = _measured(measurement, operator, images, names, seed, sigma, volume)
+            operator = operator_of(measurement, shape, prior.device)
+            y, sigma = measured(measurement, operator, images, names, seed, sigma, volume)
             unbiased = noise_of(measurement).to_gaussian(y, sigma)
         else:
             operator, sigma, unbiased = scan.operator, scan.sigma, scan.y
             y = unbiased
-        known = _for_each_sample(operator, unbiased, sigma, len(images), num_samples)
+        known = for_each_sample(operator, unbiased, sigma, len(images), num_samples)
         rows = len(y)
     random: ImageRandom | SliceRandom
     if volume is None:
@@ -415,9 +304,21 @@ def _restore(
         random = volume.random(names, depth, num_samples, seed, spacing)
     x_T = random.randn_like(torch.empty(rows * num_samples, *shape, device=prior.device))
     diffusion, x_T, step = begin(method, params, schedule, known, x_T, prior.statistics)
-    seen = prior.network if volume is None else volume.network(prior.network)
-    network = _Watched(seen, len(x_T), prior.device)
-    x_hat = _sample(diffusion, network, x_T, step, random, watch)
+    seen: Any = prior.network
+    if volume is not None:
+        seen = volume.network(prior.network, diffusion.num_timesteps)
+    network = Watched(seen, len(x_T), prior.device)
+    kept: Kept | None = None
+    if state_file is not None:
+        of = measurement, method, params, schedule, names, places, num_samples, seed, volume
+        identity = identity_of(y, sigma, *of, prior.digest, prior.dtype)
+        changing = [(network, "finite"), *([] if volume is None else [(seen, "calls")])]
+        kept = Kept(state_file, identity, step, random.randn_like, changing)
+    x_hat = sample(diffusion, network, x_T, step, random.randn_like, watch, kept)
+    if volume is not None and volume.in_turn and _at_once(measurement, diffusion, sigma):
+        _, noisy, level = for_each_sample(operator, y, sigma, len(images), num_samples)
+        look = functools.partial(_look, schedule, method, network)
+        x_hat = refined(x_hat, noisy, level, noise_of(measurement), look)
     finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
     x_hat = x_hat.float().cpu().reshape(len(names), num_samples, -1, *shape[1:])
     finite = finite.reshape(len(names), -1).all(dim=1)
@@ -429,74 +330,49 @@ def _restore(
         x_hat, mean = scan.magnitude(x_hat), scan.magnitude(x_hat.mean(dim=1)).clamp(-1, 1)
     samples = x_hat.clamp(-1, 1).numpy()
     if y is None:
-        return Restored(samples, mean.numpy(), [None] * len(names), [{} for _ in names])
-    figures = _figures(operator, unbiased, sigma, real.to(prior.device), padding)
+        none = [None] * len(names)
+        return Restored(samples, mean.numpy(), [*none], [{} for _ in names], [*none])
+    residuals = residuals_of(operator, unbiased, sigma, real.to(prior.device))
+    figures = figures_of_images(residuals, sigma, padding)
     shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
     measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
     lines = operator.mask if isinstance(operator, Scanned) else None
-    return Restored(samples, mean.numpy(), list(measurements), figures, lines)
+    seen_of = [None if lines is not None or r is None else r.cpu().numpy() for r in residuals]
+    return Restored(samples, mean.numpy(), list(measurements), figures, seen_of, lines)
 
 
-def _sample(
-    diffusion: GaussianDiffusion,
-    network,
-    x_T,
-    step,
-    random: ImageRandom | SliceRandom,
-    watch: Watch | None,
-) -> torch.Tensor:
-    steps = diffusion.num_timesteps
-    if watch is None:
-        return diffusion.p_sample_loop(network, x_T, step, random.randn_like)
-    watch(steps, steps, x_T)
-    return diffusion.p_sample_loop(
-        network, x_T, step, random.randn_like, lambda t, x_t, _: watch(t, steps, x_t)
-    )
+def _at_once(measurement, diffusion: GaussianDiffusion, sigma: Sigma) -> bool:
+    """Whether the network's answer to the noisy image itself is what is restored."""
+    denoising = measurement is not None and measurement.operator.name == "denoise"
+    return denoising and diffusion.num_timesteps == 1 and bool(torch.as_tensor(sigma).min() > 0)
 
 
-def _measured(measurement, operator, images, names, seed, sigma, volume):
-    """y (rows, *out_shape), as it is or A x + n, n drawn once for each image; and its σ.
-
-    σ is one number, or (rows, 1, 1, 1) where it was estimated.
-    """
-    device = operator.singular_values.device
-    if measurement.simulated:
-        x = images.reshape(-1, *operator.in_shape).to(device)
-        noise = noise_of(measurement)
-        if volume is None:
-            random = ImageRandom([image_generator(n, "measurement", seed) for n in names])
-        else:
-            random = volume.measurement_random(names, operator.out_shape[0], seed)
-        return noise(operator.forward(x), random), noise.sigma
-    y = images.reshape(-1, *operator.out_shape).to(device)
-    if sigma is None:
-        return y, noise_of(measurement).sigma
-    return y, sigma.to(device).reshape(-1, 1, 1, 1)
+def _look(schedule: Schedule, method: str, network, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """What the network makes of images x with noise σ, in one evaluation."""
+    arguments = {**schedule.sampler_arguments(), "timestep_respacing": "logsnr1", "start": "auto"}
+    unclipped_from = METHODS[method].unclipped_from
+    once = create_sampler(**arguments, levels=(sigma, sigma), unclipped_from=unclipped_from)
+    with torch.inference_mode():
+        state = math.sqrt(once.alphas_cumprod[0]) * x
+        return once.predict(network, state, 0)["pred_xstart"].float()
 
 
-def _for_each_sample(operator, y, sigma, images, num_samples):
-    """(operator, y, sigma) with every image's rows once for each sample."""
+def _restore_by_levels(
+    images, measurement, prior, method, schedule, params,
+    names, places, num_samples, seed, sigma, watch, volume, padding, state_file,
+) -> Restored:  # fmt: skip
+    """`restore` with a map of σ, (N, C, H, W) like the images: see `noise_maps`."""
+    y = noise_of(measurement).to_gaussian(images, sigma)
 
-    def repeat(rows):
-        per_image = rows.reshape(images, -1, *rows.shape[1:])
-        per_sample = per_image.repeat_interleave(num_samples, dim=0)
-        return per_sample.reshape(-1, *rows.shape[1:])
+    def at(i: int, count: int, level: float) -> Restored:
+        return _restore(
+            y, replace(measurement, noise=NoiseConfig("gaussian", level)), prior, method, schedule,
+            params, names, places, num_samples, seed, None,
+            None if watch is None else part_of(watch, i, count), volume, None, padding,
+            None if state_file is None else f"{state_file}.{i}",
+        )  # fmt: skip
 
-    return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
-
-
-def _figures(operator, y, sigma, mean, padding) -> list[dict[str, float]]:
-    """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
-    padding = padding or [None] * len(mean)
-    figures: list[dict[str, float]] = [{} for _ in mean]
-    if torch.is_tensor(sigma) or sigma > 0:
-        residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
-        rows = residual.chunk(len(figures))
-        for found, image, ignored in zip(figures, rows, padding, strict=True):
-            if ignored is not None:
-                image = image[..., ~torch.from_numpy(ignored).to(image.device)]
-            found["residual"] = image.square().mean().sqrt().item()
-    if torch.is_tensor(sigma):
-        for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):
-            found["sigma"] = image.square().mean().sqrt().item()
-    return figures
+    samples, mean = by_levels(sigma, at)
+    figures = figures_of(y, sigma, mean, padding)
+    residuals = torch.where(sigma > 0, (y - torch.from_numpy(mean)) / sigma, 0).numpy()
+    return Restored(samples, mean, list(images.numpy()), figures, list(residuals))

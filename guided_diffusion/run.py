@@ -10,37 +10,43 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from data.bids import write_bids
 from data.kspace import KSpaceSlice
 from data.masks import Mask
 from data.output import write_output
-from data.volumes import Slice, Whole, write_volumes
+from data.volumes import Slice, Whole, reason, write_volumes
+from guided_diffusion import __version__
 from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
+from guided_diffusion.evidence import keep
+from guided_diffusion.intervals import load_factor
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
-from guided_diffusion.methods import METHODS
-from guided_diffusion.operators import operator_class
-from guided_diffusion.options import Options
-from guided_diffusion.prior import Prior, load_prior
-from guided_diffusion.ranks import Ranks
-from guided_diffusion.restoration import (
-    Restored,
+from guided_diffusion.measuring import (
     check_volume,
     enlargement,
     estimate_noise,
     fit,
     noise_of,
-    own_schedules,
-    restore,
 )
+from guided_diffusion.methods import METHODS
+from guided_diffusion.operators import operator_class
+from guided_diffusion.options import Options
+from guided_diffusion.prior import Prior, load_prior
+from guided_diffusion.ranks import Ranks
+from guided_diffusion.report import write_report
+from guided_diffusion.restoration import Restored, own_schedules, restore
+from guided_diffusion.sampling import forget
 from guided_diffusion.scan import Scan, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
 from guided_diffusion.volume_items import (
     as_volume,
+    head_of,
     interpolated_of,
     mask_of,
     measurement_of,
     place_of,
 )
+from guided_diffusion.volume_maps import Maps, maps_of
 from guided_diffusion.volumes import AsVolume
 from util.errors import UserError
 from util.image_files import Recorder
@@ -54,6 +60,10 @@ UNSURE = (
 NO_STATISTICS = (
     "no statistics of the prior's images beside its weights, those of natural images are taken; "
     "python -m guided_diffusion.statistics measures them"
+)
+NOT_CALIBRATED = (
+    "the 90 % intervals are those of the samples, for with these weights, this method and operator "
+    "it was not measured how often they hold the truth"
 )
 
 
@@ -191,7 +201,9 @@ class Run:
             whole = self._as_volume(item)
             check_volume(measurement, self.prior, whole)
             image = fit(image, measurement, self.prior, whole is not None)
-            if measurement.noise.sigma == "auto":
+            if self.job.sigma_map is not None:
+                self.sigmas[item.name] = torch.from_numpy(self.job.sigma_map(item))[None]
+            elif measurement.noise.sigma == "auto":
                 self.sigmas[item.name] = self._estimate_sigma(item, image, measurement)
         except UserError as error:
             raise UserError(f"{item.label}: {error}") from None
@@ -215,6 +227,7 @@ class Run:
         """Restore one batch and write its files."""
         start, options = time.perf_counter(), self.job.options
         recorder: Recorder | None = None
+        last = 0
         which = items[0].name if len(items) == 1 else f"{items[0].name} … {items[-1].name}"
 
         whole, measurement = self._as_volume(items[0]), self._measurement(items[0])
@@ -223,7 +236,7 @@ class Run:
             self._tell(f"{items[0].label}: {OUT_OF_TURN}")
 
         def watch(left: int, steps: int, x: torch.Tensor) -> None:
-            nonlocal recorder
+            nonlocal recorder, last
             self.results.lock.touch()
             if whole is not None:
                 x = x[:, x.shape[1] // 2, None]
@@ -233,7 +246,8 @@ class Run:
             elif recorder:
                 recorder(left, x)
             now = f"{which}: step {steps - left}/{steps}"
-            self.ranks.advance(0 if left == steps else len(items) / steps, now)
+            self.ranks.advance(len(items) * (steps - left - last) / steps, now)
+            last = steps - left
 
         sigma = torch.cat([self.sigmas.pop(i.name) for i in items]) if self.sigmas else None
         measured = measurement is not None and not measurement.simulated
@@ -260,7 +274,8 @@ class Run:
             watch=watch,
             scan=scan,
             volume=whole,
-            padding=[i.padding() for i in items] if measured else None,
+            padding=[self._not_counted(i) for i in items] if measured else None,
+            state_file=self._state_file(items[0]),
         )
         self._tell_lines(restored)
         seconds = (time.perf_counter() - start) / len(items)
@@ -270,6 +285,12 @@ class Run:
             else:
                 self.fail(item, f"{item.label}: {self._not_finite()}")
             self.ranks.advance(0, done=1)
+
+    def _state_file(self, item: Any) -> str | None:
+        """Where the state of a whole volume is kept between steps; frames are not kept."""
+        if not isinstance(item, Whole) or self.job.options.record or self.job.options.video:
+            return None
+        return os.path.join(self.results.folder, "unfinished", f"{item.name}.pt")
 
     def _scan(self, item: KSpaceSlice) -> Scan:
         """The slice's k-space, made ready; raises UserError, see `guided_diffusion.scan`."""
@@ -321,6 +342,7 @@ class Run:
         except UserError as error:
             self.fail(item, error)
             return
+        self._keep_evidence(i, item, restored)
         rows = len(restored.mean) * options.num_samples
         stem = item.volume.name if isinstance(item, Slice) else item.name
         line = self.results.add(
@@ -338,7 +360,20 @@ class Run:
             source="" if item.label.startswith(stem) else item.label,
             lines=restored.lines,
         )
+        if (state_file := self._state_file(item)) is not None:
+            forget(state_file)
         self.ranks.say(line)
+
+    def _keep_evidence(self, i: int, item: Any, restored: Restored) -> None:
+        """For the report, for want of which no image is lost."""
+        measurement = self.job.task.measurement
+        if measurement is None:
+            return
+        try:
+            ignored = self._not_counted(item)
+            keep(self.results, item, i, restored, measurement, self.prior.statistics, ignored)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the image itself is restored
+            self._tell(f"{item.label}: the report lacks its residual ({reason(error)})")
 
     def _mask(self, item: Any, truth: NDArray) -> Mask | None:
         """The pixels of which metrics are taken: the mask's, but those that are no data."""
@@ -346,6 +381,13 @@ class Run:
         if padding is None:
             return mask
         return ~padding if mask is None else mask & ~padding
+
+    def _not_counted(self, item: Any) -> NDArray | None:
+        """The pixels that the residual is not taken of: no data, or outside of the mask."""
+        head, padding = head_of(item), item.padding()
+        if head is None:
+            return padding
+        return ~head if padding is None else ~head | padding
 
     def _is_done(self, item: Any, image: torch.Tensor) -> bool:
         measurement = self.job.task.measurement
@@ -364,12 +406,29 @@ class Run:
         title = self.results.title.replace(os.sep, "/")
         description = f"{self.job.method} {title}"
         identity = json.dumps(self.results.settings, sort_keys=True)
-        folder = self.results.folder
-        failed = False
-        for line, bad in write_volumes(self.job.items, done, folder, description, identity):
+        failed, how = False, (self.results.folder, description, identity)
+        for line, bad in write_volumes(self.job.items, done, *how, self._more_of()):
             self.ranks.say(f"error: {line}" if bad else line, error=bad)
             failed = failed or bad
         return failed
+
+    def _write_bids(self) -> str:
+        given = self.job.task.measurement.noise.sigma if self.job.task.measurement else None
+        found = {n: row.get("sigma", given) for n, row in self.results.rows.items()}
+        sigmas = {n: float(s) for n, s in found.items() if isinstance(s, float | int)}
+        return write_bids(
+            self.job.items, self.results.folder, self.results.settings, sigmas, __version__
+        )
+
+    def _more_of(self) -> Maps | None:
+        """What else is written of each volume."""
+        measurement = self.job.task.measurement
+        if measurement is None or not any(isinstance(i, (Slice, Whole)) for i in self.job.items):
+            return None
+        factor = load_factor(self.prior, self.job.method, measurement.operator.name)
+        if factor is None and self.job.options.num_samples > 1:
+            self._tell(NOT_CALIBRATED)
+        return maps_of(self.job, self.results.rows, factor)
 
     def close(self, records: list[dict[str, Any]]) -> int:
         """Merge what the processes did, say it and return the exit status."""
@@ -384,8 +443,11 @@ class Run:
         if found:
             self.ranks.say(f"{found} of {total} images had been restored by an earlier run")
         self.results.write_comparison()
+        self._tell(write_report(self.results, self.job, self.prior, failed, missing))
         self.results.write_summary(finished=not missing, failed=failed)
         self.ranks.say(self.results.table())
+        if self.job.options.bids and not (failed or missing or unwritten):
+            self.ranks.say(self._write_bids())
         output = self.job.options.output
         if output and not (failed or missing or unwritten):
             self.ranks.say(write_output(output, self.job.items, self.results.folder))

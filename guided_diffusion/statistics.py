@@ -114,18 +114,7 @@ class PriorStatistics:
         for weight, image in images:
             total += weight * float(image.sum(dtype=np.float64))
             pixels += weight * image.size
-            height, width = image.shape[1:]
-            radius = np.hypot(
-                REFERENCE / height * np.arange(height)[:, None],
-                REFERENCE / width * np.arange(width),
-            )
-            power = scipy.fft.dctn(image.astype(np.float64), axes=(1, 2), norm="ortho") ** 2
-            band = np.digitize(radius, BANDS) - 1
-            valid = (band >= 0) & (band < bands.shape[1])  # not the constant
-            for row, values in enumerate(
-                (np.ones_like(radius), np.log(np.maximum(radius, 1e-9)), power.mean(axis=0))
-            ):
-                bands[row] += weight * np.bincount(band[valid], values[valid], bands.shape[1])
+            bands += weight * bands_of(image)
         counts, radii, powers = bands[:, bands[2] > 0]
         if not len(counts):
             raise UserError(f"{source}: no image that could be measured, or all are constant")
@@ -142,6 +131,31 @@ class PriorStatistics:
 # are those of scikit-image's photographs (astronaut, camera, chelsea, coffee, rocket), in which
 # `measure` finds a power from 3000/f² at f = 1.3 to 800/f² at f = 25.
 NATURAL_IMAGES = PriorStatistics(-0.2, (1.0, 400.0), (1500.0, 1500.0 / 400.0**2), "natural images")
+
+
+def bands_of(image: np.ndarray, power: np.ndarray | None = None) -> np.ndarray:
+    """(3, bands): of each of `BANDS` the number of DCT coefficients, and sums over them.
+
+    Args:
+        image: (C, H, W).
+        power: (H, W) of its coefficients, in place of the image's own, the mean over channels.
+
+    Returns:
+        the numbers, the sums of the logarithms of their radii, and those of their power.
+    """
+    height, width = image.shape[1:]
+    radius = np.hypot(
+        REFERENCE / height * np.arange(height)[:, None],
+        REFERENCE / width * np.arange(width),
+    )
+    if power is None:
+        power = np.zeros((height, width))
+        for channel in image:  # one by one: the channels of a volume are many
+            power += scipy.fft.dctn(channel.astype(np.float64), norm="ortho") ** 2 / len(image)
+    band = np.digitize(radius, BANDS) - 1
+    valid = (band >= 0) & (band < len(BANDS) - 1)  # not the constant
+    rows = (np.ones_like(radius), np.log(np.maximum(radius, 1e-9)), power)
+    return np.stack([np.bincount(band[valid], row[valid], len(BANDS) - 1) for row in rows])
 
 
 def statistics_path(model_path: str) -> str:

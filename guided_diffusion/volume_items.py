@@ -12,9 +12,10 @@ from data.kspace import KSpaceSlice, KSpaceVolume
 from data.masks import Mask
 from data.volumes import Slice, Volume, Whole
 from guided_diffusion.config import DataConfig, Measurement, TaskConfig
+from guided_diffusion.measuring import for_volume, interpolated, restored_spacing
+from guided_diffusion.noise_maps import is_map
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.base import Grid
-from guided_diffusion.restoration import for_volume, interpolated, restored_spacing
 from guided_diffusion.volumes import AsVolume, is_isotropic
 from util.errors import UserError
 from util.random import Place
@@ -67,7 +68,12 @@ def grid_of(volume: Volume) -> Grid:
 
 
 def measurement_of(item: Any, measurement: Measurement | None) -> Measurement | None:
-    """How an item was measured; of a whole volume by what its header says."""
+    """How an item was measured; of a whole volume by what its header says.
+
+    Noise that has a map is of unknown σ here: the map is each item's own.
+    """
+    if measurement is not None and is_map(measurement.noise.sigma):
+        measurement = replace(measurement, noise=replace(measurement.noise, sigma="auto"))
     if measurement is None or not isinstance(item, Whole):
         return measurement
     return for_volume(measurement, grid_of(item.volume))
@@ -109,6 +115,14 @@ def interpolated_of(
     if complete is None or y is None or not isinstance(item, Whole):
         return None
     return interpolated(y, len(x), complete)
+
+
+def head_of(item: Any) -> NDArray[np.bool_] | None:
+    """Where the head is in the item of a volume that has a mask, (C, H, W); None of others."""
+    if isinstance(item, Whole):
+        return item.volume.head
+    head = item.volume.head if _of_a_volume(item) else None
+    return None if head is None else head[item.index : item.index + 1]
 
 
 def mask_of(item: Any, truth: NDArray, mask: Any) -> Mask | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from util.random import ImageRandom, Place, image_generator, sample_random
 
@@ -20,7 +21,8 @@ class AsVolume:
         spacing: mm between the slices given, for the noise that neighbours share; None gives each
             slice noise of its own.
         in_turn: whether the network sees the volume along another of its axes at each step
-            (TPDM, Lee et al. 2023): along D, along H, along W, ...
+            (TPDM, Lee et al. 2023): along D, along H, along W, ...; in fewer than three steps it
+            sees all of them at each, and the mean of its answers counts.
         world: of the axes D, H and W, the world axis (0 right, 1 anterior, 2 superior) that each
             runs along, so that the network sees every plane upright.
         upward: whether D runs towards superior (anterior, right), and not away from it as H and W.
@@ -32,8 +34,11 @@ class AsVolume:
     world: tuple[int, int, int] = (AXIAL, CORONAL, SAGITTAL)
     upward: bool = True
 
-    def network(self, network: Callable) -> "SliceNetwork":
-        return SliceNetwork(network, self)
+    def network(self, network: Callable, steps: int) -> "SliceNetwork":
+        """The network as a sampler of so many steps sees it."""
+        if not self.in_turn:
+            return SliceNetwork(network, self, [[0]])
+        return SliceNetwork(network, self, [[0], [1], [2]] if steps >= 3 else [[0, 1, 2]])
 
     def random(
         self, volumes: Sequence[str], slices: int, samples: int, seed: int, spacing: float | None
@@ -61,22 +66,41 @@ class AsVolume:
 class SliceNetwork:
     """A network of one channel, given volumes instead of images.
 
-    Each call sees one of the volume's planes; the next call the next, where they go in turn.
+    Args:
+        turns: the axes that each call sees the volume along, call by call and over again; of
+            several the mean counts.
     """
 
-    def __init__(self, network: Callable, way: AsVolume):
-        self.inner, self.way = network, way
+    def __init__(
+        self,
+        network: Callable,
+        way: AsVolume,
+        turns: Sequence[Sequence[int]],
+    ):
+        self.inner, self.way, self.turns = network, way, turns
         self.calls = 0
 
     def __call__(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """(N, D, H, W) at timesteps (N,) → (N, D, H, W), or (N, 2D, H, W) with variances."""
-        axis = self.calls % 3 if self.way.in_turn else 0
+        axes = self.turns[self.calls % len(self.turns)]
         self.calls += 1
+        total = self._along(axes[0], x, timesteps)
+        for axis in axes[1:]:
+            total = total + self._along(axis, x, timesteps)
+        return total / len(axes) if len(axes) > 1 else total
+
+    def _along(self, axis: int, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         images, back = self._planes(x, axis)
         steps = timesteps.repeat_interleave(len(images) // len(x))
         chunks = zip(images.split(self.way.chunk), steps.split(self.way.chunk), strict=True)
-        output = torch.cat([self.inner(part.contiguous(), t) for part, t in chunks])
+        output = torch.cat([self._seen(part.contiguous(), t) for part, t in chunks])
         return torch.cat([back(output[:, i]) for i in range(output.shape[1])], dim=1)
+
+    def _seen(self, images: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """The network's output; where it is differentiated only the chunk in work is in memory."""
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return self.inner(images, steps)
+        return checkpoint(self.inner, images, steps, use_reentrant=False)
 
     def _planes(self, x: torch.Tensor, axis: int):
         """The images of a plane, (N·planes, 1, h, w), and the way back of (N·planes, h, w)."""

@@ -11,10 +11,12 @@ import torch
 
 from data.volumes import Whole, write_volumes
 from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
+from guided_diffusion.methods import METHODS
 from guided_diffusion.operators import OPERATORS, get_operator
 from guided_diffusion.operators.thick_slices import restored_count, slice_count
 from guided_diffusion.restoration import restore
-from guided_diffusion.volumes import AsVolume, SliceNetwork
+from guided_diffusion.sampling import Kept
+from guided_diffusion.volumes import AsVolume
 from tests.conftest import task, write_yaml
 from tests.volume_files import items_of, series_values, write_nifti, write_series
 from util.errors import UserError
@@ -94,7 +96,7 @@ def test_the_network_sees_every_plane_upright_and_in_turn():
         torch.arange(5.0), -torch.arange(6.0), -torch.arange(7.0), indexing="ij"
     )  # upward slices, shown as radiologists do
     network = Planes()
-    sliced = SliceNetwork(network, AsVolume(chunk=100, in_turn=True))
+    sliced = AsVolume(chunk=100, in_turn=True).network(network, steps=3)
     for world, (rows, cols) in zip((z, y, x), ((y, x), (z, x), (z, y)), strict=True):
         volume = torch.stack([z, y, x])
         output = sliced(volume, torch.zeros(3, dtype=torch.int64))
@@ -114,7 +116,7 @@ def tiny(tiny_run):
     return load_prior("model.yaml", "cpu", "fp32")
 
 
-@pytest.mark.parametrize("method", ["spectral", "dmps", "ddrm"])
+@pytest.mark.parametrize("method", ["spectral", "dmps", "ddrm", "dps", "pigdm"])
 def test_a_volume_whose_slices_are_alone_is_restored_as_they_are(tiny, method):
     """The same random numbers, measurements and steps, whatever the network sees at once."""
     x = torch.rand(2, 5, 32, 32) * 1.6 - 0.8
@@ -138,6 +140,113 @@ def test_a_volume_whose_slices_are_alone_is_restored_as_they_are(tiny, method):
     assert whole.finite.all()
     y = np.concatenate(whole.measurements)[:, None]
     np.testing.assert_allclose(y, np.stack(slices.measurements), atol=1e-6)
+
+
+def test_one_step_sees_all_three_planes_and_their_mean_counts():
+    """A network that says which plane it saw, by the size of what it was shown."""
+
+    def network(x, timesteps):
+        return torch.full_like(x, float(x.shape[2] * x.shape[3]))
+
+    way = AsVolume(chunk=2, in_turn=True)
+    x = torch.zeros(1, 4, 5, 6)
+    at_once = way.network(network, steps=1)
+    for _ in range(2):
+        output = at_once(x, torch.zeros(1, dtype=torch.int64))
+        torch.testing.assert_close(output, torch.full_like(x, (30 + 24 + 20) / 3))
+    in_turn = way.network(network, steps=3)
+    seen = [in_turn(x, torch.zeros(1, dtype=torch.int64)).mean().item() for _ in range(4)]
+    assert seen == [30, 24, 20, 30]
+
+
+def test_gradients_hold_one_chunk_of_the_network_at_a_time():
+    """What autograd keeps between forward and backward is what went into the network, no more."""
+    layers = torch.nn.Sequential(*[torch.nn.Conv2d(1, 1, 3, padding=1) for _ in range(20)])
+    volume = torch.rand(1, 30, 16, 16, requires_grad=True)
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        sliced = AsVolume(chunk=2).network(lambda x, t: layers(x), steps=10)
+        output = sliced(volume, torch.zeros(1, dtype=torch.int64))
+    assert sum(kept) < 3 * volume.numel()
+    (gradient,) = torch.autograd.grad(output.square().sum(), volume)
+    images = volume.detach().reshape(30, 1, 16, 16).requires_grad_()
+    (expected,) = torch.autograd.grad(layers(images).square().sum(), images)
+    torch.testing.assert_close(gradient.reshape(30, 1, 16, 16), expected)
+
+
+class Stop(Exception):
+    """As if the process were killed."""
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_volume_that_was_stopped_goes_on_where_it_was_with_the_same_bytes(
+    tiny, tmp_path, monkeypatch, method
+):
+    monkeypatch.setattr("guided_diffusion.sampling.COST", float("inf"))  # after every step
+    x = torch.rand(1, 32, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    operator = OperatorConfig("super_resolution", {"scale_factor": 2})
+    measurement = Measurement(operator, NoiseConfig(sigma=0.05), True)
+    shared = {"method": method, "schedule": "diffusion.yaml", "names": ["v"], "num_samples": 2}
+    way = AsVolume(chunk=32, spacing=1.0, in_turn=True)
+    state = str(tmp_path / "states" / "v.pt")
+
+    def run(stop_at=None, file=state, steps=None):
+        def watch(left, total, x):
+            if steps is not None:
+                steps.append(left)
+            if left == stop_at:
+                raise Stop
+
+        return restore(x, measurement, tiny, volume=way, watch=watch, state_file=file, **shared)
+
+    whole = run(file=None).samples
+    for stop_at in (4, 2):  # before the state of this step is written
+        with pytest.raises(Stop):
+            run(stop_at)
+    steps = []
+    resumed = run(steps=steps)
+    assert steps == [6, 2, 1, 0]
+    assert resumed.samples.tobytes() == whole.tobytes()
+    finished = []
+    assert run(steps=finished).samples.tobytes() == whole.tobytes()
+    assert finished == [6]
+    for content in (b"", b"damaged"):
+        with open(state, "wb") as file:
+            file.write(content)
+        assert run().samples.tobytes() == whole.tobytes()
+    other = restore(
+        x + 0.1, measurement, tiny, volume=way, state_file=state, **shared
+    ).samples  # not taken for the same
+    assert np.abs(other - whole).max() > 0.01
+
+
+def test_a_run_that_is_killed_between_steps_takes_up_its_volume(tiny_run, monkeypatch):
+    """What is restored after the kill has the bytes of a run without it, and no state is left."""
+    monkeypatch.setattr("guided_diffusion.sampling.COST", float("inf"))
+    write_nifti("v.nii", ball((32, 32, 20), np.array([15.0, 17, 9]), np.ones(3), 8.0))
+    thick_task("v.nii", thickness=4)
+    assert tiny_run("--save_dir", "once") == 0
+    kept = Kept.keep
+
+    def killed(self, left, x):
+        kept(self, left, x)
+        if left == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Kept, "keep", killed)
+        tiny_run("--save_dir", "twice")
+    out = "tiny/thick_slices/4mm_every_4mm/0.05"
+    assert os.listdir(f"twice/{out}/unfinished") == ["v.pt"]
+    assert tiny_run("--save_dir", "twice") == 0
+    assert not os.path.exists(f"twice/{out}/unfinished")
+    both = [np.load(f"{folder}/{out}/slices/v.npy") for folder in ("once", "twice")]
+    assert both[0].tobytes() == both[1].tobytes()
 
 
 def thick_task(root, measured=False, **params):
@@ -259,8 +368,8 @@ def test_a_measured_volume_of_thick_slices_is_restored_on_the_fine_grid(tiny_run
         [row] = csv.DictReader(file)
     assert row["image"] == "a" and float(row["residual"]) > 0
     assert sorted(os.listdir(out)) == [
-        *("comparison.png", "cubic", "input", "metrics.csv", "recon", "slices", "summary.json"),
-        "volumes",
+        *("comparison.png", "cubic", "input", "metrics.csv", "recon", "report", "report.html"),
+        *("residual", "slices", "summary.json", "volumes"),
     ]
     stamp = os.stat(f"{out}/slices/a.npy").st_mtime_ns
     assert tiny_run("--save_dir", "out", "--batch_size", "5") == 0  # resumed: nothing is left to do

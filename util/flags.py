@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 
 
 def positive(text: str) -> int:
@@ -12,15 +13,17 @@ def positive(text: str) -> int:
 
 
 def noise_level(text: str) -> float | str:
-    """A standard deviation, or "auto"."""
-    if text == "auto":
+    """A standard deviation, "auto", or the path of a file that holds a map of it."""
+    if text == "auto" or os.path.isfile(os.path.expanduser(text)):
         return text
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"expected 0 or more, or auto, found {text}")
+        raise argparse.ArgumentTypeError(
+            f"expected 0 or more, auto, or the file of a map, found {text}"
+        )
     return value
 
 

@@ -24,7 +24,12 @@ from tests.benchmarks.cells import (
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.rows import HEADLINE
 from tests.benchmarks.tuned import grid_of, sweep, tuned
+from tests.benchmarks.volume_rows import compared
 
+QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # of volumes: measures, and digits shown of them
+SAMPLES = os.path.join(rows.FOLDER, "volume_samples.csv")
+NOISE, THICK = ("noise_percent",), ("thickness", "spacing")
+PLANES = {"psnr": 2, "ssim": 4, "ssim_rows": 4, "ssim_columns": 4, "delta": 2}
 # The arguments are the words after the name in the page's marker.
 
 
@@ -357,5 +362,8 @@ TABLES: dict[str, Callable[..., str]] = {
     "deepinv": deepinv,
     "measured": measured,
     "kspace": kspace,
+    "volume_denoising": lambda: markdown(*compared("volume_denoising", NOISE, QUALITY)),
+    "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
+    "volume_samples": lambda: table_of("volume_samples") if rows.read(SAMPLES) else MISSING,
     "csv": table_of,
 }

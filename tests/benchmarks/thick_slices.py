@@ -1,17 +1,18 @@
 """Thick slices made thin, against interpolation: ``python tests/benchmarks/thick_slices.py``.
 
-Prints a Markdown table. The sample volume (1 mm, or --slices of it and --crop of each) is seen
-through slices of --thickness mm every --spacing mm, with noise, and restored to 1 mm. PSNR and SSIM
-are those of the head; SSIM in the planes of the slices and across their rows and columns; |Δ| is
-the difference of mean |x_{i+1} - x_i| between the result and the truth, in percent of the
-displayed range.
+The sample volume (1 mm; --slices of it, --crop rows and columns of each) is seen through slices of
+--thickness mm with and without --gaps between them, with noise, and restored to 1 mm. PSNR and SSIM
+are those of the head; SSIM in the planes of the slices and across their rows and columns; delta is
+the difference of mean |x_{i+1} - x_i| between the result and the truth, in percent of the displayed
+range; seconds are those of one thread of the CPU. Writes a row for each case and method to
+saved_results/benchmarks/thick_slices.csv, and measures only what is missing there.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -34,11 +35,15 @@ from guided_diffusion.operators.thick_slices import (
 from guided_diffusion.prior import SHIPPED, Prior, load_prior
 from guided_diffusion.restoration import FAST, restore
 from guided_diffusion.volumes import AsVolume
+from tests.benchmarks.rows import FOLDER
+from tests.benchmarks.volume_rows import OURS, Rows
 from util.errors import ArgumentParser
 from util.flags import positive
 from util.metrics import psnr, ssim
 
 Volume = NDArray[np.float32]
+COLUMNS = ("thickness", "spacing", "method", "shape", "psnr", "ssim", "ssim_rows", "ssim_columns")
+COLUMNS += ("delta", "seconds", "prior")
 LANCZOS = 3  # lobes
 TV_STEPS = 10  # of the proximal gradient, from the cubic interpolation
 TV_WEIGHTS = (0.01, 0.03)  # the best of which counts
@@ -53,10 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--volume", default="data/colin27/colin27_t1.nii.gz", help="of voxels of 1 mm")
     add("--model_config", default=SHIPPED, help="YAML of the prior")
     add("--thickness", type=float, nargs="+", default=[3.0, 4.0, 5.0], help="mm")
-    add("--gap", type=float, default=0.0, help="mm between slices")
+    add("--gaps", type=float, nargs="+", default=[0.0, 1.0], help="mm between slices")
     add("--sigma", type=float, default=0.02, help="noise, of the [-1, 1] image")
     add("--slices", type=positive, default=60, help="of the volume, about its middle")
-    add("--crop", type=positive, default=256, help="rows and columns, about the middle")
+    add("--crop", type=positive, default=128, help="rows and columns, about the middle")
+    add("--out", default=os.path.join(FOLDER, "thick_slices.csv"), help="the CSV")
     add("--classical", action="store_true", help="interpolation and TV alone")
     return parser.parse_args(argv)
 
@@ -95,67 +101,60 @@ def total_variation(operator: Operator, y: Volume, start: Volume, weight: float)
 
 
 def restored(prior: Prior, y: Volume, measurement: Measurement, in_turn: bool) -> Volume:
-    way = AsVolume(chunk=4, spacing=1.0, in_turn=in_turn)
+    way = AsVolume(chunk=1, spacing=1.0, in_turn=in_turn)
     return restore(y[None], measurement, prior, "spectral", FAST, names=["v"], volume=way).mean[0]
 
 
-def figures(x: Volume, truth: Volume, mask: NDArray[np.bool_]) -> str:
-    """The cells of a row."""
+def figures(
+    make: Callable[[], Volume], truth: Volume, mask: NDArray[np.bool_]
+) -> dict[str, float | str]:
+    """The measures of what is made, and the CPU's seconds."""
+    start = time.process_time()
+    x = make()
+    seconds = time.process_time() - start
     u, t = ((np.clip(v, -1, 1).astype(np.float64) + 1) / 2 for v in (x, truth))
     planes = [ssim(*(np.moveaxis(v, i, 0) for v in (u, t, mask))) for i in range(3)]
     rough = np.abs(np.diff(u, axis=0)).mean() - np.abs(np.diff(t, axis=0)).mean()
-    cells = [f"{psnr(u, t, mask):.2f}", *(f"{s:.4f}" for s in planes), f"{100 * abs(rough):.2f}"]
-    return " | ".join(cells)
+    found: dict[str, float | str] = dict(zip(COLUMNS[5:8], planes, strict=True))
+    return {"psnr": psnr(u, t, mask), **found, "delta": 100 * abs(rough), "seconds": seconds}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     truth = load(args)
     mask = np.stack([head_mask(s[None]) for s in truth])
-    print("| slices | method | PSNR | SSIM | across rows | across columns | \\|Δ\\| % | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
-    prior = None if args.classical else load_prior(args.model_config, "cpu")
-    for thickness in args.thickness:
-        measure(args, truth, mask, prior, thickness)
+    prior = load_prior(args.model_config, "cpu")
+    rows = Rows(args.out, COLUMNS, COLUMNS[:4], prior.digest[:12])
+    for gap in args.gaps:
+        for thickness in args.thickness:
+            lengths = (thickness, thickness + gap)
+            for name, make, covered in methods(args, truth, prior, *lengths):
+                key = {"thickness": f"{thickness:g}", "spacing": f"{thickness + gap:g}"}
+                key |= {"method": name, "shape": "×".join(map(str, truth.shape))}
+                rows.measure(key, partial(figures, make, truth[:covered], mask[:covered]))
 
 
-def measure(
-    args: argparse.Namespace,
-    truth: Volume,
-    mask: NDArray[np.bool_],
-    prior: Prior | None,
-    thickness: float,
-) -> None:
-    """Print the rows of one thickness."""
-    spacing = thickness + args.gap
+def methods(
+    args: argparse.Namespace, truth: Volume, prior: Prior, thickness: float, spacing: float
+) -> Iterator[tuple[str, Callable[[], Volume], int]]:
+    """What restores one case: name, what makes it, how many of the slices it covers."""
     lengths = {"thickness": thickness, "spacing": spacing, "target_spacing": 1.0}
     params = ThickSlices.check(lengths)
     depth = restored_count(slice_count(len(truth), *lengths.values()), *lengths.values())
-    truth, mask = truth[:depth], mask[:depth]  # what the slices cover
-    operator = get_operator("thick_slices", truth.shape, **params)
+    operator = get_operator("thick_slices", (depth, *truth.shape[1:]), **params)
     noise = torch.randn(operator.out_shape, generator=torch.Generator().manual_seed(0))
-    y = (operator.forward(torch.from_numpy(truth)[None])[0] + args.sigma * noise).numpy()
-
-    def show(label: str, make: Callable[[], Volume]) -> Volume:
-        start = time.perf_counter()
-        x = make()
-        seconds = time.perf_counter() - start
-        row = figures(x, truth, mask)
-        name = f"{thickness:g} mm every {spacing:g}"
-        print(f"| {name} | {label} | {row} | {seconds:.0f} |", flush=True)
-        return x
-
-    cubic = show("cubic", lambda: ThickSlices.interpolated(y, len(truth), params))
-    show("Lanczos", lambda: lanczos(y, len(truth), spacing))
+    y = (operator.forward(torch.from_numpy(truth[:depth])[None])[0] + args.sigma * noise).numpy()
+    cubic = ThickSlices.interpolated(y, depth, params)
+    yield "cubic", partial(ThickSlices.interpolated, y, depth, params), depth
+    yield "Lanczos", partial(lanczos, y, depth, spacing), depth
     for weight in TV_WEIGHTS:
-        show(f"TV, {weight:g}", partial(total_variation, operator, y, cubic, weight))
-    if prior is None:
-        return
+        yield f"TV, {weight:g}", partial(total_variation, operator, y, cubic, weight), depth
     measurement = Measurement(
         OperatorConfig("thick_slices", params), NoiseConfig(sigma=args.sigma), simulated=False
     )
-    for label, in_turn in (("ours, slices alone", False), ("ours, planes in turn", True)):
-        show(label, partial(restored, prior, y, measurement, in_turn))
+    if not args.classical:
+        for name, in_turn in ((f"{OURS}, slices", False), (f"{OURS}, planes in turn", True)):
+            yield name, partial(restored, prior, y, measurement, in_turn), depth
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+"""Restored volumes put together from their results and written like their files."""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.slices import Slice, Whole
+
+
+class Written(NamedTuple):
+    line: str  # for the terminal
+    failed: bool
+
+
+# (volume, restored, std or None) → (folder, values), more volumes of the same grid and units
+MoreOf = Callable[
+    [Any, NDArray[np.float32], NDArray[np.float32] | None],
+    Iterable[tuple[str, NDArray[np.float32]]],
+]
+
+
+def write_volumes(
+    items: Iterable[Any],
+    done: set[str],
+    folder: str,
+    description: str,
+    identity: str,
+    more_of: MoreOf | None = None,
+) -> Iterator[Written]:
+    """Put the volumes together that have been restored, or whose slices all have.
+
+    Reads slices/NAME.npy, and std/NAME.npy where there is one, of each slice, (C, H, W) in the
+    units of the [-1, 1] image; writes volumes/, std/ and what `more_of` gives, in the units of the
+    volumes' files. A volume that cannot be written keeps its slices, and the others are still
+    written.
+
+    Args:
+        items: of the run; those that are no slices are passed over.
+        done: names of the items that are restored.
+        folder: of the run's results.
+        description: how the volumes came about, a few words.
+        identity: text that tells this run's settings from others'.
+        more_of: what else to write of a volume.
+
+    Yields:
+        One line for each volume, and whether writing it failed.
+    """
+    shared = folder, description, identity, more_of
+    for item in items:
+        if isinstance(item, Whole) and item.name in done:
+            yield _try_writing(item.volume, [item.name], item.spacing, *shared)
+    for volume in dict.fromkeys(item.volume for item in items if isinstance(item, Slice)):
+        count = len(volume.slices)
+        restored = sum(s.name in done for s in volume.slices)
+        if restored < count:
+            line = f"{volume.label}: {restored} of {count} slices restored, no volume written"
+            yield Written(line, False)
+            continue
+        names = [piece.name for piece in volume.slices]
+        yield _try_writing(volume, names, None, *shared)
+
+
+def _try_writing(volume, names, spacing, folder, *how) -> Written:
+    try:
+        line = _write_volume(volume, names, spacing, folder, *how)
+        return Written(line, False)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return Written(_failure(volume, names, folder, error), True)
+    except Exception as error:  # noqa: BLE001 - whatever a writing library objects to
+        return Written(_failure(volume, names, folder, error), True)
+
+
+def _failure(volume, names, folder, error):
+    files = f"{volume.name}_z*.npy" if len(names) > 1 else f"{names[0]}.npy"
+    where = os.path.join(folder, "slices", files)
+    return (
+        f"{volume.label}: the restored volume cannot be written ({reason(error)}); its slices, "
+        f"in [-1, 1], are kept in {where}"
+    )
+
+
+def _write_volume(volume, names, spacing, folder, description, identity, more_of):
+    black, white, clipped = volume.scale
+    whole = names == [volume.name]
+    x = _stack(names, os.path.join(folder, "slices"), whole)
+    mean, padding = volume.put_together(x, spacing)
+    text = description, identity
+    path = volume.write(os.path.join(folder, "volumes"), mean, padding, *text, spacing=spacing)
+    more, std = [], None
+    if os.path.exists(os.path.join(folder, "std", f"{names[0]}.npy")):
+        std = _stack(names, os.path.join(folder, "std"), whole) * (abs(white - black) / 2)
+        if padding is not None:
+            std[padding] = 0
+        std = std.astype(np.float32)
+        more.append(("std", std))
+    for kind, values in [*more, *(more_of(volume, mean, std) if more_of else ())]:
+        text = f"{description} {kind}", identity
+        volume.write(os.path.join(folder, kind), values, None, *text, std=True, spacing=spacing)
+    return (
+        f"{os.path.relpath(path, folder)}: {len(mean)} slices; {black:g} to {white:g} "
+        f"were -1 to 1, the {clipped:.2%} of voxels outside were clipped"
+    )
+
+
+def _stack(names, folder, whole):
+    """(count, H, W) of the volume's one file, or of its slices', several channels averaged."""
+    paths = [os.path.join(folder, f"{name}.npy") for name in names]
+    return np.load(paths[0]) if whole else np.stack([np.load(p).mean(axis=0) for p in paths])
+
+
+def reason(error: BaseException) -> str:
+    """What a library's exception says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,72 @@
+"""Intervals from posterior samples, as wide as was measured that they must be.
+
+Samples of a prior that is not quite right lie too close together, or too far apart. By how much is
+measured on images whose truth is known, `tests/benchmarks/volume_samples.py`, and kept beside the
+weights: for each method and operator the factor on the samples' standard deviation at which 90 % of
+the truths lie within the interval.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+
+from scipy import stats
+
+from guided_diffusion.prior import Prior
+from util.errors import UserError
+from util.files import replacing_text
+from util.remote import is_remote
+
+SHARE = 0.9  # of the truths that an interval is to hold
+
+
+def half_width(samples: int, factor: float = 1.0) -> float:
+    """Half of the interval, in standard deviations s of so many samples about their mean.
+
+    One more draw lies within t s √(1 + 1/K), Student's t of K - 1 degrees of freedom.
+    """
+    t = stats.t.ppf((1 + SHARE) / 2, samples - 1)
+    return factor * float(t) * math.sqrt(1 + 1 / samples)
+
+
+def factors_path(model_path: str) -> str:
+    """Where a checkpoint's factors lie: beside it, ending in .intervals.json."""
+    return os.path.splitext(model_path)[0] + ".intervals.json"
+
+
+def load_factor(prior: Prior, method: str, operator: str) -> float | None:
+    """The factor on s; None where it was not measured with these weights.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = factors_path(prior.config.model_path)
+    if is_remote(path) or not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        if found["checkpoint_sha256"] != prior.digest:
+            return None
+        factor = found["factors"].get(method, {}).get(operator)
+        return None if factor is None else float(factor)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{path}: expected factors of intervals, as tests/benchmarks/volume_samples.py writes "
+            "them"
+        ) from None
+
+
+def save_factors(
+    prior: Prior, factors: Mapping[str, Mapping[str, float]], source: str, path: str
+) -> None:
+    """Write method → operator → factor.
+
+    Args:
+        source: what they were measured on, for people.
+    """
+    with replacing_text(path) as file:
+        content = {"checkpoint_sha256": prior.digest, "source": source, "factors": factors}
+        json.dump(content, file, indent=2)
+        file.write("\n")

@@ -1,0 +1,143 @@
+"""Noise whose strength differs from voxel to voxel: a map of σ, and restoring with one.
+
+The network knows one noise level at a time. So an image whose noise has a map is restored at a few
+levels, each as if all of it were that noisy, and every voxel takes what the levels on either side
+of its own made of it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.dataloader import list_items
+from data.slices import Slice, Whole
+from util.errors import UserError
+
+RATIO = 1.3  # from level to level, at most
+MOST_LEVELS = 8
+TAILS = 0.01  # share of the map beyond the lowest and beyond the highest level
+WHERE = "measurement.noise.sigma"
+
+Map = NDArray[np.float32]
+
+
+def is_map(sigma: float | str | None) -> bool:
+    """Whether a task's sigma is the path of a map."""
+    return isinstance(sigma, str) and sigma != "auto"
+
+
+def open_map(path: str, options: Mapping[str, Any]) -> Callable[[Any], Map]:
+    """How to find σ of each voxel of an item.
+
+    Args:
+        path: a NIfTI volume of standard deviations, in the units and on the grid of the volume
+            that is restored; 0 where it is not known, outside of the head.
+        options: the task's `data`, of which `axis` and `volume` count.
+
+    Returns:
+        item, a volume or a slice of one → (C, H, W), in units of the [-1, 1] image. It raises
+        UserError for an item that is no volume or has another grid.
+
+    Raises:
+        UserError: the map cannot be read, or holds no standard deviations.
+    """
+    kept = {k: v for k, v in options.items() if k in ("axis", "volume")}
+    found = list_items({"root": path, "measured": False, **kept})
+    volumes = list(dict.fromkeys(i.volume for i in found if isinstance(i, Slice)))
+    if len(volumes) != 1 or len(volumes[0].slices) != len(found):
+        raise UserError(f"{WHERE}: expected one volume of standard deviations in {path}")
+    [volume] = volumes
+    values, _ = volume.load()
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() > 0):
+        raise UserError(
+            f"{WHERE}: {volume.label}: expected standard deviations, finite and not below 0"
+        )
+
+    def of(item: Any) -> Map:
+        if not isinstance(item, (Slice, Whole)):
+            raise UserError(f"{item.label}: no volume, and {WHERE} is the map of one, {path}")
+        other = item.volume
+        size = other.shape_of_slices
+        same = values.shape == size and math.isclose(volume.spacing, other.spacing, rel_tol=0.01)
+        if not same:
+            raise UserError(
+                f"{WHERE}: {volume.label} has {_grid(values.shape, volume.spacing)}, and "
+                f"{other.label} {_grid(size, other.spacing)}"
+            )
+        black, white, _ = other.scale
+        chosen = values if isinstance(item, Whole) else values[item.index : item.index + 1]
+        return chosen * np.float32(2 / abs(white - black))
+
+    return of
+
+
+def _grid(shape: Sequence[int], spacing: float) -> str:
+    slices, height, width = shape
+    return f"{slices} slices of {width}×{height}, {spacing:.4g} mm apart"
+
+
+def levels_of(sigma: torch.Tensor) -> list[float]:
+    """The noise levels to restore at, ascending, in even ratios of `RATIO` or less."""
+    known = sigma[sigma > 0].cpu().numpy()
+    low, high = (float(v) for v in np.quantile(known, [TAILS, 1 - TAILS]))
+    count = min(MOST_LEVELS, 1 + math.ceil(math.log(high / low) / math.log(RATIO) - 1e-6))
+    return [float(level) for level in np.geomspace(low, high, count)] if count > 1 else [high]
+
+
+def weights_of(sigma: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
+    """How much each level counts at each voxel, (len(levels), *sigma.shape), summing to 1.
+
+    Between two levels it is linear in log σ; beyond the last ones these count alone.
+    """
+    log_levels = torch.tensor(levels, dtype=torch.float64).log()
+    place = sigma.double().clamp(min=levels[0], max=levels[-1]).log()
+    if len(levels) == 1:
+        return torch.ones(1, *sigma.shape)
+    distance = (place - log_levels.reshape(-1, *[1] * sigma.ndim)) / (log_levels[1] - log_levels[0])
+    return (1 - distance.abs()).clamp(min=0).float()
+
+
+def by_levels(
+    sigma: torch.Tensor, restore_at: Callable[[int, int, float], Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Restore at each level that a map needs, and take each voxel from those beside its own.
+
+    Args:
+        sigma: (N, C, H, W).
+        restore_at: (i, count, σ) → what is restored at σ, the i-th of `count` levels, with
+            `samples` (N, K, C, H, W) and their `mean`.
+
+    Returns:
+        (samples, mean).
+    """
+    levels = levels_of(sigma)
+    samples: Any = 0
+    mean: Any = 0
+    for i, weight in enumerate(weights_of(sigma, levels).numpy()):
+        part = restore_at(i, len(levels), levels[i])
+        samples = samples + weight[:, None] * part.samples
+        mean = mean + weight * part.mean
+    return samples, mean
+
+
+def figures_of(
+    y: torch.Tensor,
+    sigma: torch.Tensor,
+    mean: NDArray[np.float32],
+    padding: Sequence[NDArray[np.bool_] | None] | None,
+) -> list[dict[str, float]]:
+    """Of each image ‖(y - x̂)/σ‖/√m, "residual", and the root mean square σ, where σ is known."""
+    found = []
+    for i, (left, strength) in enumerate(zip(y - torch.from_numpy(mean), sigma, strict=True)):
+        known = strength > 0
+        ignored = None if padding is None else padding[i]
+        if ignored is not None:
+            known = known & ~torch.from_numpy(ignored)
+        residual = (left / strength)[known].square().mean().sqrt()
+        level = strength[known].square().mean().sqrt()
+        found.append({"residual": residual.item(), "sigma": level.item()})
+    return found
