@@ -116,7 +116,7 @@ def tiny(tiny_run):
     return load_prior("model.yaml", "cpu", "fp32")
 
 
-@pytest.mark.parametrize("method", ["spectral", "dmps", "ddrm", "dps", "pigdm"])
+@pytest.mark.parametrize("method", ["spectral", "dmps", "ddrm", "pigdm"])
 def test_a_volume_whose_slices_are_alone_is_restored_as_they_are(tiny, method):
     """The same random numbers, measurements and steps, whatever the network sees at once."""
     x = torch.rand(2, 5, 32, 32) * 1.6 - 0.8
