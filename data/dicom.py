@@ -21,7 +21,7 @@ from data.dicom_frames import (
     values,
 )
 from data.dicom_writing import check_series, write_series
-from data.grids import Plane, nearest
+from data.grids import Plane, World, nearest
 from data.items import Broken, Format
 from data.volumes import Slice, Volume
 from util.errors import UserError
@@ -176,6 +176,9 @@ class DicomSeries(Volume):
         along = [float(np.dot(f.position, normal)) for f in self.frames]
         plane = _plane(self.frames[0], normal)
         super().__init__(name, label, len(self.frames), along, plane, inverted, magnitude)
+        self.world = _world(self.frames, normal)
+        if self.gaps:
+            self.remarks.append(f"its distances are uneven ({self.gaps}); a slice may be missing")
 
     def load(self) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
         voxels = np.empty((len(self.frames), *self.shape), np.float32)
@@ -243,6 +246,18 @@ def _plane(frame, normal):
         world=(world[0], world[1], world[2]),
         upward=bool(towards[world[0]] > 0),
     )
+
+
+def _world(frames, normal):
+    """Where the slices lie, at even distances between the first and the last."""
+    first, last = frames[0], frames[-1]
+    along_row, along_column = first.directions.reshape(2, 3)
+    step = (last.position - first.position) / (len(frames) - 1) if len(frames) > 1 else normal
+    affine = np.eye(4)
+    down, right = first.spacing
+    affine[:3] = np.stack([step, down * along_column, right * along_row, first.position], axis=1)
+    affine[:2] *= -1  # from left and posterior
+    return World((len(frames), *first.size), affine)
 
 
 def _one_a_place(frames, normal, volume, label):

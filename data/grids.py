@@ -25,6 +25,28 @@ class Plane(NamedTuple):
     upward: bool = True
 
 
+class World(NamedTuple):
+    """Where the slices of a volume lie, as they are shown.
+
+    Attributes:
+        shape: (slices, rows, columns).
+        affine: (4, 4), from (slice, row, column) to right, anterior, superior in mm; None where
+            the file does not say.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64] | None
+
+    def apart(self, other: "World") -> float:
+        """mm between the two grids' corners, the greatest distance; 0 where one is not known."""
+        if self.affine is None or other.affine is None:
+            return 0.0
+        ends = np.array(self.shape) - 1
+        corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * ends
+        difference = (self.affine - other.affine)[:3]
+        return float(np.linalg.norm(corners @ difference[:, :3].T + difference[:, 3], axis=1).max())
+
+
 def nearest(count: int, wanted: int, ratio: float | None = None) -> NDArray[np.int_]:
     """Which of `count` samples lies nearest to each of `wanted`, both about one centre.
 

@@ -16,6 +16,7 @@ from util.errors import UserError
 Mask = NDArray[np.bool_]
 SMOOTHING = 2.0  # pixels, so that noise in the air makes no islands
 SHARE_OF_OTSU = 0.4  # scalp and fluid lie far below the threshold between air and brain
+OFF_GRID = 0.25  # of a pixel, to which a mask may be off its image
 ROUGHLY = (0.1, 99.9)  # percentiles of a volume that are black and white until its mask is known
 LEAST_SHARE = 0.01  # of the pixels; less is no head
 
@@ -42,8 +43,25 @@ def head_mask(image: NDArray) -> Mask:
     return filled if filled.mean() >= LEAST_SHARE else whole
 
 
+def _check_grid(mask, image):
+    """Raise UserError where a volume of masks is not on the grid of its volume of images."""
+    if mask.world is None or image.world is None:
+        return
+    if mask.world.shape != image.world.shape:
+        seen, expected = ("×".join(map(str, w.shape[::-1])) for w in (mask.world, image.world))
+        raise UserError(
+            f"data.mask: {mask.label} has {seen} voxels, and {image.label} has {expected}"
+        )
+    apart = image.world.apart(mask.world)
+    if apart > OFF_GRID * image.plane.pixel:
+        raise UserError(
+            f"data.mask: {mask.label} lies elsewhere than {image.label}, a corner {apart:.3g} mm "
+            "off; resample it to the image's grid"
+        )
+
+
 def limit_volumes(
-    items: Sequence[Any], mask: str | None, find: Callable[[Any, NDArray], Mask | None]
+    items: Sequence[Any], mask: str | None, find: Callable[..., Mask | None]
 ) -> None:
     """Limit the grey scale of volumes, and what is estimated of their noise, to the mask.
 
@@ -55,6 +73,7 @@ def limit_volumes(
         return
     for volume in dict.fromkeys(i.volume for i in items if isinstance(i, Slice)):
         volume.find_head = partial(_head_of, volume.slices, find)
+        volume.head_is_given = mask != "auto"
 
 
 def _head_of(slices, find, voxels):
@@ -62,12 +81,14 @@ def _head_of(slices, find, voxels):
     known = np.nan_to_num(voxels, nan=float(np.nanmin(voxels)))
     low, high = np.percentile(known, ROUGHLY)
     rough = np.clip(2 * (known - low) / max(high - low, 1e-9) - 1, -1, 1)
-    return np.stack([find(piece, x[None]) for piece, x in zip(slices, rough, strict=True)])
+    found = [find(p, x[None], empty=False) for p, x in zip(slices, rough, strict=True)]
+    head = np.stack(found)
+    return head if head.any() else ~head
 
 
 def open_masks(
     mask: str | None, options: dict[str, Any], items: Sequence[Any]
-) -> Callable[[Any, NDArray], Mask | None]:
+) -> Callable[..., Mask | None]:
     """How to find the mask of each item's image.
 
     Args:
@@ -78,16 +99,17 @@ def open_masks(
         items: all images of data.root.
 
     Returns:
-        (item, its truth (C, H, W)) → (H, W), or None where all pixels count. It raises UserError
-        for a mask that cannot be read or has another size.
+        (item, its truth (C, H, W), empty=True) → (H, W), or None where all pixels count. Of an
+        empty mask of a file all do, unless `empty` is False. It raises UserError for a mask that
+        cannot be read or has another size.
 
     Raises:
         UserError: the masks cannot be listed, or are more or fewer than the images.
     """
     if mask is None:
-        return lambda item, truth: None
+        return lambda item, truth, empty=True: None
     if mask == "auto":
-        return lambda item, truth: head_mask(truth)
+        return lambda item, truth, empty=True: head_mask(truth)
     kept = {k: v for k, v in options.items() if k in ("axis", "volume")}
     masks = list_items({"root": mask, "measured": False, **kept})
     if len(masks) not in (1, len(items)):
@@ -96,6 +118,13 @@ def open_masks(
             f"{len(masks)} in {mask}"
         )
     both = {item.name: masks[i if len(masks) > 1 else 0] for i, item in enumerate(items)}
+    pairs: dict[tuple[Any, Any], None] = {}
+    for item in items:
+        found = both[item.name]
+        if isinstance(item, Slice) and isinstance(found, Slice):
+            pairs[found.volume, item.volume] = None
+    for pair in pairs:
+        _check_grid(*pair)
     # A volume of masks is read once as a whole: read slice by slice, it and the images' volume
     # would take turns in the place that the reader has for one.
     volumes: dict[Any, list[Mask]] = {}
@@ -103,7 +132,7 @@ def open_masks(
     def read(found: Any) -> Mask:
         return (found.read() > -1).any(axis=0)
 
-    def of(item: Any, truth: NDArray) -> Mask:
+    def of(item: Any, truth: NDArray, empty: bool = True) -> Mask:
         found = both[item.name]
         if not isinstance(found, Slice):
             seen = read(found)
@@ -119,8 +148,8 @@ def open_masks(
                 f"data.mask: {found.label} has {size} pixels, and {item.label} has "
                 f"{truth.shape[2]}×{truth.shape[1]}"
             )
-        if not seen.any():  # a slice above the head; its metrics are those of all pixels
-            seen[:] = True
+        if empty and not seen.any():  # a slice above the head; its metrics are of all pixels
+            return ~seen
         return seen
 
     return of

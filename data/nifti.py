@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.grids import Plane
+from data.grids import Plane, World
 from data.items import Format
 from data.nifti_header import (
     HEADERS,
@@ -84,6 +84,8 @@ class NiftiVolume(Volume):
             magnitude=magnitude,
         )
         self.remarks = remarks
+        known = any(int(header.get(f"{form}_code", 0)) > 0 for form in ("sform", "qform"))
+        self.world = self._world(affine if known else None)
 
     @staticmethod
     def _check_type(header, label):
@@ -161,6 +163,17 @@ class NiftiVolume(Volume):
             world=(slices, rows, cols),
             upward=bool(orientation[0, 1] > 0),
         )
+
+    def _world(self, affine):
+        """The affine of the voxels as they are shown, turned as in `load`."""
+        shown = np.zeros((4, 4))
+        shown[3, 3] = 1
+        for place, axis in enumerate(self.order):
+            backwards = self.flips[place].step == -1
+            shown[axis, place] = -1 if backwards else 1
+            shown[axis, 3] = self.shape[axis] - 1 if backwards else 0
+        slices, rows, columns = (self.shape[axis] for axis in self.order)
+        return World((slices, rows, columns), None if affine is None else affine @ shown)
 
     def load(self) -> tuple[NDArray[np.float32], None]:
         from nibabel.arrayproxy import ArrayProxy

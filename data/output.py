@@ -9,9 +9,11 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 
+from data.decoding import decode
 from data.volumes import Slice, Whole
 from util.errors import UserError
 from util.files import replacing
+from util.image_files import deep_png
 from util.remote import kept_file
 
 SAME = {".jpeg": ".jpg", ".tiff": ".tif"}
@@ -129,19 +131,14 @@ def _write_picture(item: Any, folder: str, path: str) -> None:
         pixels = iio.imread(os.path.join(folder, "recon", f"{item.name}.png"))
     else:
         pixels = iio.imread(os.path.join(folder, item.floats[0], item.name + item.floats[1]))
-        dtype = _dtype(item.path)
+        dtype = decode(kept_file(item.path)).values.dtype.newbyteorder("=")
         if dtype.kind in "iu" and end == suffix(item.label):
             limits = np.iinfo(dtype)
             pixels = np.rint(pixels).clip(limits.min, limits.max).astype(dtype)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         if end == ".npy":
             np.save(file, pixels)
+        elif end == ".png" and pixels.dtype == np.uint16 and pixels.ndim == 3:
+            file.write(deep_png(pixels))
         else:
             iio.imwrite(file, pixels, extension=end)
-
-
-def _dtype(path: str) -> np.dtype:
-    local = kept_file(path)
-    if local.lower().endswith(".npy"):
-        return np.load(local, mmap_mode="r").dtype.newbyteorder("=")
-    return np.dtype(iio.improps(local).dtype).newbyteorder("=")

@@ -27,7 +27,7 @@ def find_sources(folders: list[str], key: str) -> dict[str, list[str]]:
     """
     sources: dict[str, list[str]] = {}
     for folder in folders:
-        for name, path in _sources_of(folder):
+        for name, path in sources_of(folder):
             if name in sources:
                 raise UserError(
                     f"{key}: two sources are named {name!r}; name one of them, as in "
@@ -37,7 +37,7 @@ def find_sources(folders: list[str], key: str) -> dict[str, list[str]]:
     return sources
 
 
-def _sources_of(folder: str) -> list[tuple[str, str]]:
+def sources_of(folder: str) -> list[tuple[str, str]]:
     """(name, folder) of each source that one argument stands for."""
     name, separator, path = folder.partition("=")
     if separator and name and "/" not in name and not os.path.isdir(folder):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.grids import Plane, enlarge, nearest
+from data.grids import Plane, World, enlarge, nearest
 from data.scale import find_padding, find_scale, from_unit, to_unit
 from data.slices import Slice, Whole
 from data.volume_writing import reason, write_volumes
@@ -16,6 +16,7 @@ from util.errors import UserError
 __all__ = ["Slice", "Volume", "Whole", "padding_note", "reason", "write_volumes"]
 
 UNEVEN = 0.05  # of the usual distance, at most, that slices' distances may differ
+GAPS = 4  # uneven distances that are named
 SAMPLED = 16  # slices of a volume that tell how noisy it is
 
 
@@ -48,11 +49,14 @@ class Volume:
         slices: its images, in the order along the slice axis.
         positions: (count,) of the slices in mm, from the first one's centre.
         remarks: what a user is to be told of its header.
+        world: where its slices lie; None where nothing is known of it.
         find_head: of (count, H, W) voxels those to which the grey scale and σ are limited; None:
-            all of them.
+            all of them. What is not finite outside is no data.
+        head_is_given: whether a user says where it is, so that all inside must be finite.
     """
 
     find_head: Callable[[NDArray[np.float32]], NDArray[np.bool_]] | None = None
+    head_is_given: bool = False
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class Volume:
         self.inverted = inverted
         self.magnitude = magnitude
         self.remarks: list[str] = []
+        self.world: World | None = None
         self.slices = [Slice(self, i) for i in range(count)]
         along = np.arange(count) * spacing if isinstance(spacing, float) else np.array(spacing)
         self.positions: NDArray[np.float64] = along - along[0]
@@ -100,19 +105,28 @@ class Volume:
         Raises:
             UserError: they lie at uneven distances, so that some are missing.
         """
+        gaps = self.gaps
+        if gaps:
+            raise UserError(
+                f"{self.label}: expected slices at even distances, found {gaps}; a slice is "
+                "missing, or data.volume_mode: slices restores each by itself"
+            )
+        steps = np.diff(self.positions)
+        return float(np.median(steps)) if len(steps) else 1.0
+
+    @property
+    def gaps(self) -> str:
+        """Where slices lie at another distance than usual, in words; "" where they do not."""
         steps = np.diff(self.positions)
         if not len(steps):
-            return 1.0
+            return ""
         usual = float(np.median(steps))
         odd = np.flatnonzero(np.abs(steps - usual) > UNEVEN * usual)
-        if len(odd):
-            i = int(odd[0])
-            raise UserError(
-                f"{self.label}: expected slices at even distances, found {usual:.4g} mm and, "
-                f"between slices {i + 1} and {i + 2} of {len(self.slices)}, {steps[i]:.4g} mm; "
-                "a slice is missing, or data.volume_mode: slices restores each by itself"
-            )
-        return usual
+        count = len(self.slices)
+        places = [f"between slices {i + 1} and {i + 2} of {count}, {steps[i]:.4g} mm" for i in odd]
+        more = [f"{len(places) - GAPS} more"] if len(places) > GAPS else []
+        listed = "; ".join([*places[:GAPS], *more])
+        return f"{usual:.4g} mm and, {listed}" if places else ""
 
     @cached_property
     def _judged(self) -> tuple[tuple[float, float, float], str]:
@@ -128,7 +142,7 @@ class Volume:
 
     @property
     def _ignored(self) -> NDArray[np.bool_] | None:
-        padding, head = _loaded(self).padding, self.head
+        padding, head = self.padding, self.head
         if head is None:
             return padding
         return ~head if padding is None else ~head | padding
@@ -189,8 +203,29 @@ class Volume:
 
     @property
     def padding(self) -> NDArray[np.bool_] | None:
-        """(count, H, W), where the file holds no data, or None."""
-        return _loaded(self).padding
+        """(count, H, W), where the file holds no data, or None.
+
+        Raises:
+            UserError: values inside of a given mask are not finite.
+        """
+        return _loaded(self).padding if self.find_head is None else self._padding_of_head
+
+    @cached_property
+    def _padding_of_head(self):
+        loaded, head = _loaded(self), self.head
+        assert head is not None
+        unknown = ~np.isfinite(loaded.voxels)
+        if not unknown.any():
+            return loaded.padding
+        inside = unknown & head
+        if self.head_is_given and inside.any():
+            i = int(np.flatnonzero(inside.any(axis=(1, 2)))[0])
+            raise UserError(
+                f"{self.label}: {int(inside.sum())} values inside of data.mask are not finite, the "
+                f"first of them in slice {i + 1} of {len(self.slices)}"
+            )
+        outside = unknown & ~head
+        return outside if loaded.padding is None else loaded.padding | outside
 
     def sample(self) -> NDArray[np.float32]:
         """Some of the slices, evenly spaced, (up to SAMPLED, H, W) in [-1, 1]."""
@@ -207,11 +242,10 @@ class Volume:
 
     def _shown(self, index):
         black, white, _ = self.scale
-        loaded = _loaded(self)
-        voxels = loaded.voxels[index]
-        if loaded.padding is None:
+        voxels, padding = _loaded(self).voxels[index], self.padding
+        if padding is None:
             return to_unit(voxels, black, white)
-        hidden = loaded.padding[index]
+        hidden = padding[index]
         shown = to_unit(np.where(hidden, np.float32(black), voxels), black, white)
         shown[hidden] = -1  # exactly, for that is what black is to the Rice model
         return shown
@@ -229,12 +263,12 @@ class Volume:
         Args:
             spacing: of the slices in mm, where it is not the file's.
         """
-        voxels, loaded = self.to_units(x), _loaded(self)
-        if loaded.padding is None:
+        voxels, padding = self.to_units(x), self.padding
+        if padding is None:
             return voxels, None
         ratio = None if spacing is None else spacing / self.spacing
-        padding = enlarge(loaded.padding, voxels.shape, ratio)
-        voxels[padding] = enlarge(loaded.voxels, voxels.shape, ratio)[padding]
+        padding = enlarge(padding, voxels.shape, ratio)
+        voxels[padding] = enlarge(_loaded(self).voxels, voxels.shape, ratio)[padding]
         return voxels, padding
 
     def check_writable(self, factor: int = 1, spacing: float | None = None) -> None:

@@ -101,9 +101,11 @@ def log_snr_timesteps(alphas_cumprod, count, high, low):
             `high`; the schedule's own ends bound both.
 
     Returns:
-        Sorted list of distinct timesteps; one if high and low meet.
+        Sorted list of distinct timesteps; the nearest alone if high and low meet.
     """
     std = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+    if low >= high:
+        return [int(np.abs(np.log(std / max(high, std[0]))).argmin())]
     first = min(int(np.searchsorted(std, high)), len(std) - 1)
     low = min(max(low, std[0]), std[first])
     wanted = np.geomspace(std[first], low, count)[1:] if low < high else np.empty(0)

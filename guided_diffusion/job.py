@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.bids import check_bids
 from data.dataloader import list_items
 from data.items import Broken
 from data.kspace import KSpaceSlice
@@ -116,6 +117,8 @@ def read_job(options: Options) -> Job:
                 "--limit says how many samples of the prior to draw"
             )
         check_output(options.output, [])
+        if options.bids:
+            raise UserError("--bids: vanilla restores no volume that could be named")
         shape = (model.in_channels, model.image_size, model.image_size)
         count = options.limit or VANILLA_SAMPLES
         samples = [PriorSample(f"sample_{i:03d}", shape) for i in range(count)]
@@ -130,6 +133,8 @@ def read_job(options: Options) -> Job:
         items = whole_volumes(items, measurement)
     items = items[: options.limit]
     check_output(options.output, items)
+    if options.bids:
+        check_bids(items)
     sigma = measurement.noise.sigma
     sigma_map = open_map(str(sigma), data) if is_map(sigma) else None
     return Job(options, model, schedule, task, params, items, mask, sigma_map)

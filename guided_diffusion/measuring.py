@@ -181,18 +181,24 @@ def for_each_sample(operator, y, sigma, images, num_samples):
     return operator, repeat(y), repeat(sigma) if torch.is_tensor(sigma) else sigma
 
 
-def figures_of_images(operator, y, sigma, mean, padding) -> list[dict[str, float]]:
+def residuals_of(operator, y, sigma, mean) -> list[torch.Tensor | None]:
+    """(y - A x̂)/σ of each image, (rows·c, h, w); None where σ is 0."""
+    if not torch.is_tensor(sigma) and sigma == 0:
+        return [None] * len(mean)
+    residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
+    return [rows.flatten(0, 1) for rows in residual.chunk(len(mean))]
+
+
+def figures_of_images(residuals, sigma, padding) -> list[dict[str, float]]:
     """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
-    padding = padding or [None] * len(mean)
-    figures: list[dict[str, float]] = [{} for _ in mean]
-    if torch.is_tensor(sigma) or sigma > 0:
-        residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
-        rows = residual.chunk(len(figures))
-        for found, image, ignored in zip(figures, rows, padding, strict=True):
+    padding = padding or [None] * len(residuals)
+    figures: list[dict[str, float]] = [{} for _ in residuals]
+    for found, residual, ignored in zip(figures, residuals, padding, strict=True):
+        if residual is not None:
             if ignored is not None:
-                image = image[..., ~torch.from_numpy(ignored).to(image.device)]
-            found["residual"] = image.square().mean().sqrt().item()
+                residual = residual[..., ~torch.from_numpy(ignored).to(residual.device)]
+            found["residual"] = residual.square().mean().sqrt().item()
     if torch.is_tensor(sigma):
-        for found, image in zip(figures, sigma.chunk(len(figures)), strict=True):
+        for found, image in zip(figures, sigma.chunk(len(residuals)), strict=True):
             found["sigma"] = image.square().mean().sqrt().item()
     return figures

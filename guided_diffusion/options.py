@@ -23,6 +23,7 @@ class Options:
     task_config: str
     input: str | None
     output: str | None
+    bids: bool
     sigma: float | str | None
     method: str | None
     measured: bool
@@ -82,6 +83,11 @@ def parse_args(argv: list[str] | None = None) -> Options:
         metavar="PATH",
         default=None,
         help="write the restored picture, volume or series here, too, in the input's format",
+    )
+    add(
+        "--bids",
+        action="store_true",
+        help="write the restored volumes as a BIDS derivative data set, too, in the results' bids/",
     )
     add(
         "--sigma",

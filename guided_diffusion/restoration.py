@@ -27,6 +27,7 @@ from guided_diffusion.measuring import (
     measured,
     noise_of,
     operator_of,
+    residuals_of,
     restored_depth,
     restored_hw,
     restored_spacing,
@@ -67,6 +68,8 @@ class Restored:
             prior.
         figures: for each image what is known of it without its truth: "residual",
             ‖y - A x̂‖/(σ√m), and "sigma", where it was estimated.
+        residuals: (c, h, w) for each image, (y - A x̂)/σ; None where σ is 0, for samples of the
+            prior, and where y is no image.
         lines: (N,), the lines of k-space that were measured; None for other operators than mri.
     """
 
@@ -74,6 +77,7 @@ class Restored:
     mean: NDArray[np.float32]
     measurements: list[NDArray[np.float32] | None]
     figures: list[dict[str, float]]
+    residuals: list[NDArray[np.float32] | None]
     lines: NDArray[np.bool_] | None = None
 
     @property
@@ -265,6 +269,7 @@ def _joined(parts: list[Restored]) -> Restored:
         np.concatenate([p.mean for p in parts]),
         [m for p in parts for m in p.measurements],
         [f for p in parts for f in p.figures],
+        [r for p in parts for r in p.residuals],
     )
 
 
@@ -325,12 +330,15 @@ def _restore(
         x_hat, mean = scan.magnitude(x_hat), scan.magnitude(x_hat.mean(dim=1)).clamp(-1, 1)
     samples = x_hat.clamp(-1, 1).numpy()
     if y is None:
-        return Restored(samples, mean.numpy(), [None] * len(names), [{} for _ in names])
-    figures = figures_of_images(operator, unbiased, sigma, real.to(prior.device), padding)
+        none = [None] * len(names)
+        return Restored(samples, mean.numpy(), [*none], [{} for _ in names], [*none])
+    residuals = residuals_of(operator, unbiased, sigma, real.to(prior.device))
+    figures = figures_of_images(residuals, sigma, padding)
     shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
     measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
     lines = operator.mask if isinstance(operator, Scanned) else None
-    return Restored(samples, mean.numpy(), list(measurements), figures, lines)
+    seen_of = [None if lines is not None or r is None else r.cpu().numpy() for r in residuals]
+    return Restored(samples, mean.numpy(), list(measurements), figures, seen_of, lines)
 
 
 def _at_once(measurement, diffusion: GaussianDiffusion, sigma: Sigma) -> bool:
@@ -366,4 +374,5 @@ def _restore_by_levels(
 
     samples, mean = by_levels(sigma, at)
     figures = figures_of(y, sigma, mean, padding)
-    return Restored(samples, mean, list(images.numpy()), figures)
+    residuals = torch.where(sigma > 0, (y - torch.from_numpy(mean)) / sigma, 0).numpy()
+    return Restored(samples, mean, list(images.numpy()), figures, list(residuals))

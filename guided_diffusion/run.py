@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from data.bids import write_bids
 from data.kspace import KSpaceSlice
 from data.masks import Mask
 from data.output import write_output
-from data.volumes import Slice, Whole, write_volumes
+from data.volumes import Slice, Whole, reason, write_volumes
+from guided_diffusion import __version__
 from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
+from guided_diffusion.evidence import keep
 from guided_diffusion.intervals import load_factor
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
 from guided_diffusion.measuring import (
@@ -30,6 +33,7 @@ from guided_diffusion.operators import operator_class
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior
 from guided_diffusion.ranks import Ranks
+from guided_diffusion.report import write_report
 from guided_diffusion.restoration import Restored, own_schedules, restore
 from guided_diffusion.sampling import forget
 from guided_diffusion.scan import Scan, prepare
@@ -338,6 +342,7 @@ class Run:
         except UserError as error:
             self.fail(item, error)
             return
+        self._keep_evidence(i, item, restored)
         rows = len(restored.mean) * options.num_samples
         stem = item.volume.name if isinstance(item, Slice) else item.name
         line = self.results.add(
@@ -358,6 +363,17 @@ class Run:
         if (state_file := self._state_file(item)) is not None:
             forget(state_file)
         self.ranks.say(line)
+
+    def _keep_evidence(self, i: int, item: Any, restored: Restored) -> None:
+        """For the report, for want of which no image is lost."""
+        measurement = self.job.task.measurement
+        if measurement is None:
+            return
+        try:
+            ignored = self._not_counted(item)
+            keep(self.results, item, i, restored, measurement, self.prior.statistics, ignored)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the image itself is restored
+            self._tell(f"{item.label}: the report lacks its residual ({reason(error)})")
 
     def _mask(self, item: Any, truth: NDArray) -> Mask | None:
         """The pixels of which metrics are taken: the mask's, but those that are no data."""
@@ -396,6 +412,14 @@ class Run:
             failed = failed or bad
         return failed
 
+    def _write_bids(self) -> str:
+        given = self.job.task.measurement.noise.sigma if self.job.task.measurement else None
+        found = {n: row.get("sigma", given) for n, row in self.results.rows.items()}
+        sigmas = {n: float(s) for n, s in found.items() if isinstance(s, float | int)}
+        return write_bids(
+            self.job.items, self.results.folder, self.results.settings, sigmas, __version__
+        )
+
     def _more_of(self) -> Maps | None:
         """What else is written of each volume."""
         measurement = self.job.task.measurement
@@ -419,8 +443,11 @@ class Run:
         if found:
             self.ranks.say(f"{found} of {total} images had been restored by an earlier run")
         self.results.write_comparison()
+        self._tell(write_report(self.results, self.job, self.prior, failed, missing))
         self.results.write_summary(finished=not missing, failed=failed)
         self.ranks.say(self.results.table())
+        if self.job.options.bids and not (failed or missing or unwritten):
+            self.ranks.say(self._write_bids())
         output = self.job.options.output
         if output and not (failed or missing or unwritten):
             self.ranks.say(write_output(output, self.job.items, self.results.folder))

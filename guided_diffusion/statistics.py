@@ -19,6 +19,8 @@ import torch
 from tqdm import tqdm
 
 from data.dataloader import list_items
+from data.items import Item
+from data.sources import find_shares, sources_of
 from util.errors import ArgumentParser, UserError
 from util.files import replacing_text
 from util.remote import local_file
@@ -97,28 +99,22 @@ class PriorStatistics:
         return torch.from_numpy(np.exp(log_power))
 
     @classmethod
-    def measure(cls, images: Iterable[np.ndarray], source: str) -> "PriorStatistics":
-        """Measure them on images, each (C, H, W) in [-1, 1]; sizes may differ.
+    def measure(cls, images: Iterable[tuple[float, np.ndarray]], source: str) -> "PriorStatistics":
+        """Measure them on images.
+
+        Args:
+            images: (weight, image), each (C, H, W) in [-1, 1]; sizes may differ.
+            source: see the attribute.
 
         Raises:
             UserError: the images are constant, or there is none.
         """
         pixels = total = 0.0
         bands = np.zeros((3, len(BANDS) - 1))  # coefficients, their logarithmic radii, their power
-        for image in images:
-            total, pixels = total + float(image.sum(dtype=np.float64)), pixels + image.size
-            height, width = image.shape[1:]
-            radius = np.hypot(
-                REFERENCE / height * np.arange(height)[:, None],
-                REFERENCE / width * np.arange(width),
-            )
-            power = scipy.fft.dctn(image.astype(np.float64), axes=(1, 2), norm="ortho") ** 2
-            band = np.digitize(radius, BANDS) - 1
-            valid = (band >= 0) & (band < bands.shape[1])  # not the constant
-            for row, values in enumerate(
-                (np.ones_like(radius), np.log(np.maximum(radius, 1e-9)), power.mean(axis=0))
-            ):
-                bands[row] += np.bincount(band[valid], values[valid], bands.shape[1])
+        for weight, image in images:
+            total += weight * float(image.sum(dtype=np.float64))
+            pixels += weight * image.size
+            bands += weight * bands_of(image)
         counts, radii, powers = bands[:, bands[2] > 0]
         if not len(counts):
             raise UserError(f"{source}: no image that could be measured, or all are constant")
@@ -135,6 +131,31 @@ class PriorStatistics:
 # are those of scikit-image's photographs (astronaut, camera, chelsea, coffee, rocket), in which
 # `measure` finds a power from 3000/f² at f = 1.3 to 800/f² at f = 25.
 NATURAL_IMAGES = PriorStatistics(-0.2, (1.0, 400.0), (1500.0, 1500.0 / 400.0**2), "natural images")
+
+
+def bands_of(image: np.ndarray, power: np.ndarray | None = None) -> np.ndarray:
+    """(3, bands): of each of `BANDS` the number of DCT coefficients, and sums over them.
+
+    Args:
+        image: (C, H, W).
+        power: (H, W) of its coefficients, in place of the image's own, the mean over channels.
+
+    Returns:
+        the numbers, the sums of the logarithms of their radii, and those of their power.
+    """
+    height, width = image.shape[1:]
+    radius = np.hypot(
+        REFERENCE / height * np.arange(height)[:, None],
+        REFERENCE / width * np.arange(width),
+    )
+    if power is None:
+        power = np.zeros((height, width))
+        for channel in image:  # one by one: the channels of a volume are many
+            power += scipy.fft.dctn(channel.astype(np.float64), norm="ortho") ** 2 / len(image)
+    band = np.digitize(radius, BANDS) - 1
+    valid = (band >= 0) & (band < len(BANDS) - 1)  # not the constant
+    rows = (np.ones_like(radius), np.log(np.maximum(radius, 1e-9)), power)
+    return np.stack([np.bincount(band[valid], row[valid], len(BANDS) - 1) for row in rows])
 
 
 def statistics_path(model_path: str) -> str:
@@ -165,7 +186,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--data_dir", nargs="+", required=True, help="folders of pictures or volumes, or files"
+        "--data_dir",
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="folders of pictures or volumes, or files, each a source of its own, named after the "
+        "folder or NAME=FOLDER; one that holds only folders stands for these. Sources weigh as in "
+        "training: by the square root of their sizes, unless --shares says another",
+    )
+    parser.add_argument(
+        "--shares",
+        nargs="*",
+        default=[],
+        metavar="NAME=PART",
+        help="shares of sources, from 0 to 1",
     )
     parser.add_argument(
         "--out", required=True, help="the JSON file, beside the weights: models/mine.json"
@@ -174,15 +208,46 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _items(folders: Sequence[str]) -> dict[str, list[Item]]:
+    """Source → its images."""
+    sources: dict[str, list[Item]] = {}
+    for folder in folders:
+        for name, path in sources_of(folder):
+            if name in sources:
+                raise UserError(f"--data_dir: two sources are named {name!r}; name one of them, as "
+                                f"in --data_dir other={path}")  # fmt: skip
+            sources[name] = list(list_items({"root": path, "measured": False}))
+    return sources
+
+
+def _named_shares(texts: Sequence[str]) -> dict[str, float]:
+    shares = {}
+    for text in texts:
+        name, _, part = text.partition("=")
+        try:
+            shares[name] = float(part)
+        except ValueError:
+            raise UserError(f"--shares: expected NAME=PART, found {text!r}") from None
+    return shares
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     args = parse_args(argv)
     try:
-        items = [
-            item for root in args.data_dir for item in list_items({"root": root, "measured": False})
+        sources = _items(args.data_dir)
+        sizes = {name: len(items) for name, items in sources.items()}
+        shares = find_shares(sizes, _named_shares(args.shares), "--shares")
+        source = args.source or ", ".join(f"{n} images of {name}" for name, n in sizes.items())
+        weighted = [
+            (share / len(items), item)
+            for share, items in zip(shares, sources.values(), strict=True)
+            for item in items
         ]
-        source = args.source or f"{len(items)} images of {', '.join(args.data_dir)}"
-        images = (item.read() for item in tqdm(items, unit="image", dynamic_ncols=True))
+        images = (
+            (weight, item.read())
+            for weight, item in tqdm(weighted, unit="image", dynamic_ncols=True)
+        )
         statistics = PriorStatistics.measure(images, source)
         try:
             statistics.save(args.out)

@@ -134,7 +134,8 @@ def _wiener(noisy, clean, sigma):
     axes = tuple(range(1, noisy.ndim))
     power = dctn(clean, axes=axes, norm="ortho") ** 2
     gain = power / (power + np.float32(sigma**2))
-    gain[(slice(None), *[0] * len(axes))] = 1
+    constant = (slice(None), *[0] * len(axes))
+    gain[constant] = 1
     filtered = idctn(gain * dctn(noisy, axes=axes, norm="ortho"), axes=axes, norm="ortho")
     return filtered, 1 / (gain**2).sum(axis=axes, keepdims=True)
 

@@ -23,6 +23,7 @@ from guided_diffusion.operators.separable import (
     identity_factor,
     matrix_factor,
 )
+from tests.benchmarks import rows, run_all, settings
 from tests.conftest import SR, task, write_yaml
 from util.metrics import METRICS, Metric
 from util.parameters import Parameter
@@ -110,6 +111,18 @@ def resumed(run, folder, *flags):
     return rows
 
 
+def measured(monkeypatch, method="dmps"):
+    """The benchmark's rows of task.yaml, of two evaluations: image → its row."""
+    monkeypatch.setattr(rows, "FOLDER", os.path.abspath("benchmark"))
+    monkeypatch.setattr(settings, "STEPS", (2,))
+    every = settings.SETS["val"]._replace(first=0, every=1)
+    monkeypatch.setitem(settings.SETS, "val", every)
+    known = ["--val", "images", "--model_config", "model.yaml", "--precision", "fp32"]
+    assert run_all.main([*known, "--task_config", "task.yaml", "--methods", method]) == 0
+    with open("benchmark/own.csv", encoding="utf-8") as file:
+        return {row["image"]: row for row in csv.DictReader(file)}
+
+
 def test_an_operator(tiny_run, monkeypatch, capsys):
     monkeypatch.setitem(OPERATORS, Stripes.name, Stripes)
     write_yaml("task.yaml", task({"name": "stripes", "every": 3}))
@@ -118,6 +131,7 @@ def test_an_operator(tiny_run, monkeypatch, capsys):
     assert all(float(row["residual"]) > 0 for row in rows.values())
     assert iio.imread(f"{folder}/input/a1.png").shape == (32, 21)
     assert f"operators: {', '.join(OPERATORS)} noise:" in help_text(capsys)
+    assert set(measured(monkeypatch)) == {"a1", "a10", "a2"}
     write_yaml("task.yaml", task({"name": "stripes", "every": 1}))
     assert tiny_run("--save_dir", "other") == 2
     assert "measurement.operator.every: expected at least 2" in capsys.readouterr().err
@@ -128,6 +142,8 @@ def test_a_method(tiny_run, monkeypatch, capsys):
     rows = resumed(tiny_run, f"out/{SR}", "--method", "pull")
     assert float(rows["a1"]["residual"]) > 0
     assert "spectral_sample,pull,vanilla}" in help_text(capsys).replace(", ", ",")
+    found = measured(monkeypatch, "pull")
+    assert float(found["a1"]["psnr"]) > 0 and found["a1"]["setting"] == "share 0.5"
     config = {"method": "pull", "params": {"share": 2}}
     write_yaml("task.yaml", task(conditioning=config))
     assert tiny_run("--save_dir", "other") == 2
@@ -144,6 +160,8 @@ def test_a_metric(tiny_run, monkeypatch, capsys):
         assert float(found["brightness"]) == pytest.approx(np.mean(recon - truth), abs=0.003)
         assert f"Brightness {float(found['brightness']):+.3f}" in printed
         assert "sample_brightness" in found
+    found = measured(monkeypatch)
+    assert -1 < float(found["a1"]["brightness"]) < 1
     assert list(rows["a1"])[:5] == ["psnr", "ssim", "nmse", "haarpsi", "brightness"]
     assert "Brightness of one sample" in printed
     assert "metrics: psnr, ssim, nmse, haarpsi, brightness" in help_text(capsys)
@@ -156,6 +174,7 @@ def test_a_file_format(tiny_run, monkeypatch, capsys):
         with open(f"images/{name}.ramp", "w", encoding="utf-8") as file:
             file.write(f"RAMP {top}")
     resumed(tiny_run, f"out/{SR}")
+    assert set(measured(monkeypatch)) == {"a1", "a10", "a2"}
     truth = iio.imread(f"out/{SR}/truth/a1.png") / 127.5 - 1
     np.testing.assert_allclose(truth, np.linspace(-1, 0.5, 1024).reshape(32, 32), atol=0.005)
     assert "pictures, ramp" in help_text(capsys)

@@ -11,6 +11,7 @@ from tests.benchmarks import comparison, report, rows, run_all, settings, tables
 from tests.benchmarks.settings import Job, label
 from tests.benchmarks.tuned import sweep, tuned
 from tests.conftest import SR, task, write_yaml
+from util.metrics import METRICS, Metric
 
 SMALL = {"scale": 3, "spacing": "even"}
 
@@ -69,6 +70,15 @@ def test_a_row_is_what_main_py_restores(small):
         assert 0 < float(row["haarpsi"]) < 1 and float(row["hf_ratio"]) > 0
 
 
+def test_evaluations_are_counted_not_steps(small, monkeypatch):
+    """Denoising by spectral has one step, in which the network sees both reflections."""
+    job = Job("val", "denoise", "spectral", {"kappa": 2}, 4)
+    monkeypatch.setitem(settings.PARTS, "frontier", lambda tuned: [job])
+    assert run("--part", "frontier", "--limit", "1") == 0
+    (row,) = written()
+    assert (row["steps"], row["evaluations"]) == ("4", "2")
+
+
 def test_it_resumes_and_measures_anew_only_what_is_stale(small, restored):
     assert run("--part", "frontier", "--tasks", "sr4", "--limit", "2") == 0
     assert len(restored) == 2
@@ -84,12 +94,30 @@ def test_it_resumes_and_measures_anew_only_what_is_stale(small, restored):
 
     stale = [{**row, "prior": "another"} for row in written()]
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows.COLUMNS)
+        writer = csv.DictWriter(file, rows.columns())
         writer.writeheader()
         writer.writerows(stale)
     assert run("--part", "frontier") == 0
     assert len(restored) == 15 and {row["prior"] for row in written()} != {"another"}
     assert len(written()) == 6
+
+
+def test_a_new_metric_joins_the_columns_and_a_column_that_is_not_known_stays(
+    small, restored, monkeypatch
+):
+    assert run("--part", "frontier", "--tasks", "sr4", "--limit", "2") == 0
+    before = [{**row, "scanner": "A"} for row in written()]
+    with open(os.path.join(rows.FOLDER, "frontier.csv"), "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, before[0])
+        writer.writeheader()
+        writer.writerows(before)
+    error = Metric(label="Error", function=lambda x, truth, mask=None: float((x - truth).mean()))
+    monkeypatch.setitem(METRICS, "error", error)
+    assert run("--part", "frontier", "--tasks", "sr4") == 0
+    assert len(restored) == 3
+    old, new = written()[:2], written()[2]
+    assert [{**row, "error": ""} for row in before] == old
+    assert new["scanner"] == "" and float(new["error"]) != 0
 
 
 def test_what_another_part_has_measured_is_not_measured_again(small, restored, monkeypatch):
@@ -221,6 +249,22 @@ def test_a_cell_is_a_mean_over_its_slices_and_says_of_how_many(small):
     assert line.endswith("20 evaluations | 2 |")
 
 
+def test_the_denoiser_is_compared_source_by_source_on_the_same_slices(small, restored):
+    os.makedirs("multi")
+    os.rename("images", "multi/ixi_pd")
+    assert run("--part", "denoiser", "--multi", "multi", "--val", "", "--methods", "spectral") == 0
+    assert len(restored) == 6 and {row["evaluations"] for row in written("denoiser")} == {"2"}
+    assert tables.denoiser() == tables.MISSING
+    table = rows.Rows(rows.path_of("denoiser"))
+    found = {row["image"]: float(row["psnr"]) for row in written("denoiser")[:3]}
+    for image, lead in (("a1", 1.0), ("a10", 2.0)):
+        key = ("ixi_pd", "denoise", "bm3d", "strength 1", "0", image)
+        other = {"ssim": 0.5, "haarpsi": 0.5, "nmse": 0.1, "hf_ratio": 1.0}
+        table.add(key, {"psnr": found[image] - lead, **other, "evaluations": 0})
+    (line,) = [x for x in tables.denoiser().splitlines() if x.startswith("| ixi_pd | 2 |")]
+    assert "| +1.50 |" in line
+
+
 def test_a_new_method_is_in_the_frontier_with_its_defaults(monkeypatch):
     monkeypatch.setitem(METHODS, "toy", type("Toy", (DMPS,), {"name": "toy"}))
     jobs = [job for job in settings.frontier(lambda *_: None) if job.method == "toy"]
@@ -252,7 +296,7 @@ def test_another_figure_changes_the_page():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--val", "nowhere", "--part", "frontier"), "--val: no folder nowhere"),
+        (("--val", "nowhere", "--part", "frontier"), "--val: no file or folder nowhere"),
         (("--model_config", "nowhere.yaml"), "nowhere.yaml"),
         (("--gpu", "99"), "there is no GPU 99"),
     ],

@@ -1,18 +1,13 @@
 """deepinv in the benchmark: its operator, its denoiser, its methods."""
 
-import sys
-from collections.abc import Callable
-from typing import NamedTuple
-
 import pytest
 import torch
 
-from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_operator
 from tests.benchmarks import deepinv_methods
 from tests.benchmarks.comparison import Slice
-from tests.conftest import LINEAR, rnd
-from util.errors import UserError
+from tests.conftest import rnd
+from tests.test_denoiser import MU, STD, gaussian_prior
 
 TASKS = [
     {"name": "denoise"},
@@ -59,35 +54,7 @@ def test_physics_agrees_and_its_proximal_step_solves_the_normal_equations(deepin
     assert torch.allclose(left, x + 2 * operator.transpose(y), atol=1e-10)
 
 
-MU, STD, SIGMA = 0.2, 0.4, 0.2
-
-
-class GaussianPrior(NamedTuple):
-    """A stand-in for the network, optimal for pixels that are independently N(MU, STD²)."""
-
-    network: Callable
-    device: torch.device = torch.device("cpu")
-
-
-def gaussian_prior():
-    alpha_bar = torch.from_numpy(create_sampler(**LINEAR).alphas_cumprod)
-
-    def network(x, timesteps):
-        a = alpha_bar.to(x)[timesteps].reshape(-1, 1, 1, 1)
-        return (1 - a).sqrt() * (x - a.sqrt() * MU) / (a * STD**2 + 1 - a)
-
-    return GaussianPrior(network)
-
-
-@pytest.mark.parametrize("level", [0.02, 0.3, 4.0, [0.1, 1.0]])
-def test_the_denoiser_is_the_posterior_mean(deepinv, level):
-    u = 0.6 + 0.3 * rnd((2, 1, 8, 8), seed=0)
-    sigma = torch.tensor(level) if isinstance(level, list) else level
-    noise = (2 * torch.as_tensor(sigma).reshape(-1, 1, 1, 1)) ** 2
-    x = 2 * u - 1
-    expected = (STD**2 * x + noise * MU) / (STD**2 + noise)
-    restored = 2 * deepinv_methods.denoiser_of(gaussian_prior())(u, sigma) - 1
-    assert torch.allclose(restored, expected, atol=0.02)  # the t of nearest noise
+SIGMA = 0.2
 
 
 @pytest.mark.parametrize("name", deepinv_methods.DEEPINV)
@@ -116,9 +83,3 @@ def test_peers_come_near_the_posterior_of_a_gaussian_prior(deepinv):
         # a sample of the posterior is √2 as far as its mean, whose error is 0.18 here
         assert (x_hat - truth.clamp(-1, 1)).square().mean().sqrt() < 0.3
         assert x_hat.std() > STD / 2
-
-
-def test_a_missing_deepinv_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "deepinv", None)
-    with pytest.raises(UserError, match="--part deepinv: deepinv cannot be imported"):
-        deepinv_methods.import_deepinv()

@@ -4,9 +4,12 @@ import os
 
 import imageio.v2 as iio
 import numpy as np
+import pytest
+import scipy.fft
 
 from data.dataloader import list_images
-from tests.benchmarks import figures
+from guided_diffusion.statistics import PriorStatistics
+from tests.benchmarks import figures, prior_samples
 from tests.conftest import REPOSITORY
 
 
@@ -40,9 +43,28 @@ def test_the_tasks_and_the_slices_exist():
 
 
 def test_samples_of_the_prior_are_laid_out_in_order(tmp_path):
-    for i in range(2 * figures.COLUMNS):
-        tile = np.full((3, 5), i, np.uint8)
-        iio.imwrite(tmp_path / f"sample_{i:03d}.png", tile)
-    figures.lay_out(str(tmp_path), str(tmp_path / "grid.png"))
+    for i in range(8):
+        iio.imwrite(tmp_path / f"sample_{i:03d}.png", np.full((3, 5), i, np.uint8))
+    tiles = prior_samples.read(str(tmp_path))
+    prior_samples.lay_out(tiles, str(tmp_path / "grid.png"))
     grid = iio.imread(tmp_path / "grid.png")
     assert grid[::3, ::5].tolist() == [list(range(4)), list(range(4, 8))]
+
+
+def test_the_rim_of_a_sample():
+    tile = np.full((32, 48), 255, np.uint8)
+    tile[8:-8, 8:-8] = 77
+    assert prior_samples.air(tile) == 1
+    tile[:8] = 0
+    assert prior_samples.air(tile) == pytest.approx(1 - 8 * 48 / (32 * 48 - 16 * 32))
+
+
+def test_the_spectrum_of_samples_beside_the_law_they_are_drawn_from():
+    law = PriorStatistics(0.0, (1.0, 400.0), (40.0, 40.0 / 400**2), source="1/f²")
+    rng = np.random.default_rng(0)
+    std = np.sqrt(2 * law.power_spectrum(256, 256).numpy())  # twice the power
+    images = [scipy.fft.idctn(std * rng.standard_normal(std.shape), norm="ortho") for _ in range(4)]
+    tiles = [np.clip(np.rint((image + 1) * 127.5), 0, 255) for image in images]
+    found = prior_samples.spectrum(tiles, law)
+    assert 4 <= len(found) and all(2 <= f <= 64 for f, _ in found)
+    assert all(ratio == pytest.approx(2, rel=0.25) for _, ratio in found)

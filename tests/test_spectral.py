@@ -25,6 +25,7 @@ WHITE = PriorStatistics(HEADS.mean_intensity, (1,), (0.25,), source="these tests
 OPERATORS = {
     "denoise": {"name": "denoise"},
     "sr": {"name": "super_resolution", "scale_factor": 4},
+    "means": {"name": "super_resolution", "scale_factor": 4, "type": "standard"},
     "gauss": {"name": "deblur", "type": "gaussian", "kernel_size": 9, "intensity": 1.0},
     "uniform": {"name": "deblur", "type": "uniform", "kernel_size": 9},
     "color": {"name": "color"},
@@ -69,10 +70,15 @@ class TestSchedule:
         assert np.diff(logs) == pytest.approx(math.log(30) / 9, rel=0.15)
         assert self.std[found[-1]] >= 3.0 > self.std[found[-1] - 1]
 
-    def test_one_level_is_one_step(self):
-        found = log_snr_timesteps(self.alphas_cumprod, 10, 0.2, 0.2)
-        assert len(found) == 1
-        assert self.std[found[0]] >= 0.2
+    @pytest.mark.parametrize("level", [0.001, 0.0117, 0.2, 0.203, 1e9])
+    def test_one_level_is_one_step_the_nearest(self, level):
+        (found,) = log_snr_timesteps(self.alphas_cumprod, 10, level, level)
+        ratios = np.maximum(self.std / level, level / self.std)
+        assert ratios[found] == ratios.min()
+        sampler = create_sampler(
+            **CONFIG, timestep_respacing="logsnr10", start="auto", levels=(level, level)
+        )
+        assert sampler.timestep_map == [found]
 
     def test_a_start_bounds_every_respacing(self):
         for respacing in ("", 7, "3,4", "logsnr5"):
@@ -100,7 +106,7 @@ class TestSchedule:
     def test_a_blind_operator_starts_high(self):
         operator = operator_of("sr")
         high, low = useful_levels(operator, 0.05)
-        assert (high, low) == (3.0, pytest.approx(0.01 / float(operator.singular_values.max())))
+        assert (high, low) == (3.0, pytest.approx(0.005 / float(operator.singular_values.max())))
 
 
 class TestStart:
@@ -127,8 +133,10 @@ class TestStart:
         ratio = spectrum.var(dim=0)[used] / (r - own)
         assert ratio.mean().item() == pytest.approx(1, abs=0.02)
 
-    def test_denoising_starts_at_y_itself(self):
-        operator, sigma = operator_of("denoise"), 0.5
+    @pytest.mark.parametrize("sigma", [0.012, 0.2, 0.5])
+    def test_denoising_starts_at_y_itself(self, sigma):
+        """Nothing is drawn, and nothing of y is left to correct x̂_0 by."""
+        operator = operator_of("denoise")
         levels = useful_levels(operator, sigma)
         diffusion = create_sampler(
             **CONFIG, timestep_respacing="logsnr5", start="auto", levels=levels
@@ -137,18 +145,32 @@ class TestStart:
         draws = noise(2, 1, SIZE, SIZE, seed=1)
         state = start_state(operator, y, sigma, diffusion, draws, HEADS.mean_intensity)
         assert diffusion.num_timesteps == 1
-        state = state / math.sqrt(diffusion.alphas_cumprod[0])
+        torch.testing.assert_close(state / math.sqrt(diffusion.alphas_cumprod[0]), y)
+        x_0 = torch.ones_like(y)
+        _, found = Spectral(operator, y, sigma, HEADS).step(
+            diffusion, lambda x, t: x_0, state, 0, torch.randn_like
+        )
+        torch.testing.assert_close(found, x_0)
+
+    def test_noise_far_below_the_lowest_level_is_filled_up(self):
+        operator, sigma = operator_of("denoise"), 0.005
+        diffusion = create_sampler(
+            **CONFIG, timestep_respacing="logsnr5", start="auto", levels=(sigma, sigma)
+        )
+        assert diffusion.timestep_map == [0]
+        y, draws = noise(1, 1, SIZE, SIZE), noise(1, 1, SIZE, SIZE, seed=1)
+        state = start_state(operator, y, sigma, diffusion, draws, HEADS.mean_intensity)
         alpha_bar = diffusion.alphas_cumprod[0]
-        left = (1 - alpha_bar) / alpha_bar - sigma**2  # what the timestep has more than y
-        assert (state - y).std().item() == pytest.approx(math.sqrt(left), rel=0.1)
+        left = (state / math.sqrt(alpha_bar) - y).std().item()
+        assert left == pytest.approx(math.sqrt((1 - alpha_bar) / alpha_bar - sigma**2), rel=0.1)
 
 
 class TestCorrection:
     """One last step with a known x̂_0 against dense linear algebra."""
 
     @pytest.mark.parametrize("level", [10, 300, 600])
-    @pytest.mark.parametrize("name", ["denoise", "color"])
-    def test_exact_where_it_is_diagonal_in_the_dct(self, name, level):
+    @pytest.mark.parametrize("name", ["denoise", "color", "sr", "means"])
+    def test_exact_where_no_two_directions_share_a_frequency(self, name, level):
         """The mean of the dense posterior, with the spectrum of heads."""
         operator, sigma, kappa = operator_of(name), 0.1, 1.5
         diffusion = create_sampler(**CONFIG, timestep_respacing="2", start=level)
@@ -160,13 +182,13 @@ class TestCorrection:
         torch.testing.assert_close(found.flatten(), expected)
 
     @pytest.mark.parametrize(
-        ("name", "at_most"), [("denoise", 1e-9), ("sr", 0.01), ("gauss", 0.25), ("uniform", 0.1)]
+        ("name", "at_most"), [("sr", 1e-9), ("means", 1e-9), ("gauss", 0.25), ("uniform", 0.1)]
     )
     def test_what_the_diagonal_costs(self, name, at_most):
         """Its excess mean squared error over the dense posterior's, of errors as it assumes them.
 
-        None in denoising; a few per mille in bicubic super-resolution; more in blurs, at whose
-        edges frequencies mix, and these images are small.
+        None in super-resolution, which folds each frequency onto one direction; some in blurs, at
+        whose edges frequencies mix, and these images are small.
         """
         operator, sigma, kappa = operator_of(name), 0.1, 2.0
         diffusion = create_sampler(**CONFIG, timestep_respacing="3", start=410)
@@ -200,15 +222,23 @@ class TestCorrection:
         system = sigma**2 * torch.eye(len(A), dtype=torch.float64) + A @ covariance @ A.mT
         return covariance, covariance @ A.mT @ torch.linalg.inv(system), A
 
-    def test_a_state_that_is_y_is_not_corrected_by_it_again(self):
-        operator, sigma = operator_of("denoise"), 0.5
+    def test_a_state_that_holds_y_is_corrected_by_what_is_new(self):
+        """A first state of variance r that y's own noise and filled up noise make together."""
+        operator, sigma = operator_of("denoise"), 0.3
         diffusion = create_sampler(
-            **CONFIG, timestep_respacing="logsnr5", start="auto", levels=(sigma, sigma)
+            **CONFIG, timestep_respacing="logsnr5", start="auto", levels=(0.5, 0.1)
         )
+        t = diffusion.num_timesteps - 1
+        r = (1 - diffusion.alphas_cumprod[t]) / diffusion.alphas_cumprod[t]
         y, x_0 = noise(1, 1, SIZE, SIZE), noise(1, 1, SIZE, SIZE, seed=3)
-        method = Spectral(operator, y, sigma, HEADS)
-        _, found = method.step(diffusion, lambda x, t: x_0, y, 0, torch.randn_like)
-        assert (found - x_0).norm() < 0.05 * (y - x_0).norm()
+        method = Spectral(operator, y, sigma, WHITE, kappa=1.0)
+        draws = noise(1, 1, SIZE, SIZE, seed=4)
+        state = math.sqrt(diffusion.alphas_cumprod[t]) * (y + draws)
+        network = (lambda x, t: x_0) if t % 2 == 0 else (lambda x, t: x_0.flip(-1))
+        _, found = method.step(diffusion, network, state, t, torch.randn_like)
+        v = r * 0.25 / (r + 0.25)
+        news = 1 / (1 / sigma**2 - 1 / r)  # y is the state's and this, in precision
+        torch.testing.assert_close(found, x_0 + v / (news + v) * (y - x_0))
 
     @pytest.mark.parametrize("name", ["denoise", "gauss"])  # not "sr", which mixes frequencies
     def test_the_next_state_is_as_noisy_as_the_network_is_told(self, name):
@@ -230,6 +260,125 @@ class TestCorrection:
         state, _ = method.step(diffusion, lambda x, t: x_0, x_0, t, lambda x: draws)
         found = (state / math.sqrt(a_prev) - truth).var(dim=0).mean().item()
         assert found == pytest.approx(r_prev, rel=0.1)
+
+
+class TestAveraging:
+    """What takes the noise of the states out of the result."""
+
+    LEVELS = {"timestep_respacing": "logsnr6", "start": 600}
+
+    @staticmethod
+    def lopsided(x, timesteps):
+        """A network that sees left from right, and errs by the level."""
+        return torch.tanh(0.8 * x + 0.3 * x.roll(1, dims=3)) + 0.05 * torch.sin(timesteps[0] * x)
+
+    def test_a_run_as_the_docstring_writes_it(self):
+        """In every DCT frequency of a colour image: A sees its mean, is blind to the rest."""
+        operator, sigma, kappa = operator_of("color"), 0.1, 2.0
+        diffusion = create_sampler(**CONFIG, **self.LEVELS)
+        y = operator.forward(noise(1, 3, SIZE, SIZE))
+        draws = [noise(1, 3, SIZE, SIZE, seed=10 + i) for i in range(4)]
+        given = iter(draws)
+        method = Spectral(operator, y, sigma, HEADS, kappa=kappa)
+        x_T = noise(1, 3, SIZE, SIZE, seed=5)
+        found = diffusion.p_sample_loop(self.lopsided, x_T, method.step, lambda x: next(given))
+        assert next(given) is draws[3]  # five states to make noise for, every second draw a mirror
+
+        basis, S = dct_2d(SIZE), HEADS.power_spectrum(SIZE, SIZE).flatten()
+        row = torch.tensor([0.3333, 0.3334, 0.3333], dtype=torch.float64)
+        s = row.norm()
+        seen, blind = torch.outer(row, row) / s**2, torch.eye(3, dtype=torch.float64)
+        blind = blind - seen  # projections of the channels
+        y_bar = (y.reshape(1, -1) @ basis.mT) / s  # of unit direction row/s
+        noises = [draws[0], -draws[0], draws[1], -draws[1], draws[2]]
+        state, before, r_before, fresh = x_T, None, None, None
+        for i, t in enumerate(reversed(range(diffusion.num_timesteps))):
+            a = diffusion.alphas_cumprod[t]
+            r = (1 - a) / a
+            steps = torch.full((1,), diffusion.timestep_map[t])
+            if t % 2 == 0:
+                x_0 = self.lopsided(state, steps)
+            else:
+                x_0 = self.lopsided(state.flip(3), steps).flip(3)
+            m = x_0.reshape(3, -1) @ basis.mT
+            v = kappa * r * S / (kappa * r + S)
+            variance = sigma**2
+            if i == 0:  # what y adds to a state that would hold it, see the test above
+                variance = sigma**2 * r / (r - (sigma / s) ** 2)
+            m = m + torch.outer(row / s, v * s / (variance + v * s**2) * (s * y_bar - row @ m)[0])
+            P = v * sigma**2 / (sigma**2 + v * s**2)
+            if before is not None:
+                phi_seen, phi_blind = fresh[0] / r, fresh[1] / r
+                old = r / r_before * (before - m)
+                m = m + phi_seen * (seen @ old) + phi_blind * (blind @ old)
+            if t == 0:
+                break
+            a_next = diffusion.alphas_cumprod[t - 1]
+            r_next = (1 - a_next) / a_next
+            fresh = ((r_next - P).clamp(min=0), (r_next - v).clamp(min=0))
+            n = noises[i].reshape(3, -1) @ basis.mT
+            n = fresh[0].sqrt() * (seen @ n) + fresh[1].sqrt() * (blind @ n)
+            state = (math.sqrt(a_next) * (m + n) @ basis).reshape(x_T.shape)
+            before, r_before = m, r
+        torch.testing.assert_close(found, (m @ basis).reshape(x_T.shape))
+
+    def test_what_the_network_leaves_of_fresh_noise_is_averaged(self):
+        """Where A is blind and S small: half of each draw stays in x̂_0, less in the mean."""
+        operator = operator_of("sr")
+        flat = PriorStatistics(0.0, (1,), (1e-6,), source="these tests")
+        diffusion = create_sampler(
+            **CONFIG, timestep_respacing="logsnr12", start="auto", levels=(3.0, 0.1)
+        )
+        generator, count = torch.Generator().manual_seed(0), 200
+        mean = torch.zeros(count, 1, SIZE, SIZE, dtype=torch.float64)
+
+        def draws(x):
+            return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+        method = Spectral(operator, torch.zeros(count, 1, 4, 4, dtype=torch.float64), 0.1, flat)
+        x, expected, left = math.sqrt(0.9) * draws(mean), [], []
+        for t in reversed(range(diffusion.num_timesteps)):
+            a = diffusion.alphas_cumprod[t]
+            noisy = x / math.sqrt(a) - mean
+            x, mean = method.step(diffusion, lambda *_, n=noisy: n / 2, x, t, draws)
+            left.append((mean - operator.V(operator.Vt(mean))).std().item())
+            expected.append(math.sqrt(15 / 16) / 2 * math.sqrt((1 - a) / a))
+        ratios = [found / alone for found, alone in zip(left, expected, strict=True)]
+        assert all(ratio < 0.9 for ratio in ratios[2:])
+
+    def test_one_level_takes_the_mean_over_both_reflections(self):
+        """An error that grows to the right in the one grows to the left in the other."""
+        operator, sigma = operator_of("denoise"), 0.3
+        diffusion = create_sampler(
+            **CONFIG, timestep_respacing="logsnr10", start="auto", levels=(sigma, sigma)
+        )
+        truth, calls = noise(1, 1, SIZE, SIZE), []
+        ramp = torch.linspace(-1, 1, SIZE, dtype=torch.float64)
+        even = truth + truth.flip(3)
+
+        def network(x, timesteps):
+            calls.append(x)
+            return even + ramp
+
+        method = Spectral(operator, even, sigma, HEADS)
+        (x_0, _) = method.step(diffusion, network, truth, 0, torch.randn_like)
+        torch.testing.assert_close(x_0, even)
+        assert len(calls) == 2
+        assert torch.equal(calls[1], calls[0].flip(3))
+
+    def test_a_second_run_knows_nothing_of_the_first(self):
+        operator = operator_of("sr")
+        diffusion = create_sampler(**CONFIG, **self.LEVELS)
+        y, x_T = noise(1, 1, 4, 4), noise(1, 1, SIZE, SIZE, seed=5)
+        method, runs = Spectral(operator, y, 0.1, HEADS), []
+        for _ in range(2):
+            random = sample_random(["x"], range(1), seed=0)
+
+            def draws(x, random=random):
+                return random.randn_like(x).to(x)
+
+            runs.append(diffusion.p_sample_loop(self.lopsided, x_T, method.step, draws))
+        assert torch.equal(*runs)
 
 
 class TestSample:

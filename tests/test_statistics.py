@@ -23,7 +23,7 @@ def images_of(law, count, height, width, seed=0):
     for _ in range(count):
         coefficients = std * rng.standard_normal((height, width))
         coefficients[0, 0] = 0
-        yield law.mean_intensity + scipy.fft.idctn(coefficients, norm="ortho")[None]
+        yield 1, law.mean_intensity + scipy.fft.idctn(coefficients, norm="ortho")[None]
 
 
 @pytest.mark.parametrize("side", [64, 256])
@@ -39,7 +39,7 @@ def test_a_known_law_is_measured(side):
 
 def test_the_variance_of_a_pixel_is_the_spectrum_s_mean():
     """Parseval: what makes the units of the powers those of the [-1, 1] image."""
-    images = np.concatenate(list(images_of(LAW, 100, 64, 64)))
+    images = np.concatenate([image for _, image in images_of(LAW, 100, 64, 64)])
     expected = LAW.power_spectrum(64, 64).numpy()
     expected[0, 0] = 0
     assert images.var() == pytest.approx(expected.sum() / 64**2, rel=0.1)
@@ -78,19 +78,30 @@ def test_files_that_hold_no_statistics(tmp_path, text):
         PriorStatistics.load(str(path))
 
 
-def test_the_command_measures_several_folders(tmp_path, capsys):
-    for folder, value in (("a", 0), ("b", 255)):
-        (tmp_path / folder).mkdir()
+@pytest.fixture
+def sources(tmp_path):
+    """all/: a, one image of grey value 0 around a square, and b, four of 255."""
+    for name, value, count in (("a", 0, 1), ("b", 255, 4)):
+        (tmp_path / "all" / name).mkdir(parents=True)
         image = np.full((32, 40), value, np.uint8)
         image[8:16, 10:20] = 128
-        iio.imwrite(tmp_path / folder / f"{folder}.png", image)
-    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+        for i in range(count):
+            iio.imwrite(tmp_path / "all" / name / f"{i}.png", image)
+    return tmp_path / "all"
+
+
+@pytest.mark.parametrize(
+    ("flags", "share"), [([], 1 / 3), (["--shares", "a=0.9"], 0.9), (["--shares", "a=0", "b=1"], 0)]
+)
+def test_sources_weigh_as_in_training(tmp_path, sources, flags, share):
+    """The square roots of 1 and 4, or the share that is named."""
     out = str(tmp_path / "prior.json")
-    assert statistics.main(["--data_dir", *folders, "--out", out]) == 0
+    assert statistics.main(["--data_dir", str(sources), "--out", out, *flags]) == 0
     found = PriorStatistics.load(out)
-    assert found.mean_intensity == pytest.approx(0, abs=0.01)
-    assert "2 images" in found.source
-    assert out in capsys.readouterr().out
+    square = 80 / 1280
+    expected = (1 - square) * (1 - 2 * share)
+    assert found.mean_intensity == pytest.approx(expected, abs=0.002)
+    assert found.source == "1 images of a, 4 images of b"
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
@@ -99,4 +110,8 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     iio.imwrite(tmp_path / "flat.png", np.full((16, 16), 7, np.uint8))
     assert statistics.main(["--data_dir", str(tmp_path), "--out", out]) == 2
     assert "all are constant" in capsys.readouterr().err
+    twice = ["--data_dir", str(tmp_path), str(tmp_path)]
+    for flags in (["--shares", "a"], ["--shares", "a=2"], twice):
+        assert statistics.main(["--data_dir", str(tmp_path), "--out", out, *flags]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {flags[0]}: ")
     assert not os.path.exists(out)

@@ -368,8 +368,8 @@ def test_a_measured_volume_of_thick_slices_is_restored_on_the_fine_grid(tiny_run
         [row] = csv.DictReader(file)
     assert row["image"] == "a" and float(row["residual"]) > 0
     assert sorted(os.listdir(out)) == [
-        *("comparison.png", "cubic", "input", "metrics.csv", "recon", "slices", "summary.json"),
-        "volumes",
+        *("comparison.png", "cubic", "input", "metrics.csv", "recon", "report", "report.html"),
+        *("residual", "slices", "summary.json", "volumes"),
     ]
     stamp = os.stat(f"{out}/slices/a.npy").st_mtime_ns
     assert tiny_run("--save_dir", "out", "--batch_size", "5") == 0  # resumed: nothing is left to do

@@ -34,9 +34,9 @@ from util.metrics import METRICS, Column, image_metrics
 FOLDERS = (
     *("input", "cubic", "recon", "truth", "samples", "std", "slices", "volumes", "unfinished"),
     *("residual", "sigma", "lower", "upper"),
-    *("progress", "gif", "video"),
+    *("progress", "gif", "video", "report", "bids"),
 )
-FILES = ("metrics.csv", "summary.json", "comparison.png")
+FILES = ("metrics.csv", "summary.json", "comparison.png", "report.html")
 COMPARED = 4  # images in comparison.png
 COLUMNS = ("input", "cubic", "recon", "truth")  # of it
 SOURCE = "source"  # column: the name of a file whose results could not carry it

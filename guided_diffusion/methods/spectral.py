@@ -2,22 +2,27 @@
 
 An own method of this program, built from published parts: the noise levels of DDRM (Kawar et al.
 2022), in whose singular directions a state may carry the measurement itself, the x̂_0-based
-correction of DiffPIR (Zhu et al. 2023), and log-spaced noise levels (Karras et al. 2022).
+correction of DiffPIR (Zhu et al. 2023), log-spaced noise levels (Karras et al. 2022) and
+antithetic variates (Hammersley & Morton 1956).
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from guided_diffusion.dct import dct_matrix
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.methods.base import Method, Network, RandnLike, Step
+from guided_diffusion.methods.start import is_the_state
 from guided_diffusion.operators.base import Operator, Sigma
+from guided_diffusion.operators.solver import scaled
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from util.parameters import Parameter
 
 KAPPA = "κ, how far x̂_0 is from the truth: 1, a Wiener filter's error"
+# A number for each DCT frequency, (H, W), and for each singular direction, a spectrum
+Weights = tuple[torch.Tensor, torch.Tensor]
 
 
 class Spectral(Method):
@@ -25,15 +30,27 @@ class Spectral(Method):
 
     x̂_0's error is taken as Gaussian with variance v = κ r_t S/(κ r_t + S) at the frequency of prior
     power S: with κ = 1, that of a Wiener filter. In each singular direction of A the posterior
-    then has mean x̂_0 + v s/(σ² + v s²) (ȳ - s x̂_0) and variance P = v σ²/(σ² + v s²), and noise of
-    variance r_{t-1} - P makes the next state as noisy as the network is told.
+    then has mean m_t = x̂_0 + v s/(σ² + v s²) (ȳ - s x̂_0) and variance P = v σ²/(σ² + v s²), P = v
+    where A is blind. Noise of variance r_{t-1} - P makes the next state as noisy as the network is
+    told.
+
+    What the network makes of that noise is an error, too, and one that the next draw does not
+    repeat. So it is averaged away, in three ways that cost no evaluation:
+
+    - The mean goes on as m̄_t = m_t + φ r_t/r_{t+1} (m̄_{t+1} - m_t), where φ = 1 - P/r_t is the
+      share of the state's noise that was drawn. Without φ each estimate counts as the precision
+      that its level adds, m̄_t/r_t = Σ_i (1/r_i - 1/r_{i+1}) m_i, which is also the mean of DDPM's
+      reverse steps. Where no noise is drawn, φ = 0, there is nothing to average, and the newest
+      estimate is the best.
+    - Every second draw is the one before it with the other sign. What is linear in it cancels.
+    - At every second evaluation the network sees the state's mirror image. A schedule of one level
+      has two evaluations, one of the state and one of its mirror image.
 
     In the formulas v is the diagonal of Vᵀ C V, C the covariance that is diagonal in the DCT. That
     is all of it where the singular directions are cosines (denoising, color), or where S is the
-    same at all frequencies. Elsewhere correlations between directions are left out:
-    super-resolution folds frequencies onto one another, and a blur mixes them at the image's edges.
-    Accelerated MRI of several coils has the mean of the whole C, see
-    `Coils.frequency_posterior_mean`.
+    same at all frequencies. Elsewhere correlations between directions are left out, for a blur
+    mixes frequencies at the image's edges, unless the operator knows better
+    (`Operator.frequency_posterior_mean`): the mean is exact in super-resolution, too.
     """
 
     name = "spectral"
@@ -44,8 +61,6 @@ class Spectral(Method):
     unclipped_from = 1
     schedule = "diffusion_config_fast.yaml"
     kappa: float
-
-    spread: ClassVar[int] = -1  # what of P and v goes into the next state's noise
 
     def __init__(
         self,
@@ -60,6 +75,13 @@ class Spectral(Method):
         sides = operator.in_shape[1:]
         self.S = self.statistics.power_spectrum(*sides).to(s)
         self.dct = [dct_matrix(n).to(s) for n in sides]
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget the steps done."""
+        self._mean: torch.Tensor | None = None  # m̄_{t+1}
+        self._kept: Weights | None = None  # φ r_t/r_{t+1}, the weight of m̄_{t+1}
+        self._drawn: torch.Tensor | None = None  # noise that the next step mirrors
 
     def step(
         self,
@@ -69,31 +91,75 @@ class Spectral(Method):
         t: int,
         randn_like: RandnLike,
     ) -> Step:
-        operator, s = self.operator, self.operator.singular_values
-        a, a_prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
-        r, r_prev = (1 - a) / a, (1 - a_prev) / a_prev
-        x_0 = diffusion.predict(model, x, t)["pred_xstart"]
-        v_dct = self.kappa * r * self.S / (self.kappa * r + self.S)
-        v = operator.frequency_variance(v_dct)
-        sigma = self._news(r) if t == diffusion.num_timesteps - 1 else self.sigma
-        x_0 = operator.frequency_posterior_mean(x_0, self.Uty, sigma, v_dct)
+        if t == diffusion.num_timesteps - 1:
+            self._begin()
+        mean, variances = self.posterior(diffusion, self._predict(diffusion, model, x, t), t)
+        if self._mean is not None and self._kept is not None:
+            mean = mean + self.weighted(self._mean - mean, self._kept)
         if t == 0:
-            return x_0, x_0
+            return mean, mean
+        r, r_prev = noise_variance(diffusion, t), noise_variance(diffusion, t - 1)
+        left = (r_prev - variances[0]).clamp(min=0), (r_prev - variances[1]).clamp(min=0)
+        self._mean, self._kept = mean, (left[0] / r, left[1] / r)
+        if self._drawn is None:
+            noise = self._drawn = randn_like(x)
+        else:
+            noise, self._drawn = -self._drawn, None
+        return self.noised(diffusion, mean, noise, left, t), mean
+
+    def _predict(
+        self, diffusion: GaussianDiffusion, model: Network, x: torch.Tensor, t: int
+    ) -> torch.Tensor:
+        """x̂_0 of the state or of its mirror image; if there is one step only, of both."""
+
+        def mirrored(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            return model(x.flip(-1), timesteps).flip(-1)
+
+        networks = [model, mirrored] if diffusion.num_timesteps == 1 else [(model, mirrored)[t % 2]]
+        found = [diffusion.predict(network, x, t)["pred_xstart"] for network in networks]
+        return sum(found[1:], start=found[0]) / len(found)
+
+    def posterior(
+        self, diffusion: GaussianDiffusion, x_0: torch.Tensor, t: int
+    ) -> tuple[torch.Tensor, Weights]:
+        """The Gaussian posterior about the network's x̂_0 of step t: its mean, and variances P."""
+        operator, s = self.operator, self.operator.singular_values
+        r = noise_variance(diffusion, t)
+        v_dct = self.kappa * r * self.S / (self.kappa * r + self.S)
+        sigma = self._news(diffusion) if t == diffusion.num_timesteps - 1 else self.sigma
+        mean = operator.frequency_posterior_mean(x_0, self.Uty, sigma, v_dct)
         v = operator.frequency_variance(v_dct)
-        P = v * self.sigma**2 / (self.sigma**2 + v * s**2)
-        noise = randn_like(x)
-        fresh = self._coloured(noise, (r_prev + self.spread * v_dct).clamp(min=0).sqrt())
-        seen = (r_prev + self.spread * P).clamp(min=0).sqrt() * operator.Vt(noise)
-        return math.sqrt(a_prev) * (x_0 + fresh + operator.correction(fresh, seen)), x_0
+        return mean, (v_dct, v * self.sigma**2 / (self.sigma**2 + v * s**2))
 
-    def _coloured(self, noise: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-        """White noise with the given standard deviation at each DCT frequency, (H, W)."""
-        rows, cols = self.dct
-        return rows.mT @ (std * (rows @ noise @ cols.mT)) @ cols
+    def noised(
+        self,
+        diffusion: GaussianDiffusion,
+        mean: torch.Tensor,
+        noise: torch.Tensor,
+        variances: Weights,
+        t: int,
+    ) -> torch.Tensor:
+        """x_{t-1} about a mean, with noise of these variances."""
+        std = variances[0].sqrt(), variances[1].sqrt()
+        return math.sqrt(diffusion.alphas_cumprod_prev[t]) * (mean + self.weighted(noise, std))
 
-    def _news(self, r: float) -> torch.Tensor:
+    def weighted(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """x times the direction's weight in what A sees, and times the frequency's in the rest."""
+        by_frequency = scaled(x, weights[0], self.dct)
+        seen = weights[1] * self.operator.Vt(x)
+        return by_frequency + self.operator.correction(by_frequency, seen)
+
+    def _news(self, diffusion: GaussianDiffusion) -> torch.Tensor:
         """σ of what y still adds to a first state that holds it: 1/σ² = 1/(s² r) + 1/news²."""
+        r = noise_variance(diffusion, -1)
         _, std = self.operator.inverted(self.Uty, self.sigma)
         variance = std**2
         left = (r - variance).clamp(min=1e-6 * r)
-        return torch.where(variance <= r, self.sigma**2 * r / left, self.sigma**2).sqrt()
+        news = torch.where(variance <= r, self.sigma**2 * r / left, self.sigma**2).sqrt()
+        return torch.where(is_the_state(variance, diffusion), torch.inf, news)
+
+
+def noise_variance(diffusion: GaussianDiffusion, t: int) -> float:
+    """r_t = (1 - ᾱ_t)/ᾱ_t."""
+    a = diffusion.alphas_cumprod[t]
+    return (1 - a) / a

@@ -4,7 +4,7 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.methods.base import Network, RandnLike, Step
-from guided_diffusion.methods.spectral import KAPPA, Spectral
+from guided_diffusion.methods.spectral import KAPPA, Spectral, noise_variance
 from util.parameters import Parameter
 
 NEARLY = 0.8  # of the first state's variance: what y's noise must have for y to be that state
@@ -17,10 +17,10 @@ class SpectralSample(Spectral):
     which knows the spectrum of images and needs no Langevin steps, for p(x_0 | x_t, y). As x_0's
     own variance P is drawn, too, the states have noise r_{t-1} + P around its mean, and the result
     is a sample of the posterior. For Gaussian images of this spectrum, with κ = 1, it is exactly
-    that where `Spectral` leaves no correlations out, if it starts from pure noise. (``start: auto``
-    starts lower than the prior's power at the lowest frequencies, which matters in what A does not
-    see.) Elsewhere it is near: in super-resolution and Gaussian blur the samples' variance is a
-    tenth too small at most.
+    that where directions are not correlated (denoising, color), if it starts from pure noise.
+    (``start: auto`` starts lower than the prior's power at the lowest frequencies, which matters in
+    what A does not see.) Elsewhere it is near: in super-resolution and Gaussian blur the samples'
+    variance is a tenth too small at most.
 
     In denoising y itself is a state of the process, p(x_0 | y) that of the prior from there on, and
     the plain reverse steps draw from it without any Gaussian.
@@ -32,8 +32,6 @@ class SpectralSample(Spectral):
     draws_samples = True
     honest_spread = True
     schedule = "diffusion_config_samples.yaml"
-
-    spread = 1
 
     def step(
         self,
@@ -47,12 +45,29 @@ class SpectralSample(Spectral):
         if plain.all():
             return diffusion.p_sample(model, x, t, randn_like)
         if not plain.any():
-            return super().step(diffusion, model, x, t, randn_like)
+            return self._guided(diffusion, model, x, t, randn_like)
         # Images of different noise: each as it would be alone, from the same draw.
         noise = randn_like(x) if t > 0 else x
         free = diffusion.p_sample(model, x, t, lambda _: noise)
-        guided = super().step(diffusion, model, x, t, lambda _: noise)
+        guided = self._guided(diffusion, model, x, t, lambda _: noise)
         return torch.where(plain, free[0], guided[0]), torch.where(plain, free[1], guided[1])
+
+    def _guided(
+        self,
+        diffusion: GaussianDiffusion,
+        model: Network,
+        x: torch.Tensor,
+        t: int,
+        randn_like: RandnLike,
+    ) -> Step:
+        """A draw from the Gaussian, with the noise of the next level in one draw."""
+        x_0 = diffusion.predict(model, x, t)["pred_xstart"]
+        mean, variances = self.posterior(diffusion, x_0, t)
+        if t == 0:
+            return mean, mean
+        r = noise_variance(diffusion, t - 1)
+        whole = r + variances[0], r + variances[1]
+        return self.noised(diffusion, mean, randn_like(x), whole, t), mean
 
     def _y_is_the_first_state(self, diffusion: GaussianDiffusion) -> torch.Tensor:
         """Whether y's noise is nearly all of the first state's, (N, 1, 1, 1) or (1, 1, 1, 1)."""

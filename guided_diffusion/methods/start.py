@@ -8,8 +8,9 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.operators.base import Operator, Sigma
 
 WIDEST_STD = 3.0  # √r_t above which an image is lost in noise, and steps would be wasted
-FINISH = 0.2  # of the best direction's noise: how far below it the prior goes on cleaning up
+FINISH = 0.1  # of the best direction's noise: how far below it the prior goes on cleaning up
 SAMPLE_FINISH = 0.1  # the same, where what the measurement leaves open is to be drawn
+SAME = 1.5  # ratio of variances that timesteps next to each other have at most
 
 
 def useful_levels(operator: Operator, sigma: Sigma, sample: bool = False) -> tuple[float, float]:
@@ -45,8 +46,8 @@ def start_state(
 ) -> torch.Tensor:
     """x_t at the diffusion's first step t, from the measurement instead of pure noise.
 
-    A direction whose measurement has less noise than the state starts there, noise filled up;
-    the others at the prior's mean intensity.
+    A direction whose measurement has less noise than the state starts there, noise filled up, or
+    if it `is_the_state`, as it is; the others at the prior's mean intensity.
 
     Args:
         y: (N, *operator.out_shape); sigma: its noise, a number or (N, 1, 1, 1).
@@ -60,8 +61,19 @@ def start_state(
     r = (1 - alpha_bar) / alpha_bar
     measured, std = operator.inverted(operator.Ut(y), sigma)
     variance = std**2
-    used = variance <= r
+    same = is_the_state(variance, diffusion)
+    used = (variance <= r) | same
     state = mean_intensity + math.sqrt(r) * noise
-    fill = (r - torch.where(used, variance, 0.0)).clamp(min=0).sqrt()
+    fill = torch.where(same, 0.0, r - torch.where(used, variance, 0.0)).clamp(min=0).sqrt()
     target = measured + fill * operator.Vt(noise)
     return math.sqrt(alpha_bar) * (state + operator.correction(state, target, where=used))
+
+
+def is_the_state(variance: torch.Tensor, diffusion: GaussianDiffusion) -> torch.Tensor:
+    """Where a measurement with noise of this variance is the only state of a schedule.
+
+    Its noise is the state's, but timesteps have gaps. Filled up, it would be in the result.
+    """
+    a = diffusion.alphas_cumprod[-1]
+    ratio = variance * a / (1 - a)
+    return (ratio > 1 / SAME) & (ratio < SAME) & (diffusion.num_timesteps == 1)

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from guided_diffusion.dct import dct_matrix
 from guided_diffusion.operators.base import Shape
 from guided_diffusion.operators.separable import (
+    Factor,
     Factors,
     SeparableOperator,
     identity_factor,
@@ -50,7 +52,22 @@ def average_matrix(size: int, factor: int) -> torch.Tensor:
     return blocks / blocks.sum(dim=1, keepdim=True)
 
 
-MATRICES = {"bicubic": bicubic_matrix, "standard": average_matrix}
+def bicubic_factor(size: int, factor: int, threshold: float) -> Factor:
+    return matrix_factor(bicubic_matrix(size, factor), threshold)
+
+
+def average_factor(size: int, factor: int, threshold: float) -> Factor:
+    """Where all blocks are whole, all singular values are equal, and cosines of the blocks' means
+    are singular directions: each frequency of x folds onto one of them."""
+    if size % factor:
+        return matrix_factor(average_matrix(size, factor), threshold)
+    cosines = dct_matrix(size // factor).mT
+    s = torch.full((len(cosines),), factor**-0.5, dtype=torch.float64)
+    V = cosines.repeat_interleave(factor, dim=0) * factor**-0.5
+    return Factor(cosines, torch.where(s < threshold, 0.0, s), V)
+
+
+FACTORS = {"bicubic": bicubic_factor, "standard": average_factor}
 
 
 class SuperResolution(SeparableOperator):
@@ -60,16 +77,16 @@ class SuperResolution(SeparableOperator):
     parameters = {
         "scale_factor": Parameter(4, "pixels of x for one of y", (int,), choices=(2, 4, 8)),
         "type": Parameter(
-            "bicubic", "bicubic, or standard: means of blocks", (str,), choices=tuple(MATRICES)
+            "bicubic", "bicubic, or standard: means of blocks", (str,), choices=tuple(FACTORS)
         ),
         **SeparableOperator.parameters,
     }
 
     @classmethod
     def factors_of(cls, in_shape: Shape, **parameters: Any) -> Factors:
-        matrix, factor = MATRICES[parameters["type"]], parameters["scale_factor"]
+        factor_of, factor = FACTORS[parameters["type"]], parameters["scale_factor"]
         threshold = parameters["singular_value_threshold"]
-        rows, cols = (matrix_factor(matrix(n, factor), threshold) for n in in_shape[1:])
+        rows, cols = (factor_of(n, factor, threshold) for n in in_shape[1:])
         return identity_factor(in_shape[0]), rows, cols
 
     @classmethod

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from guided_diffusion.dct import dct_matrix
-from guided_diffusion.operators.base import Operator, Shape
+from guided_diffusion.operators.base import Operator, Shape, Sigma
+from guided_diffusion.operators.solver import scaled
 from util.parameters import Parameter, Parameters
 
 THRESHOLD = Parameter(
@@ -30,6 +31,8 @@ class Factor:
         U, V = (None if p is None else p.to(device, dtype) for p in (self.U, self.V))
         return Factor(U, self.s.to(device, dtype), V)
 
+
+APART = 1e-6  # of a frequency's power, what rounding leaves of it in other directions
 
 Factors = tuple[Factor, Factor, Factor]  # of the channels, of the rows' axis, of the columns' axis
 
@@ -132,6 +135,26 @@ class SeparableOperator(Operator):
     def frequency_variance(self, variance: torch.Tensor) -> torch.Tensor:
         rows, cols = self._shares
         return rows.mT @ variance @ cols  # (i, j)
+
+    def frequency_posterior_mean(
+        self, x_0: torch.Tensor, Uty: torch.Tensor, sigma: Sigma, variance: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Operator.frequency_posterior_mean`; exact where no two directions share a frequency.
+
+        There Vᵀ C V is diagonal, though V is not made of frequencies, and the mean is
+        x_0 + C V Σ (σ² I + Σ Vᵀ C V Σ)⁻¹ Uᵀ(y - A x_0).
+        """
+        if not self._frequencies_apart:
+            return super().frequency_posterior_mean(x_0, Uty, sigma, variance)
+        residual = Uty - self.singular_values * self.Vt(x_0)
+        told = self.gain(sigma, self.frequency_variance(variance)) * residual
+        dct = [dct_matrix(n).to(x_0) for n in self.in_shape[1:]]
+        return x_0 + scaled(self.V(told), variance, dct)
+
+    @cached_property
+    def _frequencies_apart(self) -> bool:
+        """Whether along both axes each frequency is in one singular direction at most."""
+        return all(bool(((share > APART).sum(dim=1) <= 1).all()) for share in self._shares)
 
 
 def _share(factor: Factor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.dataloader import Picture, check_names, list_images
+from data.dataloader import list_items
 from guided_diffusion.config import Measurement, Schedule, read_schedule, read_task_config
 from guided_diffusion.methods import METHODS, start
 from guided_diffusion.operators import get_operator
@@ -40,7 +40,8 @@ SEED = 0
 def measurement_of(task: str) -> Measurement:
     file, sigma = TASK_FILES[task]
     measurement = read_task_config(os.path.join(CONFIGS, file), sigma=sigma).measurement
-    assert measurement is not None
+    if measurement is None:
+        raise UserError(f"{file}: expected a task with a measurement")
     return measurement
 
 
@@ -59,16 +60,32 @@ class Slice(NamedTuple):
 
 
 def read_images(root: str, flag: str, first: int, every: int) -> list[tuple[str, torch.Tensor]]:
-    """(name, truth) of every EVERYth image of a folder, in natural order."""
-    pictures = [Picture(path) for path in list_images(root, flag)[first::every]]
-    check_names(pictures)
+    """(name, truth) of every EVERYth image of a folder, in natural order.
+
+    Raises:
+        UserError: there is none, or one that cannot be read or is not grey.
+    """
+    try:
+        items = list_items({"root": root, "measured": False})[first::every]
+    except UserError as error:
+        raise UserError(str(error).replace("data.root", flag)) from None
     images = []
-    for picture in pictures:
-        image = torch.from_numpy(picture.read())
+    for item in items:
+        image = torch.from_numpy(item.read())
         if len(image) != 1:
-            raise UserError(f"{picture.path}: expected a grey image, found {len(image)} channels")
-        images.append((picture.name, image[None]))
+            raise UserError(f"{item.label}: expected a grey image, found {len(image)} channels")
+        images.append((item.name, image[None]))
     return images
+
+
+def add_task(path: str) -> str:
+    """Take a task file among those that are measured; returns its name, the file's."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    TASK_FILES[name] = os.path.abspath(path), None
+    measurement_of.cache_clear()
+    operator_of.cache_clear()
+    measurement_of(name)  # a mistake in it ends the program now
+    return name
 
 
 def measure(task: str, name: str, truth: torch.Tensor) -> Slice:
@@ -141,6 +158,17 @@ def levels(setting: settings.Setting) -> Iterator[None]:
             setattr(start, name, value)
 
 
+@contextlib.contextmanager
+def counted(prior: Prior) -> Iterator[list[None]]:
+    """A list that grows by one at each evaluation of the network."""
+    taken: list[None] = []
+    hook = prior.network.register_forward_pre_hook(lambda *_: taken.append(None))
+    try:
+        yield taken
+    finally:
+        hook.remove()
+
+
 class Estimate(NamedTuple):
     x_hat: np.ndarray  # (1, H, W), of classical methods not yet cut to [-1, 1]
     evaluations: int  # of the network, for one sample
@@ -159,8 +187,7 @@ def estimate(job: settings.Job, image: Slice, prior: Prior) -> Estimate:
             x_hat = deepinv_methods.restore(job.method, *known, image, prior, job.steps, SEED)
         return Estimate(x_hat[0].numpy(), job.steps, {})
     params, schedule = resolve(job)
-    taken: list[int] = []
-    with levels(job.setting):
+    with levels(job.setting), counted(prior) as taken:
         restored = restore(
             image.truth,
             measurement_of(job.task),
@@ -171,12 +198,11 @@ def estimate(job: settings.Job, image: Slice, prior: Prior) -> Estimate:
             names=[image.name],
             num_samples=job.setting.get(settings.SAMPLES, 1),
             seed=SEED,
-            watch=lambda left, steps, x: taken.append(steps),
         )
     figures = {}
     if settings.SAMPLES in job.setting:
         figures = calibration(restored.samples[0], image.truth[0].numpy())
-    return Estimate(restored.mean[0], taken[0], figures)
+    return Estimate(restored.mean[0], len(taken), figures)
 
 
 def figures_of(image: Slice, x_hat: np.ndarray) -> dict[str, float]:

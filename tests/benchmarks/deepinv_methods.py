@@ -5,19 +5,13 @@ on images u = (x+1)/2 in [0, 1], where the measurement is (y + A 1)/2 = A u + σ
 constant near the edge of a blur). Its methods keep their default parameters.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from guided_diffusion.config import read_schedule
-from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.denoiser import deepinv_denoiser, import_deepinv
 from guided_diffusion.measurements import Factor, SeparableOperator
-from util.errors import UserError
 from util.random import image_generator
-
-SCHEDULE = "configs/diffusion_config_100.yaml"  # of the shipped prior's training, if all its steps
 
 
 def full_operator(operator):
@@ -37,17 +31,6 @@ def full_operator(operator):
     return SeparableOperator(*factors, device=s.device, dtype=s.dtype)
 
 
-def import_deepinv():
-    try:
-        import deepinv
-    except (ImportError, RuntimeError) as error:  # torchvision of another torch raises the latter
-        raise UserError(
-            f"--part deepinv: deepinv cannot be imported ({error}); pip install deepinv, with the "
-            "torchvision that fits your torch, or leave this part out"
-        ) from None
-    return deepinv
-
-
 def physics_of(operator, sigma):
     """y = A x + σ n as deepinv has it, for images in [0, 1]."""
     deepinv, full = import_deepinv(), full_operator(operator)
@@ -61,30 +44,6 @@ def physics_of(operator, sigma):
         noise_model=deepinv.physics.GaussianNoise(sigma / 2),
         device=full.singular_values.device,
     )
-
-
-def denoiser_of(prior):
-    """The network as deepinv has denoisers: (u + σ n, σ) → u, images in [0, 1]."""
-    schedule = replace(read_schedule(SCHEDULE), timestep_respacing="", clip_denoised=False)
-    diffusion = create_sampler(**schedule.sampler_arguments())
-
-    class NetworkDenoiser(import_deepinv().models.Denoiser):
-        def forward(self, u, sigma, **kwargs):
-            """u: (N, C, H, W); sigma: a number or (N,) of them.
-
-            The network's noise at the t of nearest noise level, taken out by the share sigma.
-            """
-            x = 2 * u - 1
-            sigma = 2 * self._handle_sigma(sigma, batch_size=len(u), device=u.device)
-            levels = torch.from_numpy(diffusion.alphas_cumprod).to(u)
-            levels = torch.sqrt((1 - levels) / levels)
-            t = (levels.log() - sigma.to(u).clamp(min=1e-6).log()[:, None]).abs().argmin(dim=1)
-            x_t = diffusion.at("sqrt_alpha_bar", t, x) * x
-            x_0 = diffusion.p_mean_variance(prior.network, x_t, t)["pred_xstart"]
-            share = (sigma.to(u) / levels[t]).reshape(-1, 1, 1, 1)  # D(u, 0) is u
-            return (x + share * (x_0 - x) + 1) / 2
-
-    return NetworkDenoiser(device=prior.device)
 
 
 def deepinv_ddrm(denoiser, physics, steps):
@@ -125,7 +84,7 @@ def restore(name, operator, y, sigma, image, prior, steps, seed):
         steps: evaluations of the network.
     """
     physics = physics_of(operator, sigma)
-    reconstruct = DEEPINV[name](denoiser_of(prior), physics, steps)
+    reconstruct = DEEPINV[name](deepinv_denoiser(prior), physics, steps)
     y = (y + operator.forward(torch.ones_like(image.truth, device=prior.device))) / 2
     torch.manual_seed(image_generator(image.name, 0, seed).initial_seed())
     return (2 * reconstruct(y, physics) - 1).clamp(-1, 1).float().cpu()

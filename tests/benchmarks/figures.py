@@ -2,10 +2,9 @@
 
 Restores the ten sample slices by main.py, each task as its file has it, with recordings, and one
 of them with posterior samples; then copies what that page shows into saved_results/, in main.py's
-own tree. Draws from the prior alone, too, and lays them out in models/samples.png. The full runs
-stay in --work_dir, where an interrupted call goes on. The same weights on the same machine give
-the same PNGs, byte for byte. What this program does not know is passed on to main.py, for instance
-``--gpu -1``.
+own tree. The full runs stay in --work_dir, where an interrupted call goes on. The same weights on
+the same machine give the same PNGs, byte for byte. What this program does not know is passed on to
+main.py, for instance ``--gpu -1``.
 """
 
 import argparse
@@ -13,9 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-
-import imageio.v2 as iio
-import numpy as np
 
 REPOSITORY = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 TASKS = (
@@ -27,7 +23,6 @@ TASKS = (
 SHOWN = ("colin27_t1_z032", "colin27_t1_z092")
 TABLES = ("comparison.png", "metrics.csv", "summary.json")
 SPREAD = ("--diffusion_config", "configs/diffusion_config_samples.yaml")  # of the posterior
-COLUMNS = 4  # of the samples of the prior, two rows
 PICTURES = {"input": ".png", "recon": ".png", "truth": ".png", "gif": ".gif", "std": ".png"}
 
 
@@ -55,18 +50,10 @@ def keep(work_dir, saved_dir):
                 shutil.copyfile(source, target)
 
 
-def lay_out(folder, path):
-    """Write the PNGs of a folder, in order, as a grid of COLUMNS."""
-    tiles = [iio.imread(os.path.join(folder, name)) for name in sorted(os.listdir(folder))]
-    rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
-    iio.imwrite(path, np.vstack(rows))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--work_dir", default=os.path.join(REPOSITORY, "results", "figures"))
     parser.add_argument("--saved_dir", default=os.path.join(REPOSITORY, "saved_results"))
-    parser.add_argument("--models_dir", default=os.path.join(REPOSITORY, "models"))
     parser.add_argument("--num_samples", default="4", help="of the posterior")
     args, passed_on = parser.parse_known_args()
     args.work_dir, args.saved_dir = map(os.path.abspath, (args.work_dir, args.saved_dir))
@@ -78,10 +65,6 @@ def main():
         for task in TASKS:
             restore(task, os.path.join(args.work_dir, name).rstrip(os.sep), *arguments, *passed_on)
     keep(args.work_dir, args.saved_dir)
-    prior = os.path.join(args.work_dir, "prior")
-    restore("sample_config_mri", prior, "--limit", str(2 * COLUMNS), *passed_on)
-    (recon,) = (folder for folder, _, _ in os.walk(prior) if os.path.basename(folder) == "recon")
-    lay_out(recon, os.path.join(args.models_dir, "samples.png"))
 
 
 if __name__ == "__main__":

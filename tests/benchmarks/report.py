@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from guided_diffusion.methods import METHODS
-from tests.benchmarks import settings, tables
+from tests.benchmarks import cells, rows, settings, tables
 from tests.benchmarks.settings import REPOSITORY
 from tests.benchmarks.tuned import sweep
 from util.errors import ArgumentParser, UserError
@@ -50,17 +50,17 @@ def read(name: str) -> str:
 def frontier_lines() -> dict[tuple[str, str], Lines]:
     """Metric, task → the lines of the frontier's plot."""
     found: dict[tuple[str, str], Lines] = {}
-    for metric in tables.HEADLINE:
+    for metric in rows.HEADLINE:
         for task in settings.TASKS:
             lines: Lines = {}
             for method in METHODS:
-                for kind in tables.kinds_of(method):
+                for kind in cells.kinds_of(method):
                     points: dict[float, float] = {}
                     for steps in settings.STEPS:
-                        means = tables.on_frontier(task, method, kind, steps)
+                        means = cells.on_frontier(task, method, kind, steps)
                         if means is not None:
                             points[means["evaluations"]] = means[metric]
-                    lines[tables.named(method, kind)] = sorted(points.items())
+                    lines[cells.named(method, kind)] = sorted(points.items())
             found[metric, task] = lines
     return found
 
@@ -68,24 +68,24 @@ def frontier_lines() -> dict[tuple[str, str], Lines]:
 def lambda_lines() -> dict[tuple[str, str], Lines]:
     """DMPS at 100 evaluations over its weight λ, a line for each task."""
     found: dict[tuple[str, str], Lines] = {}
-    for metric in tables.HEADLINE:
+    for metric in rows.HEADLINE:
         lines: Lines = {}
         for task in settings.TASKS:
             means = sweep("dmps", task, 100)
             grid = {settings.label(s): s["scale"] for s in settings.compared("dmps").grid}
-            lines[tables.TITLES[task]] = [
+            lines[cells.TITLES[task]] = [
                 (grid[k], m[metric]) for k, m in means.items() if k in grid
             ]
         found[metric, ""] = lines
     return found
 
 
-def draw(path: str, panels: dict[tuple[str, str], Lines], rows: bool, axis: str) -> None:
+def draw(path: str, panels: dict[tuple[str, str], Lines], by_task: bool, axis: str) -> None:
     """A panel for each measure (and task); the figure carries the digest of its numbers."""
     measures = list(dict.fromkeys(metric for metric, _ in panels))
     tasks = list(dict.fromkeys(task for _, task in panels))
-    shape = (len(measures), len(tasks)) if rows else (1, len(measures))
-    size = (3.4 * shape[1] + (1.6 if rows else 0), 2.6 * shape[0])
+    shape = (len(measures), len(tasks)) if by_task else (1, len(measures))
+    size = (3.4 * shape[1] + (1.6 if by_task else 0), 2.6 * shape[0])
     figure = Figure(figsize=size, layout="constrained", dpi=90)
     grid = figure.subplots(*shape, squeeze=False)
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
@@ -98,15 +98,15 @@ def draw(path: str, panels: dict[tuple[str, str], Lines], rows: bool, axis: str)
             axes.plot(*zip(*points, strict=True) if points else ([], []), style, marker="o",
                       markersize=3, color=colours[group(name)], label=name)  # fmt: skip
         values = [y for points in lines.values() for _, y in points]
-        if values and rows:  # what fails would hide the others
+        if values and by_task:  # what fails would hide the others
             best, depth = max(values), 8 if metric == "psnr" else 0.4
             axes.set_ylim(best - depth, best + depth / 20)
         axes.set_xscale("log")
         axes.set_xlabel(axis)
-        axes.set_title(" ".join(filter(None, (tables.TITLES[metric], tables.TITLES.get(task)))))
+        axes.set_title(" ".join(filter(None, (cells.TITLES[metric], cells.TITLES.get(task)))))
         axes.grid(alpha=0.3)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    if rows:
+    if by_task:
         figure.legend(handles, labels, loc="outside right center", fontsize=8)
     else:
         grid.flat[0].legend(fontsize=8)

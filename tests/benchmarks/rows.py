@@ -6,18 +6,32 @@ import io
 import os
 from collections.abc import Iterable
 
-from tests.benchmarks.settings import ALL_TASKS, NAMES, PARTS, REPOSITORY, SETS, Job, label
+from tests.benchmarks.settings import ALL_TASKS, PARTS, REPOSITORY, SETS, Job, label, names
 from util.errors import UserError
 from util.files import replacing_text
+from util.metrics import METRICS
 
 FOLDER = os.path.join(REPOSITORY, "saved_results", "benchmarks")
 KEY = ("set", "task", "method", "setting", "steps", "image")
-METRICS = ("psnr", "ssim", "haarpsi", "nmse", "hf_ratio")
+HEADLINE = ("psnr", "ssim", "haarpsi")  # stand first
 CALIBRATION = ("in_50", "in_90", "rescale")  # of means of samples
-COLUMNS = (*KEY, "evaluations", *METRICS, *CALIBRATION, "seconds", "prior", "machine")
-NUMBERS = ("evaluations", *METRICS, *CALIBRATION, "seconds")
 
 Row = dict[str, str]
+
+
+def metrics() -> tuple[str, ...]:
+    """Every metric of the program, and the benchmarks' own."""
+    return (*HEADLINE, *(name for name in METRICS if name not in HEADLINE), "hf_ratio")
+
+
+def numbers() -> tuple[str, ...]:
+    return "evaluations", *metrics(), *CALIBRATION, "seconds"
+
+
+def columns(rows: Iterable[Row] = ()) -> tuple[str, ...]:
+    """Of a file of `rows`: a column that is not known, of a metric that is gone, is kept."""
+    known = (*KEY, *numbers(), "prior", "machine")
+    return (*known, *dict.fromkeys(name for row in rows for name in row if name not in known))
 
 
 def group_of(job: Job) -> tuple[str, ...]:
@@ -34,27 +48,29 @@ class Rows:
     def __init__(self, path: str) -> None:
         self.path = path
         self.rows = {tuple(r[k] for k in KEY): r for r in read(path)}
+        self.columns: tuple[str, ...] = ()  # of the file
         if os.path.exists(path):
-            self.save()  # without the half row that a stop may have left
+            self.save()  # with today's columns, without the half row that a stop may have left
 
     def add(self, key: tuple[str, ...], figures: dict[str, float | str]) -> None:
         row = dict(zip(KEY, key, strict=True))
         row |= {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in figures.items()}
-        self.rows[key] = {name: row.get(name, "") for name in COLUMNS}
-        new = not os.path.exists(self.path)
+        self.rows[key] = row
+        names = columns(self.rows.values())
+        if names != self.columns:
+            self.save()
+            return
         with open(self.path, "a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(self.rows[key])
+            csv.DictWriter(file, names, restval="", lineterminator="\n").writerow(row)
             file.flush()
             os.fsync(file.fileno())
 
     def save(self) -> None:
         """Write the file anew, each row once and in the order of the tables."""
         ordered = sorted(self.rows.values(), key=place)
+        self.columns = columns(ordered)
         with replacing_text(self.path) as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(ordered)
 
@@ -81,7 +97,7 @@ def place(row: Row) -> tuple[tuple[int, str], ...]:
     return (
         rank(SETS, row["set"]),
         rank(ALL_TASKS, row["task"]),
-        rank(NAMES, row["method"]),
+        rank(names(), row["method"]),
         (0, row["setting"]),
         (int(row["steps"]), row["image"]),
     )
@@ -91,15 +107,15 @@ def read(path: str) -> list[Row]:
     """The rows of a file, none where there is no file; what a stop amid a row left is skipped.
 
     Raises:
-        UserError: a file of other columns.
+        UserError: a file without the columns that name a row.
     """
     if not os.path.exists(path):
         return []
     with open(path, encoding="utf-8", newline="") as file:
         text = file.read()
     found = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    if tuple(found.fieldnames or ()) != COLUMNS:
-        raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}")
+    if not set(KEY) <= set(found.fieldnames or ()):
+        raise UserError(f"{path}: expected the columns {', '.join(KEY)}")
     return list(found)
 
 

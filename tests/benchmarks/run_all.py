@@ -7,7 +7,8 @@ again, unless it is of another prior. `tuning` comes first, for `frontier`, `tho
 `classical` take the settings that are best there.
 
 All methods restore the same measurements with the same network and the same random numbers, those
-of main.py. Images that do not ship are named by --val and --ood; without them their rows are left.
+of main.py. Images that do not ship are named by --val, --ood and --multi; without them their rows
+are left.
 """
 
 import argparse
@@ -24,11 +25,12 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from guided_diffusion.devices import pick_device
 from guided_diffusion.methods import METHODS
 from guided_diffusion.prior import Prior
-from tests.benchmarks import comparison, rows, settings
+from tests.benchmarks import comparison, rows, settings, tables
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.tuned import tuned
 from util.errors import ArgumentParser, UserError
 
+APART = ("deepinv", "own")  # parts that are measured where they are asked for
 CLASSICAL_SECONDS = 3.0  # an image, on average over methods and grids
 
 
@@ -42,13 +44,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--part",
         nargs="+",
         choices=settings.PARTS,
-        default=[name for name in settings.PARTS if name != "deepinv"],
-        help="what to measure, in this order; deepinv needs pip install deepinv",
+        default=None,
+        help="what to measure, in this order; by default all but deepinv, which needs pip install "
+        "deepinv, and own, which is of --task_config",
     )
     add("--val", metavar="PATH", default="", help="folder of validation slices, not shipped")
     add("--ood", metavar="PATH", default="", help="folder of slices of other scanners, not shipped")
+    add("--multi", metavar="PATH", default="", help="folder of several sources' validation slices")
+    add(
+        "--task_config",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="task files of your own: the frontier of all methods is measured and printed",
+    )
     add("--tasks", nargs="+", choices=settings.ALL_TASKS, default=list(settings.ALL_TASKS))
-    add("--methods", nargs="+", choices=settings.NAMES, default=list(settings.NAMES))
+    add("--methods", nargs="+", choices=settings.names(), default=list(settings.names()))
     add("--steps", nargs="+", type=int, default=None, help="only these numbers of evaluations")
     add("--limit", type=int, default=None, help="only so many images of every set, spread over it")
     add("--again", action="store_true", help="measure the chosen rows anew: the program changed")
@@ -66,7 +77,7 @@ class Images:
     """The images of the sets whose folders are known."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.folders = {"--val": args.val, "--ood": args.ood, "": ""}
+        self.folders = {"--val": args.val, "--ood": args.ood, "--multi": args.multi, "": ""}
         self.read: dict[str, list[tuple[str, torch.Tensor]]] = {}
 
     def of(self, name: str) -> list[tuple[str, torch.Tensor]]:
@@ -79,15 +90,18 @@ class Images:
         root = chosen.root or self.folders[chosen.flag]
         if not root:
             return []
+        folder = os.path.join(root, chosen.inside) if chosen.inside else root
+        if os.path.isdir(root) and not os.path.isdir(folder):
+            return []
         flag = chosen.flag or "--root"
-        return comparison.read_images(root, flag, chosen.first, chosen.every)
+        return comparison.read_images(folder, flag, chosen.first, chosen.every)[: chosen.most]
 
 
 def jobs_of(part: str, args: argparse.Namespace) -> list[settings.Job]:
     return [
         job
         for job in settings.PARTS[part](tuned)
-        if job.task in args.tasks
+        if job.task in (*args.tasks, *settings.OWN)
         and job.method in args.methods
         and (args.steps is None or job.steps in args.steps)
     ]
@@ -217,12 +231,16 @@ def plan(part: str, work: list[Unit], speed: Speed) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
+        settings.OWN[:] = [comparison.add_task(path) for path in args.task_config]
+        standard = ["own"] if settings.OWN else [n for n in settings.PARTS if n not in APART]
         images = Images(args)
         prior = comparison.load_grey_prior(args.model_config, pick_device(args.gpu), args.precision)
         os.makedirs(rows.FOLDER, exist_ok=True)
         speed = Speed(prior)
-        for part in args.part:
+        for part in args.part or standard:
             measure_part(part, args, images, prior, speed)
+        for name in settings.OWN:
+            print(f"\n{name}\n\n{tables.frontier(name)}", end="")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

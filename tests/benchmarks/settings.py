@@ -6,7 +6,7 @@ tables, so a row says what it was measured with.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from guided_diffusion.methods import METHODS
@@ -45,6 +45,8 @@ class ImageSet(NamedTuple):
     first: int
     every: int
     about: str
+    inside: str = ""  # the folder in that of the flag
+    most: int | None = None
 
 
 SETS = {
@@ -55,8 +57,22 @@ SETS = {
     ),
     "ood": ImageSet("", "--ood", 0, 3, "every third slice of other scanners and contrasts"),
 }
+# source of --multi → every how many'th of its slices is taken, up to ten
+SOURCES = {
+    **{"brats2013_brain": 1, "cheng_t1ce": 9, "ixi_pd": 1, "ixi_t1t2": 1, "lgg_channels": 6},
+    **{"oasis_t1_brain": 5, "openms_longitudinal": 3, "tcia_btp_t1ce": 1},
+}
+SETS |= {
+    name: ImageSet("", "--multi", 0, every, f"slices of {name}", name, 10)
+    for name, every in SOURCES.items()
+}
 TASKS = ("sr4", "denoise", "gauss", "uniform")
 ALL_TASKS = (*TASKS, "denoise_0.75")
+OWN: list[str] = []  # tasks that --task_config adds
+OPERATOR = {
+    **{"sr4": "super_resolution", "gauss": "deblur", "uniform": "deblur"},
+    **{"denoise": "denoise", "denoise_0.75": "denoise"},
+}
 
 
 class Compared(NamedTuple):
@@ -121,11 +137,11 @@ COMPARED = {
         (20, 100),
     ),
     "spectral": Compared(
-        lambda task: {"kappa": 2, "widest": 3, "finish": 0.2},
+        lambda task: {"kappa": 2, "widest": 3, "finish": 0.1},
         _grid(
             "kappa widest finish",
-            (2, 3, 0.2), (1, 3, 0.2), (4, 3, 0.2), (2, 3, 0.1), (2, 3, 0.4), (2, 1.5, 0.2),
-            (2, 6, 0.2),
+            (2, 3, 0.1), (1, 3, 0.1), (4, 3, 0.1), (2, 3, 0.05), (2, 3, 0.2), (2, 1.5, 0.1),
+            (2, 6, 0.1),
         ),
         (10, 20),
     ),
@@ -145,7 +161,9 @@ def compared(method: str) -> Compared:
     return COMPARED.get(method) or Compared(lambda task: METHODS[method].check({}))
 
 
-NAMES = (*METHODS, *DEEPINV, *CLASSICAL)  # in the order of the tables
+def names() -> tuple[str, ...]:
+    """All methods in the order of the tables."""
+    return (*METHODS, *DEEPINV, *CLASSICAL)
 
 
 class Job(NamedTuple):
@@ -186,14 +204,19 @@ def both(task: str, name: str, steps: int, tuned: Tuned) -> list[Setting]:
     return dict_of((compared(name).published(task), *([found] if found else [])))
 
 
-def frontier(tuned: Tuned) -> list[Job]:
+def frontier(tuned: Tuned, tasks: Iterable[str] = TASKS) -> list[Job]:
     return [
         Job("val", task, name, setting, steps)
         for steps in STEPS
-        for task in TASKS
+        for task in tasks
         for name in METHODS
         for setting in both(task, name, steps, tuned)
     ]
+
+
+def own(tuned: Tuned) -> list[Job]:
+    """The tasks of --task_config."""
+    return frontier(tuned, OWN)
 
 
 def thousand(tuned: Tuned) -> list[Job]:
@@ -215,8 +238,7 @@ def classical_tuning(tuned: Tuned) -> list[Job]:
 
 
 def classical_for(task: str) -> list[str]:
-    operator = {"sr4": "super_resolution", "gauss": "deblur", "uniform": "deblur"}
-    return [n for n, m in CLASSICAL.items() if operator.get(task, "denoise") in m.operators]
+    return [n for n, m in CLASSICAL.items() if OPERATOR[task] in m.operators]
 
 
 def classical(tuned: Tuned) -> list[Job]:
@@ -255,6 +277,22 @@ def shipped(tuned: Tuned) -> list[Job]:
 
 def ood(tuned: Tuned) -> list[Job]:
     return shipped_settings("ood", ALL_TASKS)
+
+
+DENOISERS = (
+    ("bm3d", {"strength": 1}, 0),
+    ("spectral", compared("spectral").published("denoise"), 2),
+)
+
+
+def denoiser(tuned: Tuned) -> list[Job]:
+    """Two evaluations, by `spectral`, beside BM3D that is told the noise, source by source."""
+    return [
+        Job(images, task, *run)
+        for images in ("val", *SOURCES)
+        for task in ("denoise", "denoise_0.75")
+        for run in DENOISERS
+    ]
 
 
 def calibration(tuned: Tuned) -> list[Job]:
@@ -298,9 +336,11 @@ PARTS = {
     "classical": classical,
     "shipped": shipped,
     "ood": ood,
+    "denoiser": denoiser,
     "calibration": calibration,
     "clipping": clipping,
     "variance": variance,
     "thousand": thousand,
     "deepinv": deepinv,
+    "own": own,
 }

@@ -7,98 +7,30 @@ from collections.abc import Callable, Iterable
 
 from guided_diffusion.methods import METHODS
 from tests.benchmarks import rows, settings
+from tests.benchmarks.cells import (
+    DIGITS,
+    MISSING,
+    OURS,
+    TITLES,
+    figures,
+    images_of,
+    kinds_of,
+    markdown,
+    mean,
+    named,
+    on_frontier,
+    titles,
+)
 from tests.benchmarks.classical import CLASSICAL
+from tests.benchmarks.rows import HEADLINE
 from tests.benchmarks.tuned import grid_of, sweep, tuned
 from tests.benchmarks.volume_rows import compared
 
-HEADLINE = ("psnr", "ssim", "haarpsi")
-DIGITS = {"psnr": 2, "ssim": 3, "haarpsi": 3, "hf_ratio": 2, "nmse": 4}
-TITLES = {
-    "sr4": "×4",
-    "denoise": "denoising σ 0.2",
-    "denoise_0.75": "denoising σ 0.75",
-    "gauss": "Gaussian blur",
-    "uniform": "uniform blur",
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "haarpsi": "HaarPSI",
-}
-OURS = ("spectral", "spectral_sample")
-KINDS = ("published", "tuned")
 QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # of volumes: measures, and digits shown of them
 SAMPLES = os.path.join(rows.FOLDER, "volume_samples.csv")
 NOISE, THICK = ("noise_percent",), ("thickness", "spacing")
 PLANES = {"psnr": 2, "ssim": 4, "ssim_rows": 4, "ssim_columns": 4, "delta": 2}
-MISSING = "Not measured yet.\n"
-Means = dict[str, float]
-
-
-def titles(names: Iterable[str]) -> list[str]:
-    return [TITLES[name] for name in names]
-
-
-def markdown(head: list[str], lines: Iterable[list[str]]) -> str:
-    """A table; a sentence where it would have no line."""
-    body = [head, ["---"] * len(head), *lines]
-    if len(body) == 2:
-        return MISSING
-    return "".join(f"| {' | '.join(line)} |\n" for line in body)
-
-
-def mean(job: settings.Job, images: frozenset[str] | None = None) -> Means | None:
-    """Means of a job's rows over its images, or over `images`; None where any is missing."""
-    found = rows.everything().get(rows.group_of(job), {})
-    if images is not None:
-        if not images <= found.keys():
-            return None
-        found = {name: found[name] for name in images}
-    if not found:
-        return None
-    names = [k for k in rows.NUMBERS if all(row[k] for row in found.values())]
-    means = {k: statistics.fmean(float(row[k]) for row in found.values()) for k in names}
-    return means | {"images": len(found)}
-
-
-def figures(means: Means | None, metrics: Iterable[str] = HEADLINE, most: float = 0) -> str:
-    """A table's cell; the number of images is added where it is less than `most`."""
-    if means is None:
-        return ""
-    text = " / ".join(f"{means[m]:.{DIGITS[m]}f}" for m in metrics)
-    return text if means["images"] >= most else f"{text} ({means['images']})"
-
-
-def setting_of(method: str, task: str, steps: int, kind: str) -> settings.Setting | None:
-    if kind == "published":
-        return settings.compared(method).published(task)
-    return tuned(method, task, steps)
-
-
-def kinds_of(method: str) -> tuple[str, ...]:
-    return KINDS if settings.compared(method).grid else KINDS[:1]
-
-
-def named(method: str, kind: str) -> str:
-    return f"{method}, {'as shipped' if method in OURS and kind == 'published' else kind}"
-
-
-def on_frontier(
-    task: str,
-    method: str,
-    kind: str,
-    steps: int,
-    images: frozenset[str] | None = None,
-) -> Means | None:
-    setting = setting_of(method, task, steps, kind)
-    if setting is None:
-        return None
-    return mean(settings.Job("val", task, method, setting, steps), images)
-
-
-def images_of(part: str) -> frozenset[str]:
-    return frozenset(row["image"] for row in rows.read(rows.path_of(part)))
-
-
-# Tables of the pages; the arguments are the words after the name in the page's marker.
+# The arguments are the words after the name in the page's marker.
 
 
 def frontier(task: str) -> str:
@@ -261,7 +193,7 @@ def quality(chosen: str) -> str:
             lines.append([f"{name}, tuned", *map(figures, found)])
     for title, method, steps, extra in (
         ("dmps, the shipped 100 steps", "dmps", 100, {}),
-        ("spectral, 10 evaluations (denoising 1)", "spectral", 10, {}),
+        ("spectral, 10 evaluations (denoising 2)", "spectral", 10, {}),
         ("spectral_sample, one sample of 20", "spectral_sample", 20, {}),
         ("spectral_sample, mean of eight", "spectral_sample", 20, {settings.SAMPLES: 8}),
     ):
@@ -297,6 +229,27 @@ def calibration() -> str:
     lines.sort(key=lambda line: line[:2])
     head = ["method (evaluations)", "setting", "task", "slices", "in the 50 % interval"]
     return markdown([*head, "in the 90 % interval", "factor on s", "mean of eight"], lines)
+
+
+def denoiser() -> str:
+    """`spectral`, two evaluations, beside BM3D on each source: both, and the gain in dB."""
+    lines = []
+    for name in ("val", *settings.SOURCES):
+        cells, images = [], 0
+        for task in ("denoise", "denoise_0.75"):
+            jobs = [settings.Job(name, task, *run) for run in settings.DENOISERS]
+            common = frozenset.intersection(
+                *(frozenset(rows.everything().get(rows.group_of(job), {})) for job in jobs)
+            )
+            bm3d, prior = (mean(job, common) for job in jobs)
+            cells += [figures(bm3d, HEADLINE[:2]), figures(prior, HEADLINE[:2])]
+            cells.append(f"{prior['psnr'] - bm3d['psnr']:+.2f}" if bm3d and prior else "")
+            images = max(images, len(common))
+        if images:
+            lines.append(["lgg" if name == "val" else name, str(images), *cells])
+    noise = [TITLES[task].split()[-1] for task in ("denoise", "denoise_0.75")]
+    head = [f"{name}, σ {value}" for value in noise for name in ("BM3D", "prior", "gain (dB)")]
+    return markdown(["source", "slices", *head], lines)
 
 
 def clipping() -> str:
@@ -403,6 +356,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "tuning": tuning,
     "quality": quality,
     "calibration": calibration,
+    "denoiser": denoiser,
     "clipping": clipping,
     "variance": variance,
     "deepinv": deepinv,

@@ -26,7 +26,7 @@ def level_of(method: str, steps: int) -> int | None:
 
 
 def sweep(method: str, task: str, steps: int) -> dict[str, dict[str, float]]:
-    """label → mean of every metric on the tuning slices that all settings have restored."""
+    """label → mean of each headline metric on the tuning slices that all settings have restored."""
     found = {
         name: {(image, row["prior"]): row for image, row in images.items()}
         for (chosen, *key, name, count), images in rows.everything().items()
@@ -41,7 +41,7 @@ def sweep(method: str, task: str, steps: int) -> dict[str, dict[str, float]]:
     return {
         name: {
             metric: statistics.fmean(float(found[name][i][metric]) for i in sorted(common))
-            for metric in rows.METRICS
+            for metric in rows.HEADLINE
         }
         | {"images": len(common)}
         for name in labels
