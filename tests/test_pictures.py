@@ -139,6 +139,10 @@ def test_what_pillow_writes_and_reads_is_read(tmp_path, plain_install, mode, com
     path = str(tmp_path / "x.tif")
     picture.save(path, compression=compression)
     with Image.open(path) as again:
+        try:
+            again.load()
+        except OSError:
+            pytest.skip("this Pillow cannot read what it wrote")  # YCbCr as it is, before 13
         expected = np.asarray(again if mode in ("L", "I;16", "F", "1") else again.convert("RGB"))
     image = read_image(path)
     top = {"I;16": 65535, "F": 1, "1": 1}.get(mode, 255)
