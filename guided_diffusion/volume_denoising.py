@@ -98,6 +98,7 @@ def _groups(pilot: Volume, sides: Sequence[int], strides: Index) -> Iterator[Ind
         first += len(planes)
         corners = np.stack(np.meshgrid(planes, *starts[1:], indexing="ij"), -1).reshape(-1, 3)
         unlike = _unlikeness(pilot, corners, offsets, sides, reach[0])
+        unlike[len(offsets) // 2] = -1  # itself, also where all are alike: every voxel is covered
         best = np.argpartition(unlike, count - 1, axis=0)[:count]
         order = np.take_along_axis(unlike, best, axis=0).argsort(axis=0, kind="stable")
         chosen = offsets[np.take_along_axis(best, order, axis=0)].swapaxes(0, 1)

@@ -113,7 +113,7 @@ def test_refining_is_better_than_its_pilot_and_knows_each_volume_s_noise():
     assert [shape for shape, _ in told] == [(1, 18, 20, 22)] * 2
     assert [level for _, level in told] == pytest.approx([0.015, 0.06])
     error = (found - clean).square().mean(dim=(1, 2, 3)).sqrt() / sigma.flatten()
-    assert (error < 0.2).all()
+    assert (error < 0.25).all()  # the pilot: 0.3
 
 
 def test_levels_span_a_map_and_weights_interpolate_in_its_logarithm():

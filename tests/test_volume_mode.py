@@ -116,7 +116,7 @@ def tiny(tiny_run):
     return load_prior("model.yaml", "cpu", "fp32")
 
 
-@pytest.mark.parametrize("method", ["spectral", "dmps", "ddrm", "dps", "pigdm"])
+@pytest.mark.parametrize("method", ["spectral", "dmps", "ddrm", "pigdm"])
 def test_a_volume_whose_slices_are_alone_is_restored_as_they_are(tiny, method):
     """The same random numbers, measurements and steps, whatever the network sees at once."""
     x = torch.rand(2, 5, 32, 32) * 1.6 - 0.8
@@ -188,11 +188,11 @@ def test_a_volume_that_was_stopped_goes_on_where_it_was_with_the_same_bytes(
     tiny, tmp_path, monkeypatch, method
 ):
     monkeypatch.setattr("guided_diffusion.sampling.COST", float("inf"))  # after every step
-    x = torch.rand(1, 32, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    x = torch.rand(1, 16, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
     operator = OperatorConfig("super_resolution", {"scale_factor": 2})
     measurement = Measurement(operator, NoiseConfig(sigma=0.05), True)
-    shared = {"method": method, "schedule": "diffusion.yaml", "names": ["v"], "num_samples": 2}
-    way = AsVolume(chunk=32, spacing=1.0, in_turn=True)
+    shared = {"method": method, "schedule": "diffusion.yaml", "names": ["v"]}
+    way = AsVolume(chunk=16, spacing=1.0, in_turn=True)
     state = str(tmp_path / "states" / "v.pt")
 
     def run(stop_at=None, file=state, steps=None):
@@ -238,10 +238,10 @@ def test_a_run_that_is_killed_between_steps_takes_up_its_volume(tiny_run, monkey
         if left == 3:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(Kept, "keep", killed)
-        tiny_run("--save_dir", "twice")
-    out = "tiny/thick_slices/4mm_every_4mm/0.05"
+        assert tiny_run("--save_dir", "twice") == 130
+    out = "tiny/thick_slices/4mm/0.05"
     assert os.listdir(f"twice/{out}/unfinished") == ["v.pt"]
     assert tiny_run("--save_dir", "twice") == 0
     assert not os.path.exists(f"twice/{out}/unfinished")

@@ -364,6 +364,6 @@ TABLES: dict[str, Callable[..., str]] = {
     "kspace": kspace,
     "volume_denoising": lambda: markdown(*compared("volume_denoising", NOISE, QUALITY)),
     "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
-    "volume_samples": lambda: table_of("volume_samples") if rows.read(SAMPLES) else MISSING,
+    "volume_samples": lambda: table_of("volume_samples") if os.path.exists(SAMPLES) else MISSING,
     "csv": table_of,
 }
