@@ -24,6 +24,7 @@ from data.dataloader import list_images, read_image
 from guided_diffusion import Measurement, NoiseConfig, OperatorConfig, load_prior, restore
 from guided_diffusion.operators import get_operator
 from guided_diffusion.operators.base import Operator
+from guided_diffusion.operators.mri import Coils
 from tests.benchmarks.rows import FOLDER
 from util.errors import ArgumentParser
 from util.metrics import image_metrics
@@ -50,7 +51,10 @@ def sense(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
     """CG-SENSE (Pruessmann et al. 2001): (AᵀA + λ) u = Aᵀy by 30 conjugate gradients."""
     u, left = torch.zeros_like(b), b
     direction, square = left, left.square().sum()
+    enough = 1e-10 * square  # beyond it float32 has nothing to say
     for _ in range(30):
+        if square <= enough:
+            break
         image = normal(direction) + weight * direction
         step = square / (direction * image).sum()
         u, left = u + step * direction, left - step * image
@@ -68,10 +72,17 @@ def total_variation(normal: Normal, b: torch.Tensor, weight: float, steps=800) -
         back = p.roll(1, -1) - p + q.roll(1, -2) - q
         new = u - primal * (normal(u) - b + back)
         ahead = 2 * new - u
-        p = (p + dual * (ahead.roll(-1, -1) - ahead)).clamp(-weight, weight)
-        q = (q + dual * (ahead.roll(-1, -2) - ahead)).clamp(-weight, weight)
+        p = within(p + dual * (ahead.roll(-1, -1) - ahead), weight)
+        q = within(q + dual * (ahead.roll(-1, -2) - ahead), weight)
         u = new
     return u
+
+
+def within(x: torch.Tensor, radius: float) -> torch.Tensor:
+    """x, real or complex, its magnitude at most `radius`."""
+    if not x.is_complex():
+        return x.clamp(-radius, radius)
+    return x * (radius / x.abs().clamp(min=radius))
 
 
 def wavelet(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
@@ -152,6 +163,13 @@ class Case:
         return get_operator("mri", shape, **self.parameters_of(name))
 
 
+def normal_of(operator: Operator) -> Normal:
+    """AᵀA."""
+    if isinstance(operator, Coils):
+        return operator.normal
+    return lambda u: operator.transpose(operator.forward(u))
+
+
 def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tensor, prior):
     """(restored (1, H, W) in [-1, 1], seconds, the operator)."""
     operator = case.operator(name, tuple(truth.shape))
@@ -161,12 +179,7 @@ def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tens
         y = operator.forward(truth[None])
         y = y + case.sigma * random.randn_like(y)
         b = operator.transpose(y + operator.offset())
-        s = operator.singular_values
-
-        def normal(u):
-            return operator.V(s**2 * operator.Vt(u))
-
-        x = CLASSICAL[method][0](normal, b, weight)[0] - 1
+        x = CLASSICAL[method][0](normal_of(operator), b, weight)[0] - 1
     else:
         schedule, of = SCHEDULES[method]
         measurement = Measurement(
