@@ -243,7 +243,8 @@ def begin(
     if known is None:
         return create_sampler(**arguments), x_T, GaussianDiffusion.p_sample
     operator, _, sigma = known
-    levels = useful_levels(operator, sigma, sample=METHODS[method].draws_samples)
+    sample = METHODS[method].draws_samples
+    levels = useful_levels(operator, sigma, sample, statistics)
     unclipped_from = METHODS[method].unclipped_from
     diffusion = create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from)
     if schedule.start != "":

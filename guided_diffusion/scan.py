@@ -24,14 +24,13 @@ from guided_diffusion.methods.start import FINISH
 from guided_diffusion.operators.coils import estimate_maps, noise_of_coils
 from guided_diffusion.operators.fourier import ifft1c, low_pass
 from guided_diffusion.operators.masks import cartesian_mask
-from guided_diffusion.operators.mri import AXES, EVERYWHERE, LOCAL, Coils
+from guided_diffusion.operators.mri import AXES, EVERYWHERE, LOCAL, Coils, first_amplitude
 from guided_diffusion.operators.solver import FrequencyPosterior, local_std, scaled
 from guided_diffusion.prior import Prior
 from guided_diffusion.statistics import PriorStatistics
 from util.errors import UserError
 
 STEPS = 10  # network evaluations of the first reconstruction
-WIDEST = 1.0  # √r_t of the first of them: the centre of k-space is measured, so little is open
 KAPPA = 2.0  # of the real part's prior, see `methods.spectral.Spectral`
 # Prior variances of the imaginary part and of what folds over, as shares of the images' power, and
 # `local_std`'s arguments for them: vessels and scalp are nearly all of them.
@@ -134,7 +133,8 @@ def prepare(
     )
     arguments = {**schedule, "clip_denoised": False, "start": "", "eta": 0.0}
     arguments |= {"timestep_respacing": f"logsnr{STEPS}", "start": "auto"}
-    diffusion = create_sampler(**arguments, levels=(max(WIDEST, 2 * sigma), FINISH * sigma))
+    widest = first_amplitude(mask, prior.statistics)
+    diffusion = create_sampler(**arguments, levels=(max(widest, 2 * sigma), FINISH * sigma))
     z = first.run(diffusion, prior.network, randn_like)
 
     beside = torch.cat([1j * z[:1].imag, z[1:]])

@@ -11,6 +11,7 @@ S_c are the coils' sensitivities times e^{iφ}, φ the phase of the scanned obje
 magnitude u = s (x + 1)/2 is measured as (s/2) A (x + 1): what is added to A x is `offset`.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -31,6 +32,7 @@ from guided_diffusion.operators.separable import (
     matrix_factor,
 )
 from guided_diffusion.operators.solver import FrequencyPosterior, local_std
+from guided_diffusion.statistics import PriorStatistics
 from util.errors import UserError
 from util.parameters import Parameter
 
@@ -41,7 +43,6 @@ UNSEEN = (
 THRESHOLD = 1e-3
 # Of the second pass, see `local_std`; measured on tuning slices and a scan that is not shipped.
 LOCAL, EVERYWHERE = 2.0, 0.2
-AMPLITUDE = 12.0  # of a frequency of one cycle in 256 pixels, in the orthonormal DCT
 
 
 def to_hybrid(
@@ -76,6 +77,15 @@ def phase_encoding_matrix(mask: NDArray[np.bool_] | torch.Tensor) -> torch.Tenso
     return torch.cat([rows.real, rows.imag])
 
 
+def first_amplitude(mask: NDArray[np.bool_], statistics: PriorStatistics) -> float:
+    """Standard deviation of the images at the first frequency that is not measured."""
+    first, end = calibration_lines(np.asarray(mask))
+    centre = len(mask) // 2
+    cycles = max(min(centre - first, end - centre), 1)
+    spectrum = statistics.power_spectrum(1, len(mask))[0]
+    return math.sqrt(float(spectrum[min(2 * cycles, len(mask) - 1)]))  # 2: half cycles
+
+
 class Scanned(Operator):
     """What both kinds of scans have.
 
@@ -87,15 +97,9 @@ class Scanned(Operator):
     mask: NDArray[np.bool_]
     axis: str
 
-    @property
-    def widest_std(self) -> float:
-        """√r_t to start from: the images' own amplitude at the first line that is not measured.
-
-        It falls as 1/f, and was measured on the prior's training images.
-        """
-        first, end = calibration_lines(np.asarray(self.mask))
-        half = min(len(self.mask) // 2 - first, end - len(self.mask) // 2)
-        return AMPLITUDE * len(self.mask) / 256 / max(half, 1)
+    def widest_std(self, statistics: PriorStatistics) -> float:
+        """√r_t to start from: the images' own amplitude at the first line that is not measured."""
+        return first_amplitude(self.mask, statistics)
 
     def offset(self) -> torch.Tensor:
         """A 1, (1, *out_shape): what black at -1 instead of 0 takes from a scan."""
