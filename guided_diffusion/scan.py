@@ -118,7 +118,33 @@ def prepare(
     Raises:
         UserError: too few lines about the centre, or no noise to measure.
     """
-    mask, axis, device = lines_of(acquisition, parameters), acquisition.axis, prior.device
+    first = look(acquisition, parameters, sigma, prior.statistics, prior.device)
+    mask, axis, sigma = lines_of(acquisition, parameters), acquisition.axis, first.sigma
+    arguments = {**schedule, "clip_denoised": False, "start": "", "eta": 0.0}
+    arguments |= {"timestep_respacing": f"logsnr{STEPS}", "start": "auto"}
+    widest = first_amplitude(mask, prior.statistics)
+    diffusion = create_sampler(**arguments, levels=(max(widest, 2 * sigma), FINISH * sigma))
+    z = first.run(diffusion, prior.network, randn_like)
+
+    beside = torch.cat([1j * z[:1].imag, z[1:]])
+    left = first.hybrid - first.forward(beside)
+    index = torch.from_numpy(mask).to(prior.device).nonzero()[:, 0]
+    left = left.index_select(first.dim, index)
+    operator = Coils(mask, first.maps[0] * first.turn[0, 0], axis, device=prior.device)
+    y = torch.cat([left.real, left.imag], dim=first.dim) - operator.offset()
+    zero_filled = first.adjoint(first.hybrid).abs().square().sum(dim=0, keepdim=True).sqrt() - 1
+    return Scan(operator, y, sigma, first, beside, zero_filled)
+
+
+def look(
+    acquisition: Acquisition,
+    parameters: Mapping[str, Any],
+    sigma: float | None,
+    statistics: PriorStatistics,
+    device: torch.device,
+) -> "FirstLook":
+    """A slice's k-space with its coils' maps; see `prepare`."""
+    mask, axis = lines_of(acquisition, parameters), acquisition.axis
     if axis != parameters["axis"] and parameters["axis"] != "columns":
         raise UserError(f"measurement.operator.axis: {parameters['axis']}, and the file has {axis}")
     dim = AXES[axis]
@@ -128,23 +154,8 @@ def prepare(
     if sigma is None:
         sigma = float(noise_of_coils(kspace, mask, axis).square().mean().sqrt())
     maps = estimate_maps(kspace, mask, axis).to(device)
-    first = FirstLook(
-        maps, to_hybrid_image(kspace, dim).to(device), kept.to(device), dim, sigma, prior.statistics
-    )
-    arguments = {**schedule, "clip_denoised": False, "start": "", "eta": 0.0}
-    arguments |= {"timestep_respacing": f"logsnr{STEPS}", "start": "auto"}
-    widest = first_amplitude(mask, prior.statistics)
-    diffusion = create_sampler(**arguments, levels=(max(widest, 2 * sigma), FINISH * sigma))
-    z = first.run(diffusion, prior.network, randn_like)
-
-    beside = torch.cat([1j * z[:1].imag, z[1:]])
-    left = first.hybrid - first.forward(beside)
-    index = kept.to(device).nonzero()[:, 0]
-    left = left.index_select(dim, index)
-    operator = Coils(mask, maps[0] * first.turn[0, 0], axis, device=device)
-    y = torch.cat([left.real, left.imag], dim=dim) - operator.offset()
-    zero_filled = first.adjoint(first.hybrid).abs().square().sum(dim=0, keepdim=True).sqrt() - 1
-    return Scan(operator, y, sigma, first, beside, zero_filled)
+    hybrid = to_hybrid_image(kspace, dim).to(device)
+    return FirstLook(maps, hybrid, kept.to(device), dim, sigma, statistics)
 
 
 def to_hybrid_image(kspace: torch.Tensor, dim: int) -> torch.Tensor:

@@ -106,10 +106,9 @@ class Scanned(Operator):
         return self.forward(torch.ones(1, *self.in_shape).to(self.singular_values))
 
     @property
-    def samples(self) -> NDArray[np.bool_]:
-        """(H, W), the points of k-space that are measured."""
-        lines = np.asarray(self.mask) if self.axis == "columns" else np.asarray(self.mask)[:, None]
-        return np.broadcast_to(lines, self.in_shape[1:])
+    def lines(self) -> NDArray[np.bool_]:
+        """The mask as it lies on k-space: (1, N) along columns, (N, 1) along rows."""
+        return np.asarray(self.mask).reshape((1, -1) if self.axis == "columns" else (-1, 1))
 
     def picture(self, y: torch.Tensor) -> torch.Tensor:
         """The zero-filled image, (N, 1, H, W) with black at -1."""
@@ -237,7 +236,7 @@ class Coils(Scanned):
     def normal(self, x: torch.Tensor) -> torch.Tensor:
         """Aᵀ A x, at a third of the price of `transpose` of `forward`."""
         image = self._shifted_maps * torch.fft.ifftshift(x, self.dim)
-        kspace = self._shifted_samples * torch.fft.fft(image, dim=self.dim)
+        kspace = self._shifted_lines * torch.fft.fft(image, dim=self.dim)
         image = (self._shifted_maps.conj() * torch.fft.ifft(kspace, dim=self.dim)).real
         return torch.fft.fftshift(image.sum(dim=1, keepdim=True), self.dim)
 
@@ -247,9 +246,8 @@ class Coils(Scanned):
         return torch.fft.ifftshift(self.maps, self.dim)
 
     @cached_property
-    def _shifted_samples(self) -> torch.Tensor:
-        samples = torch.as_tensor(self.samples.copy(), device=self.maps.device)
-        return torch.fft.ifftshift(samples, self.dim)
+    def _shifted_lines(self) -> torch.Tensor:
+        return torch.fft.ifftshift(torch.as_tensor(self.lines, device=self.maps.device), self.dim)
 
     @cached_property
     def _shares(self) -> tuple[torch.Tensor, torch.Tensor]:
