@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from guided_diffusion.operators.coils import simulated_maps, smooth_phase
 from guided_diffusion.operators.mri import MRI, Coils, from_hybrid
 from guided_diffusion.scan import look, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
+from tests.benchmarks import deepinv_methods
 from tests.benchmarks.rows import FOLDER
 from util.errors import ArgumentParser
 from util.metrics import image_metrics
@@ -119,6 +121,8 @@ CLASSICAL = {
     "tv_estimated": (total_variation, (0.001, 0.003, 0.008, 0.02, 0.05)),
 }
 ESTIMATED = "_estimated"
+PEERS = {"deepinv_ddrm_20": "deepinv_ddrm", "deepinv_diffpir_20": "deepinv_diffpir"}
+PEER_STEPS = 20  # of deepinv's methods, which pip install deepinv brings
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -129,7 +133,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--accelerations", nargs="+", type=int, default=[4, 8], choices=CENTRE)
     add("--sigmas", nargs="+", type=float, default=[0.01, 0.05])
     add("--masks", nargs="+", default=["equispaced_fraction"])
-    add("--methods", nargs="+", default=[*CLASSICAL, *SCHEDULES], choices=[*CLASSICAL, *SCHEDULES])
+    known = [*CLASSICAL, *SCHEDULES, *PEERS]
+    add("--methods", nargs="+", default=[*CLASSICAL, *SCHEDULES], choices=known)
     add("--images", nargs="+", type=int, default=range(10), help="which of the ten slices")
     add("--tuning_images", nargs="+", type=int, default=[2, 6], help="of the ten tuning slices")
     add("--table", action="store_true", help="print the means of what is measured")
@@ -185,10 +190,14 @@ def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tens
     start = time.perf_counter()
     if method.endswith(ESTIMATED):
         x = estimated(case, method, weight, name, truth, operator.mask, prior)
-    elif method in CLASSICAL:
+    elif method in CLASSICAL or method in PEERS:
         random = ImageRandom([image_generator(name, "measurement", 0)])
         y = operator.forward(truth[None])
         y = y + case.sigma * random.randn_like(y)
+        if method in PEERS:
+            known = operator, y, case.sigma, SimpleNamespace(truth=truth[None], name=name), prior
+            x = deepinv_methods.restore(PEERS[method], *known, PEER_STEPS, 0)[0]
+            return x, time.perf_counter() - start, operator
         b = operator.transpose(y + operator.offset())
         x = CLASSICAL[method][0](normal_of(operator), b, weight)[0] - 1
     else:
@@ -241,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     paths = list_images(args.val)
     sets = {"val": paths[::EVERY], "tuning": paths[TUNING::EVERY]}
-    prior = load_prior() if set(args.methods) & set(SCHEDULES) else None
+    prior = None if set(args.methods) <= set(CLASSICAL) else load_prior()
     for coils in args.coils:
         for mask in args.masks:
             for R in args.accelerations:
