@@ -70,7 +70,8 @@ class Restored:
             ‖y - A x̂‖/(σ√m), and "sigma", where it was estimated.
         residuals: (c, h, w) for each image, (y - A x̂)/σ; None where σ is 0, for samples of the
             prior, and where y is no image.
-        lines: (N,), the lines of k-space that were measured; None for other operators than mri.
+        lines: (1, N) or (N, 1), the lines of k-space along columns or rows that were measured;
+            None for other operators than mri.
     """
 
     samples: NDArray[np.float32]
@@ -243,7 +244,8 @@ def begin(
     if known is None:
         return create_sampler(**arguments), x_T, GaussianDiffusion.p_sample
     operator, _, sigma = known
-    levels = useful_levels(operator, sigma, sample=METHODS[method].draws_samples)
+    sample = METHODS[method].draws_samples
+    levels = useful_levels(operator, sigma, sample, statistics)
     unclipped_from = METHODS[method].unclipped_from
     diffusion = create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from)
     if schedule.start != "":
@@ -336,7 +338,7 @@ def _restore(
     figures = figures_of_images(residuals, sigma, padding)
     shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
     measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
-    lines = operator.mask if isinstance(operator, Scanned) else None
+    lines = operator.lines if isinstance(operator, Scanned) else None
     seen_of = [None if lines is not None or r is None else r.cpu().numpy() for r in residuals]
     return Restored(samples, mean.numpy(), list(measurements), figures, seen_of, lines)
 

@@ -310,8 +310,8 @@ class Run:
         lines = restored.lines
         if lines is not None:
             self._tell(
-                f"{lines.sum()} of {len(lines)} lines of k-space are measured: "
-                f"acceleration {len(lines) / lines.sum():.3g}"
+                f"{lines.sum()} of {lines.size} lines of k-space are measured: "
+                f"acceleration {lines.size / lines.sum():.3g}"
             )
 
     def _as_volume(self, item: Any) -> AsVolume | None:

@@ -4,8 +4,9 @@ The prior knows real images, and a scanned object has a phase. Most of it is smo
 maps (`operators.coils.estimate_maps`); what is left costs 3 to 6 dB if it is taken for 0. So a
 first reconstruction, of few network evaluations, has a complex image: its real part is the prior's
 image, its imaginary part has a Gaussian prior alone, as has what folds over from outside of the
-field of view. Between noise levels the smooth part of its phase goes into the maps. What it finds
-besides the real part is then taken out of the measurement, and any method restores the rest.
+field of view. Between noise levels the smooth part of its phase goes into the maps, and the prior's
+variances become local: vessels and scalp hold nearly all that is imaginary or folds over. What it
+finds besides the real part is then taken out of the measurement, and any method restores the rest.
 """
 
 import math
@@ -21,18 +22,20 @@ from guided_diffusion.dct import dct_matrix
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.methods.start import FINISH
 from guided_diffusion.operators.coils import estimate_maps, noise_of_coils
-from guided_diffusion.operators.fourier import fft1c, ifft1c
+from guided_diffusion.operators.fourier import ifft1c, low_pass
 from guided_diffusion.operators.masks import cartesian_mask
-from guided_diffusion.operators.mri import AXES, Coils
-from guided_diffusion.operators.solver import FrequencyPosterior, scaled
+from guided_diffusion.operators.mri import AXES, EVERYWHERE, LOCAL, Coils, first_amplitude
+from guided_diffusion.operators.solver import FrequencyPosterior, local_std, scaled
 from guided_diffusion.prior import Prior
 from guided_diffusion.statistics import PriorStatistics
 from util.errors import UserError
 
 STEPS = 10  # network evaluations of the first reconstruction
-WIDEST = 1.0  # √r_t of the first of them: the centre of k-space is measured, so little is open
 KAPPA = 2.0  # of the real part's prior, see `methods.spectral.Spectral`
-IMAGINARY = 0.3  # prior variance of the imaginary part, as a share of the images' power
+# Prior variances of the imaginary part and of what folds over, as shares of the images' power, and
+# `local_std`'s arguments for them: vessels and scalp are nearly all of them.
+IMAGINARY, FOLDED = 0.1, 0.3
+SPARSE = (1.5, 0.05)
 SMOOTH = (8.0, 4.0)  # pixels: how far the phase is averaged at the first level, and at the last
 
 
@@ -44,7 +47,8 @@ class Scan:
         operator: A, with the estimated phase in its maps.
         y: (1, *operator.out_shape).
         sigma: standard deviation of n.
-        beside: (1, 1, H, W), magnitude of what x does not hold: its imaginary part, and what
+        first: the maps, and the scan itself.
+        beside: (2, 1, H, W) complex, what x does not hold: the object's imaginary part, and what
             folds over.
         zero_filled: (1, 1, H, W) in [-1, 1].
     """
@@ -52,12 +56,29 @@ class Scan:
     operator: Coils
     y: torch.Tensor
     sigma: float
+    first: "FirstLook"
     beside: torch.Tensor
     zero_filled: torch.Tensor
 
     def magnitude(self, x: torch.Tensor) -> torch.Tensor:
-        """The whole object's magnitude, black at -1, for an image (..., H, W) of the prior."""
-        return torch.hypot(x + 1, self.beside.to(x)) - 1
+        """What a complete scan would show, black at -1, for images (..., H, W) of the prior.
+
+        That is the root of the sum of squares over the coils. Lines of k-space that were measured
+        stay as they were measured; in the others there is x, and the mean square of the noise that
+        measuring them would have brought. Of a complete scan, where nothing is left to fill in,
+        it is the object's magnitude instead, without any noise.
+        """
+        rows = x.reshape(-1, 1, 1, *x.shape[-2:]).to(self.beside.real)
+        return torch.cat([self._shown(row) for row in rows]).reshape(x.shape).to(x) - 1
+
+    def _shown(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.beside + torch.cat([x + 1, torch.zeros_like(x)])
+        mask = self.operator.mask
+        if mask.all():
+            return z.abs().square().sum(dim=0).sqrt()
+        coils = self.first.filled_in(z)
+        noise = 2 * coils.shape[1] * self.sigma**2 * float(1 - mask.mean())
+        return (coils.abs().square().sum(dim=1) + noise).sqrt()
 
 
 def lines_of(acquisition: Acquisition, parameters: Mapping[str, Any]) -> np.ndarray:
@@ -97,7 +118,33 @@ def prepare(
     Raises:
         UserError: too few lines about the centre, or no noise to measure.
     """
-    mask, axis, device = lines_of(acquisition, parameters), acquisition.axis, prior.device
+    first = look(acquisition, parameters, sigma, prior.statistics, prior.device)
+    mask, axis, sigma = lines_of(acquisition, parameters), acquisition.axis, first.sigma
+    arguments = {**schedule, "clip_denoised": False, "start": "", "eta": 0.0}
+    arguments |= {"timestep_respacing": f"logsnr{STEPS}", "start": "auto"}
+    widest = first_amplitude(mask, prior.statistics)
+    diffusion = create_sampler(**arguments, levels=(max(widest, 2 * sigma), FINISH * sigma))
+    z = first.run(diffusion, prior.network, randn_like)
+
+    beside = torch.cat([1j * z[:1].imag, z[1:]])
+    left = first.hybrid - first.forward(beside)
+    index = torch.from_numpy(mask).to(prior.device).nonzero()[:, 0]
+    left = left.index_select(first.dim, index)
+    operator = Coils(mask, first.maps[0] * first.turn[0, 0], axis, device=prior.device)
+    y = torch.cat([left.real, left.imag], dim=first.dim) - operator.offset()
+    zero_filled = first.adjoint(first.hybrid).abs().square().sum(dim=0, keepdim=True).sqrt() - 1
+    return Scan(operator, y, sigma, first, beside, zero_filled)
+
+
+def look(
+    acquisition: Acquisition,
+    parameters: Mapping[str, Any],
+    sigma: float | None,
+    statistics: PriorStatistics,
+    device: torch.device,
+) -> "FirstLook":
+    """A slice's k-space with its coils' maps; see `prepare`."""
+    mask, axis = lines_of(acquisition, parameters), acquisition.axis
     if axis != parameters["axis"] and parameters["axis"] != "columns":
         raise UserError(f"measurement.operator.axis: {parameters['axis']}, and the file has {axis}")
     dim = AXES[axis]
@@ -107,24 +154,8 @@ def prepare(
     if sigma is None:
         sigma = float(noise_of_coils(kspace, mask, axis).square().mean().sqrt())
     maps = estimate_maps(kspace, mask, axis).to(device)
-    first = FirstLook(
-        maps, to_hybrid_image(kspace, dim).to(device), kept.to(device), dim, sigma, prior.statistics
-    )
-    arguments = {**schedule, "clip_denoised": False, "start": "", "eta": 0.0}
-    arguments |= {"timestep_respacing": f"logsnr{STEPS}", "start": "auto"}
-    diffusion = create_sampler(**arguments, levels=(max(WIDEST, 2 * sigma), FINISH * sigma))
-    z = first.run(diffusion, prior.network, randn_like)
-
-    beside = z.clone()
-    beside[:1] = 1j * z[:1].imag
-    left = first.hybrid - first.forward(beside)
-    index = kept.to(device).nonzero()[:, 0]
-    left = left.index_select(dim, index)
-    operator = Coils(mask, maps[0] * first.turn[0, 0], axis, device=device)
-    y = torch.cat([left.real, left.imag], dim=dim) - operator.offset()
-    zero_filled = first.adjoint(first.hybrid).abs().square().sum(dim=0, keepdim=True).sqrt() - 1
-    magnitude = beside.abs().square().sum(dim=0, keepdim=True).sqrt()
-    return Scan(operator, y, sigma, magnitude, zero_filled)
+    hybrid = to_hybrid_image(kspace, dim).to(device)
+    return FirstLook(maps, hybrid, kept.to(device), dim, sigma, statistics)
 
 
 def to_hybrid_image(kspace: torch.Tensor, dim: int) -> torch.Tensor:
@@ -141,6 +172,7 @@ class FirstLook:
 
     Attributes:
         turn: (1, 1, H, W), e^{iφ}, φ the phase found so far that is not in `maps`.
+        local: (1, 4, H, W), of the two images' real and imaginary parts, see `local_std`.
     """
 
     def __init__(
@@ -153,23 +185,39 @@ class FirstLook:
         statistics: PriorStatistics,
     ):
         self.maps, self.hybrid, self.dim, self.sigma = maps, hybrid, dim, sigma
-        self.kept = kept if dim == -1 else kept[:, None]
+        # In the order of frequencies that FFTs have, so that maps need not be copied each time.
+        self._kept = torch.fft.ifftshift(kept if dim == -1 else kept[:, None], dim)
+        self._maps = torch.fft.ifftshift(maps, dim)
         self.power = statistics.power_spectrum(*maps.shape[-2:]).to(hybrid.real)
         self.mean_intensity = statistics.mean_intensity
         self.dct = [dct_matrix(n).to(self.power) for n in self.power.shape]
         self.turn = torch.ones_like(hybrid[:, :1])
+        self.local = torch.ones_like(self.power).expand(1, 4, *self.power.shape)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """(2, 1, H, W), the two images, their phase turned by `turn` → (1, C, H, W)."""
-        image = (self.maps * (self.turn * z)).sum(dim=0, keepdim=True)
-        return self.kept * fft1c(image, self.dim)
+        image = torch.fft.ifftshift(self.turn * z, self.dim)
+        kspace = torch.fft.fft((self._maps * image).sum(dim=0), dim=self.dim, norm="ortho")
+        return torch.fft.fftshift(self._kept * kspace, self.dim)[None]
 
     def adjoint(self, hybrid: torch.Tensor) -> torch.Tensor:
-        images = self.maps.conj() * ifft1c(self.kept * hybrid, self.dim)
-        return self.turn.conj() * images.sum(dim=1, keepdim=True)
+        kspace = self._kept * torch.fft.ifftshift(hybrid[0], self.dim)
+        image = torch.fft.ifft(kspace, dim=self.dim, norm="ortho")
+        image = (self._maps.conj() * image).sum(dim=1, keepdim=True)
+        return self.turn.conj() * torch.fft.fftshift(image, self.dim)
+
+    def normal(self, z: torch.Tensor) -> torch.Tensor:
+        """`adjoint` of `forward`."""
+        image = torch.fft.ifftshift(self.turn * z, self.dim)
+        kspace = torch.fft.fft((self._maps * image).sum(dim=0), dim=self.dim)
+        image = torch.fft.ifft(self._kept * kspace, dim=self.dim)
+        image = (self._maps.conj() * image).sum(dim=1, keepdim=True)
+        return self.turn.conj() * torch.fft.fftshift(image, self.dim)
 
     def solve(self, x_0: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """The posterior mean of both images, x_0 + 1 the first one's mean before.
+
+        Renews `local` by how far they are from their means before.
 
         Args:
             x_0: (1, 1, H, W); variance: (H, W), of the real part's DCT coefficients.
@@ -180,14 +228,20 @@ class FirstLook:
         mean = torch.cat([x_0 + 1, torch.zeros_like(x_0)]) + 0j
         b = self.adjoint(self.hybrid - self.forward(mean)) / self.sigma**2
         # Four real images as channels of one: real and imaginary parts of either.
-        variances = torch.stack([variance, IMAGINARY * self.power, self.power, self.power])
-        information = float(self.kept.float().mean()) / self.sigma**2
-        solver = FrequencyPosterior(variances, information)
+        shares = [IMAGINARY * self.power] + 2 * [FOLDED * self.power]
+        information = float(self._kept.float().mean()) / self.sigma**2
+        solver = FrequencyPosterior(torch.stack([variance, *shares]), information)
 
         def weigh(x: torch.Tensor) -> torch.Tensor:
-            return _as_real(self.adjoint(self.forward(_as_complex(x)))) / self.sigma**2
+            return _as_real(self.normal(_as_complex(x))) / self.sigma**2
 
-        return mean + _as_complex(solver.solve(weigh, _as_real(b)))
+        z = mean + _as_complex(solver.solve(weigh, _as_real(b), self.local))
+        squares = _as_real(z - mean).square()
+        real = local_std(squares[:, :1], LOCAL, EVERYWHERE)
+        imaginary = local_std(squares[:, 1:2], *SPARSE)
+        folded = local_std(squares[:, 2:].sum(dim=1, keepdim=True), *SPARSE)
+        self.local = torch.cat([real, imaginary, folded, folded], dim=1)
+        return z
 
     def run(
         self,
@@ -216,19 +270,20 @@ class FirstLook:
                 z = self._turned(self.solve(x_0, v), SMOOTH[0] + share * (SMOOTH[1] - SMOOTH[0]))
         return z
 
+    def filled_in(self, z: torch.Tensor) -> torch.Tensor:
+        """The coils' images (1, C, H, W) of z, measured lines in the place of its own."""
+        image = torch.fft.ifftshift(self.turn * z, self.dim)
+        kspace = torch.fft.fft((self._maps * image).sum(dim=0), dim=self.dim, norm="ortho")
+        kspace = torch.where(self._kept, torch.fft.ifftshift(self.hybrid[0], self.dim), kspace)
+        images = torch.fft.ifft(kspace, dim=self.dim, norm="ortho")
+        return torch.fft.fftshift(images, self.dim)[None]
+
     def _turned(self, z: torch.Tensor, width: float) -> torch.Tensor:
-        """z, its first image's phase, averaged over `width` pixels, moved into `turn`."""
+        """z with its first image's phase, averaged over `width` pixels, moved into `turn`."""
         phase = low_pass(z[:1], width).angle()
         turn = torch.polar(torch.ones_like(phase), phase)
         self.turn = self.turn * turn
         return z * turn.conj()
-
-
-def low_pass(z: torch.Tensor, width: float) -> torch.Tensor:
-    """A complex image (..., H, W) under a Gaussian of standard deviation `width` pixels."""
-    rows, cols = (torch.fft.fftfreq(n, device=z.device) for n in z.shape[-2:])
-    window = torch.exp(-2 * (math.pi * width) ** 2 * (rows[:, None] ** 2 + cols**2))
-    return torch.fft.ifft2(torch.fft.fft2(z) * window)
 
 
 def _as_real(z: torch.Tensor) -> torch.Tensor:

@@ -208,6 +208,31 @@ class TestRuns:
         assert main.main(options) == 0
         std = nibabel.load(f"{self.folder}/std/scan.nii.gz").get_fdata()
         assert std.shape == (40, 48, 1) and std.max() > 0
+        low, high = np.load(f"{self.folder}/interval/scan_z000.npy")
+        samples = [read_png(f"{self.folder}/samples/scan_z000_{i}.png") for i in range(2)]
+        spread = np.abs(samples[0] - samples[1]) / np.sqrt(2)
+        inside = (low > -1) & (high < 1) & (np.abs(samples[0]) < 1) & (np.abs(samples[1]) < 1)
+        width = 2 * 6.3138 * np.sqrt(1.5) * spread  # Student's t of one degree of freedom, 95 %
+        assert inside.sum() > 20 and np.allclose((high - low)[inside], width[inside], atol=0.15)
+        shown = read_png(f"{self.folder}/interval/scan_z000_high.png")
+        assert np.allclose(shown[0], high[0], atol=0.005)
+
+    @pytest.mark.parametrize("order, axis", [("coil kx ky", -2), ("coil ky kx", -1)])
+    def test_the_mask_is_a_picture_of_k_space(self, prior, order, axis):
+        k, _ = head()
+        np.save("scan.npy", k[0])
+        assert main.main([*prior, *task("scan.npy", data__order=order), FAST]) == 0
+        mask = np.load(f"{self.folder}/mask/scan_z000.npy")
+        picture = read_png(f"{self.folder}/mask/scan_z000.png")[0]
+        assert picture.shape == (48, 40)
+        assert np.array_equal(picture > 0, np.broadcast_to(np.expand_dims(mask, axis), (48, 40)))
+
+    def test_one_coil(self, prior):
+        k, _ = head(coils=1)
+        write_fastmri("scan.h5", k[:, 0])
+        assert main.main([*prior, *task("scan.h5"), FAST]) == 0
+        with h5py.File(f"{self.folder}/recon/scan.h5") as file:
+            assert file["reconstruction"].shape == (1, 48, 40)
 
 
 def ifft(k):

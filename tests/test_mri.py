@@ -6,11 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from guided_diffusion.dct import dct_matrix
 from guided_diffusion.operators.fourier import fft2c, ifft2c
 from guided_diffusion.operators.masks import cartesian_mask
-from guided_diffusion.operators.mri import Coils, OneCoil, from_hybrid, to_hybrid
+from guided_diffusion.operators.mri import (
+    EVERYWHERE,
+    LOCAL,
+    Coils,
+    OneCoil,
+    from_hybrid,
+    to_hybrid,
+)
+from guided_diffusion.statistics import PriorStatistics
 
 GOLDEN = np.load(Path(__file__).parent / "fixtures" / "kspace.npz")
 SIZES = ("16x12", "15x11", "16x11", "15x12")
@@ -175,17 +184,56 @@ class TestFrequencies:
         assert torch.allclose(found.flatten(), expected)
 
     @pytest.mark.parametrize("axis", AXES)
-    def test_posterior_mean_of_several_coils_is_exact(self, axis):
+    @pytest.mark.parametrize("of_each", ["image", "batch", "direction"])
+    def test_posterior_mean_of_several_coils_is_exact(self, axis, of_each):
+        """With the covariance C, then with L C L, L from the first mean by scipy's filter."""
         operator = build(3, axis)
-        sigma, variance = 0.3, randn(*operator.in_shape[1:]).exp()
+        variance = randn(*operator.in_shape[1:]).exp()
         x_0, y = randn(2, *operator.in_shape), randn(2, *operator.out_shape, seed=1)
         A = TestAlgebra().matrix(operator)
         C = self.covariance(operator, variance)
-        gain = C @ A.mT @ torch.linalg.inv(A @ C @ A.mT + sigma**2 * torch.eye(len(A)))
         residual = (y - operator.forward(x_0)).flatten(1)
-        expected = x_0 + (residual @ gain.mT).reshape(x_0.shape)
+        sigma = {
+            "image": 0.3,
+            "batch": torch.full((2, 1, 1, 1), 0.3),
+            "direction": torch.full_like(operator.singular_values, 0.3)[None],
+        }[of_each]
         found = operator.frequency_posterior_mean(x_0, operator.Ut(y), sigma, variance)
-        assert (found - expected).norm() < 5e-3 * (expected - x_0).norm()
+        for i in range(2):
+            step = self.gaussian(A, C, 0.3) @ residual[i]
+            square = step.reshape(operator.in_shape[1:]).square().numpy()
+            local = gaussian_filter(square, LOCAL, mode="wrap", truncate=12)
+            local = np.sqrt(EVERYWHERE + (1 - EVERYWHERE) * local / local.mean()).flatten()
+            L = torch.diag(torch.from_numpy(local))
+            expected = self.gaussian(A, L @ C @ L, 0.3) @ residual[i]
+            error = (found - x_0)[i].flatten() - expected
+            assert error.norm() < 5e-3 * expected.norm()
+            assert (step - expected).norm() > 0.02 * expected.norm()
+
+    def gaussian(self, A, C, sigma):
+        return C @ A.mT @ torch.linalg.inv(A @ C @ A.mT + sigma**2 * torch.eye(len(A)))
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_normal_operator_is_transpose_of_forward(axis):
+    operator = build(3, axis)
+    x = randn(2, *operator.in_shape)
+    assert torch.allclose(operator.normal(x), operator.transpose(operator.forward(x)))
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_the_first_level_is_the_images_amplitude_where_the_centre_ends(coils):
+    """Five cycles in 40 lines, ten half cycles, is the first frequency that is not measured."""
+    mask = np.zeros(40, bool)
+    mask[15:26] = mask[::4] = True
+    mask[14], mask[26] = False, False
+    law = PriorStatistics(-0.8, (1.0, 400.0), (300.0, 300.0 / 400**2), "1/f²")
+    if coils == 1:
+        operator = OneCoil.of_lines((1, 32, 40), mask)
+    else:
+        operator = Coils(mask, torch.ones(3, 32, 40) + 0j)
+    frequency = 2 * 5 * 256 / 40
+    assert operator.widest_std(law) == pytest.approx((300 / frequency**2) ** 0.5)
 
 
 @pytest.mark.parametrize("axis", AXES)

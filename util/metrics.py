@@ -51,9 +51,7 @@ def psnr(x: NDArray, truth: NDArray, mask: Mask = None) -> float:
 def ssim(x: NDArray, truth: NDArray, mask: Mask = None) -> float:
     """Wang et al. 2004: Gaussian window of σ 1.5, averaged over channels."""
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    mean, local = structural_similarity(
-        truth, x, data_range=1, channel_axis=0, full=True, **window
-    )
+    mean, local = structural_similarity(truth, x, data_range=1, channel_axis=0, full=True, **window)
     return float(mean if mask is None else np.mean(_seen(local, mask)))
 
 
@@ -128,6 +126,21 @@ def high_frequency_ratio(x: ArrayLike, truth: ArrayLike) -> float:
     outer = np.hypot(rows, cols) > 0.25
     energy, of_truth = (np.sum(np.abs(np.fft.fft2(v)[..., outer]) ** 2) for v in (x, truth))
     return float(energy / of_truth) if of_truth > 0 else float("nan")
+
+
+def interval(samples: NDArray, share: float = 0.9) -> NDArray[np.float32]:
+    """Bounds between which a pixel's truth lies with a probability, see `calibration`.
+
+    Args:
+        samples: (K, C, H, W), K ≥ 2, in [-1, 1].
+
+    Returns:
+        (2, C, H, W), the lower and the upper one, cut to [-1, 1].
+    """
+    count, mean = len(samples), samples.mean(axis=0)
+    width = stats.t.ppf((1 + share) / 2, count - 1) * np.sqrt(1 + 1 / count)
+    half = width * samples.std(axis=0, ddof=1)
+    return np.stack([mean - half, mean + half]).clip(-1, 1).astype(np.float32)
 
 
 def calibration(samples: NDArray, truth: NDArray, floor: float = 0.04) -> dict[str, float]:

@@ -29,14 +29,14 @@ from util.image_files import (
 from util.journal import Journal, Row, read_table, set_aside, write_rows
 from util.lock import NAME as LOCK
 from util.lock import Lock, Locked
-from util.metrics import METRICS, Column, image_metrics
+from util.metrics import METRICS, Column, image_metrics, interval
 
 FOLDERS = (
     *("input", "cubic", "recon", "truth", "samples", "std", "slices", "volumes", "unfinished"),
-    *("residual", "sigma", "lower", "upper"),
+    *("residual", "sigma", "lower", "upper", "interval", "mask"),
     *("progress", "gif", "video", "report", "bids"),
 )
-FILES = ("metrics.csv", "summary.json", "comparison.png", "report.html")
+FILES = ("metrics.csv", "fastmri.csv", "summary.json", "comparison.png", "report.html")
 COMPARED = 4  # images in comparison.png
 COLUMNS = ("input", "cubic", "recon", "truth")  # of it
 SOURCE = "source"  # column: the name of a file whose results could not carry it
@@ -270,7 +270,8 @@ class Results:
             other: x as a simpler way restores it, for a picture beside; None for none.
             figures: what is known without a truth, see `FIGURES`.
             frames: uint8 frames of the sampling, for progress/ and a GIF, an MP4, or both.
-            lines: the lines of k-space that were measured, for mask/; None where there are none.
+            lines: (1, N) or (N, 1), the lines of k-space that were measured, for mask/; None where
+                there are none.
             source: what the image is called where `item.name` is not its own name.
 
         Returns:
@@ -295,7 +296,7 @@ class Results:
                 single = image_metrics(samples[0], truth, mask)
                 row |= {f"sample_{k}": v for k, v in single.items()}
         if lines is not None:
-            write_floats(self.path("mask", f"{name}.npy"), lines)
+            self._write_scan(item, mean, samples, lines)
         if gif:
             for i, frame in enumerate(frames):
                 write_png(self.path(os.path.join("progress", name), f"{i:04d}.png"), frame)
@@ -322,6 +323,18 @@ class Results:
         std = samples.std(axis=0, ddof=1)
         write_floats(self.path("std", f"{name}.npy"), std)
         write_std_map(self.path("std", f"{name}.png"), item.picture(std).clip(min=0))
+
+    def _write_scan(self, item: Item, mean: NDArray, samples: NDArray, lines: NDArray) -> None:
+        """What scans have besides: their mask and, of several samples, the 90 % intervals."""
+        name = item.name
+        write_floats(self.path("mask", f"{name}.npy"), lines.reshape(-1))
+        mask = np.broadcast_to(2.0 * lines - 1, (1, *mean.shape[-2:]))
+        write_png(self.path("mask", f"{name}.png"), mask)
+        if len(samples) > 1:
+            bounds = interval(samples)
+            write_floats(self.path("interval", f"{name}.npy"), bounds)
+            for bound, end in zip(bounds, ("low", "high"), strict=True):
+                write_png(self.path("interval", f"{name}_{end}.png"), item.picture(bound))
 
     def columns_of(self, names: Iterable[str]) -> list[str]:
         """The columns that these images have values in, in the order of the table."""

@@ -6,6 +6,7 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.operators.base import Operator, Sigma
+from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 
 WIDEST_STD = 3.0  # √r_t above which an image is lost in noise, and steps would be wasted
 FINISH = 0.1  # of the best direction's noise: how far below it the prior goes on cleaning up
@@ -13,7 +14,12 @@ SAMPLE_FINISH = 0.1  # the same, where what the measurement leaves open is to be
 SAME = 1.5  # ratio of variances that timesteps next to each other have at most
 
 
-def useful_levels(operator: Operator, sigma: Sigma, sample: bool = False) -> tuple[float, float]:
+def useful_levels(
+    operator: Operator,
+    sigma: Sigma,
+    sample: bool = False,
+    statistics: PriorStatistics = NATURAL_IMAGES,
+) -> tuple[float, float]:
     """The noise levels √r_t between which a measurement is worth sampling at, (high, low).
 
     Where A sees a direction with singular value s, its measurement is an image with noise σ/s.
@@ -28,7 +34,7 @@ def useful_levels(operator: Operator, sigma: Sigma, sample: bool = False) -> tup
         (float(sigma.max()), float(sigma.min())) if torch.is_tensor(sigma) else (sigma, sigma)
     )
     low = narrowest / float(s.max())
-    high = min(WIDEST_STD, operator.widest_std)
+    high = min(WIDEST_STD, operator.widest_std(statistics))
     if operator.sees_all:
         high = min(high, widest / float(s.min()))
     if sample:

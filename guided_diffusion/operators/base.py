@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from guided_diffusion.statistics import PriorStatistics
 from util.errors import UserError
 from util.parameters import Parameters, check_parameters
 
@@ -180,9 +181,12 @@ class Operator:
         """What is shown of a measurement: an image (N, C, h, w) in [-1, 1]; y, where it is one."""
         return y
 
-    @property
-    def widest_std(self) -> float:
-        """√r_t above which A knows all that a state could hold; infinite where it may be blind."""
+    def widest_std(self, statistics: PriorStatistics) -> float:
+        """√r_t above which A knows all that a state could hold; infinite where it may be blind.
+
+        Args:
+            statistics: of the prior's images.
+        """
         return math.inf
 
     @property

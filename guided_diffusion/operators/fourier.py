@@ -1,5 +1,7 @@
 """The centred orthonormal DFT of accelerated MRI: fastMRI's, deepinv's and sigpy's convention."""
 
+import math
+
 import torch
 
 
@@ -23,3 +25,11 @@ def fft2c(x):
 def ifft2c(x):
     """The inverse of `fft2c`: k-space → image."""
     return ifft1c(ifft1c(x, -1), -2)
+
+
+def low_pass(z: torch.Tensor, width: float) -> torch.Tensor:
+    """An image (..., H, W), real or complex, under a periodic Gaussian of std `width` pixels."""
+    rows, cols = (torch.fft.fftfreq(n, device=z.device) for n in z.shape[-2:])
+    window = torch.exp(-2 * (math.pi * width) ** 2 * (rows[:, None] ** 2 + cols**2))
+    smooth = torch.fft.ifft2(torch.fft.fft2(z) * window.to(z.real))
+    return smooth if z.is_complex() else smooth.real

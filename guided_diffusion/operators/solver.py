@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from guided_diffusion.dct import dct_matrix
+from guided_diffusion.operators.fourier import low_pass
 
 ITERATIONS = 40
 TOLERANCE = 1e-3  # of the residual, in the preconditioner's norm
@@ -22,13 +23,22 @@ class FrequencyPosterior:
         self.variance, self.information = variance, information
         self.dct = [dct_matrix(n).to(variance) for n in variance.shape[-2:]]
 
-    def solve(self, weigh: Callable[[torch.Tensor], torch.Tensor], b: torch.Tensor) -> torch.Tensor:
+    def solve(
+        self,
+        weigh: Callable[[torch.Tensor], torch.Tensor],
+        b: torch.Tensor,
+        local: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Preconditioned conjugate gradients, for each image of a batch.
 
         Args:
             weigh: x → W x, (N, C, H, W), W symmetric and not negative.
             b: (N, C, H, W).
+            local: what each pixel's standard deviation is multiplied by, see `local_std`: the
+                prior's covariance is then L Dᵀ v D L, L its diagonal matrix.
         """
+        if local is not None:
+            return local * self.solve(lambda x: local * weigh(local * x), local * b)
         precision = 1 / self.variance
         precondition = 1 / (precision + self.information)
         x = torch.zeros_like(b)
@@ -54,6 +64,25 @@ def scaled(x: torch.Tensor, weights: torch.Tensor, dct: Sequence[torch.Tensor]) 
     """Each DCT coefficient of x, (N, C, H, W), times its weight; `dct` along rows and columns."""
     rows, cols = dct
     return rows.mT @ (weights * (rows @ x @ cols.mT)) @ cols
+
+
+def local_std(square: torch.Tensor, width: float, everywhere: float) -> torch.Tensor:
+    """Where an image is likely to be large, from an estimate of it.
+
+    As in FOCUSS (Gorodnitsky & Rao 1997), an estimate's own magnitude is the prior of the next:
+    what undersampling leaves open goes to the places where there is something already.
+
+    Args:
+        square: (..., H, W), the estimate's squares.
+        width: pixels over which they are averaged.
+        everywhere: share of the variance that is the same in all pixels.
+
+    Returns:
+        (..., H, W), standard deviation over its root mean square over the image.
+    """
+    variance = low_pass(square, width).clamp(min=0)
+    mean = variance.mean(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(square.dtype).tiny)
+    return (everywhere + (1 - everywhere) * variance / mean).sqrt()
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,10 @@ def full_operator(operator):
     """The same A = U Σ Vᵀ with a square V: deepinv takes V Vᵀ for the identity.
 
     Every axis' V is completed to a basis; the singular values of what is added are 0, and so are
-    its columns of U.
+    its columns of U. That of several coils is square already.
     """
+    if not isinstance(operator, SeparableOperator):
+        return operator
     factors = []
     for f in operator.factors:
         if f.V is not None:

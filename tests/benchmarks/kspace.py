@@ -2,7 +2,8 @@
 
 Undersamples validation slices as `configs/mri_recon_config.yaml` does, with a mask of each slice's
 own name, so that the offsets of the masks are averaged over, and restores the same measurements by
-all methods. All of them know the coils' maps and the object's phase, and that the image is real.
+all methods. All of them know the coils' maps and the object's phase, and that the image is real;
+those named `_estimated` find maps and phase by themselves, and restore a complex image.
 Weights of the classical methods are chosen on other slices, the tuning ones. Writes one row for
 each image to saved_results/benchmarks/kspace.csv, and resumes; --table prints the means.
 """
@@ -14,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,9 +23,16 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from data.dataloader import list_images, read_image
+from data.kspace import Acquisition
 from guided_diffusion import Measurement, NoiseConfig, OperatorConfig, load_prior, restore
+from guided_diffusion.config import read_schedule
 from guided_diffusion.operators import get_operator
 from guided_diffusion.operators.base import Operator
+from guided_diffusion.operators.coils import simulated_maps, smooth_phase
+from guided_diffusion.operators.mri import MRI, Coils, from_hybrid
+from guided_diffusion.scan import look, prepare
+from guided_diffusion.statistics import NATURAL_IMAGES
+from tests.benchmarks import deepinv_methods
 from tests.benchmarks.rows import FOLDER
 from util.errors import ArgumentParser
 from util.metrics import image_metrics
@@ -36,6 +45,7 @@ COLUMNS += ("psnr", "ssim", "haarpsi", "seconds")
 KEY = COLUMNS[:3] + COLUMNS[4:9]
 SCHEDULES = {  # method: the schedule and the method's name
     "spectral_10": ("configs/diffusion_config_fast.yaml", "spectral"),
+    "spectral_10_estimated": ("configs/diffusion_config_fast.yaml", "spectral"),
     "dmps_100": ("configs/diffusion_config_100.yaml", "dmps"),
 }
 Normal = Callable[[torch.Tensor], torch.Tensor]
@@ -50,7 +60,10 @@ def sense(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
     """CG-SENSE (Pruessmann et al. 2001): (AᵀA + λ) u = Aᵀy by 30 conjugate gradients."""
     u, left = torch.zeros_like(b), b
     direction, square = left, left.square().sum()
+    enough = 1e-10 * square  # beyond it float32 has nothing to say
     for _ in range(30):
+        if square <= enough:
+            break
         image = normal(direction) + weight * direction
         step = square / (direction * image).sum()
         u, left = u + step * direction, left - step * image
@@ -68,10 +81,17 @@ def total_variation(normal: Normal, b: torch.Tensor, weight: float, steps=800) -
         back = p.roll(1, -1) - p + q.roll(1, -2) - q
         new = u - primal * (normal(u) - b + back)
         ahead = 2 * new - u
-        p = (p + dual * (ahead.roll(-1, -1) - ahead)).clamp(-weight, weight)
-        q = (q + dual * (ahead.roll(-1, -2) - ahead)).clamp(-weight, weight)
+        p = within(p + dual * (ahead.roll(-1, -1) - ahead), weight)
+        q = within(q + dual * (ahead.roll(-1, -2) - ahead), weight)
         u = new
     return u
+
+
+def within(x: torch.Tensor, radius: float) -> torch.Tensor:
+    """x, real or complex, its magnitude at most `radius`."""
+    if not x.is_complex():
+        return x.clamp(-radius, radius)
+    return x * (radius / x.abs().clamp(min=radius))
 
 
 def wavelet(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
@@ -98,7 +118,11 @@ CLASSICAL = {
     "sense": (sense, (0.001, 0.003, 0.01, 0.03, 0.1)),
     "wavelet": (wavelet, (0.001, 0.003, 0.008, 0.02, 0.05)),
     "tv": (total_variation, (0.001, 0.003, 0.008, 0.02, 0.05)),
+    "tv_estimated": (total_variation, (0.001, 0.003, 0.008, 0.02, 0.05)),
 }
+ESTIMATED = "_estimated"
+PEERS = {"deepinv_ddrm_20": "deepinv_ddrm", "deepinv_diffpir_20": "deepinv_diffpir"}
+PEER_STEPS = 20  # of deepinv's methods, which pip install deepinv brings
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -109,7 +133,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--accelerations", nargs="+", type=int, default=[4, 8], choices=CENTRE)
     add("--sigmas", nargs="+", type=float, default=[0.01, 0.05])
     add("--masks", nargs="+", default=["equispaced_fraction"])
-    add("--methods", nargs="+", default=[*CLASSICAL, *SCHEDULES], choices=[*CLASSICAL, *SCHEDULES])
+    known = [*CLASSICAL, *SCHEDULES, *PEERS]
+    add("--methods", nargs="+", default=[*CLASSICAL, *SCHEDULES], choices=known)
     add("--images", nargs="+", type=int, default=range(10), help="which of the ten slices")
     add("--tuning_images", nargs="+", type=int, default=[2, 6], help="of the ten tuning slices")
     add("--table", action="store_true", help="print the means of what is measured")
@@ -152,21 +177,29 @@ class Case:
         return get_operator("mri", shape, **self.parameters_of(name))
 
 
+def normal_of(operator: Operator) -> Normal:
+    """AᵀA."""
+    if isinstance(operator, Coils):
+        return operator.normal
+    return lambda u: operator.transpose(operator.forward(u))
+
+
 def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tensor, prior):
     """(restored (1, H, W) in [-1, 1], seconds, the operator)."""
     operator = case.operator(name, tuple(truth.shape))
     start = time.perf_counter()
-    if method in CLASSICAL:
+    if method.endswith(ESTIMATED):
+        x = estimated(case, method, weight, name, truth, operator.mask, prior)
+    elif method in CLASSICAL or method in PEERS:
         random = ImageRandom([image_generator(name, "measurement", 0)])
         y = operator.forward(truth[None])
         y = y + case.sigma * random.randn_like(y)
+        if method in PEERS:
+            known = operator, y, case.sigma, SimpleNamespace(truth=truth[None], name=name), prior
+            x = deepinv_methods.restore(PEERS[method], *known, PEER_STEPS, 0)[0]
+            return x, time.perf_counter() - start, operator
         b = operator.transpose(y + operator.offset())
-        s = operator.singular_values
-
-        def normal(u):
-            return operator.V(s**2 * operator.Vt(u))
-
-        x = CLASSICAL[method][0](normal, b, weight)[0] - 1
+        x = CLASSICAL[method][0](normal_of(operator), b, weight)[0] - 1
     else:
         schedule, of = SCHEDULES[method]
         measurement = Measurement(
@@ -179,6 +212,35 @@ def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tens
     return x, time.perf_counter() - start, operator
 
 
+def scanned(case: Case, name: str, truth: torch.Tensor, mask) -> Acquisition:
+    """The scan of an object that has a phase, one coil's, too."""
+    height, width = truth.shape[-2:]
+    phase = smooth_phase(height, width)[None]
+    maps = torch.polar(torch.ones_like(phase), phase)
+    operator = Coils(mask, maps if case.coils == 1 else simulated_maps(case.coils, height, width))
+    y = operator.forward(truth[None] + 1)
+    y = y + case.sigma * ImageRandom([image_generator(name, "measurement", 0)]).randn_like(y)
+    return Acquisition(from_hybrid(y, mask)[0].numpy(), mask, "columns", 2.0, complete=False)
+
+
+def estimated(case: Case, method: str, weight: float, name: str, truth, mask, prior):
+    """The magnitude, (1, H, W), maps and phase being estimated."""
+    acquisition, parameters = scanned(case, name, truth, mask), MRI.check({})
+    if method in CLASSICAL:
+        first = look(acquisition, parameters, case.sigma, NATURAL_IMAGES, torch.device("cpu"))
+        z = CLASSICAL[method][0](first.normal, first.adjoint(first.hybrid), weight)
+        return z.abs().square().sum(dim=0).sqrt() - 1
+    schedule, of = SCHEDULES[method]
+    arguments = read_schedule(schedule).sampler_arguments()
+    random = ImageRandom([image_generator(name, "phase", 0)])
+    scan = prepare(acquisition, parameters, case.sigma, prior, arguments, random.randn_like)
+    measurement = Measurement(
+        OperatorConfig("mri", {}), NoiseConfig("gaussian", case.sigma), simulated=False
+    )
+    found = restore(truth[None], measurement, prior, of, schedule, names=[name], scan=scan)
+    return torch.from_numpy(found.mean[0])
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     os.makedirs(FOLDER, exist_ok=True)
@@ -188,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     paths = list_images(args.val)
     sets = {"val": paths[::EVERY], "tuning": paths[TUNING::EVERY]}
-    prior = load_prior() if set(args.methods) & set(SCHEDULES) else None
+    prior = None if set(args.methods) <= set(CLASSICAL) else load_prior()
     for coils in args.coils:
         for mask in args.masks:
             for R in args.accelerations:
