@@ -64,9 +64,8 @@ class Scan:
         """What a complete scan would show, black at -1, for images (..., H, W) of the prior.
 
         That is the root of the sum of squares over the coils. Lines of k-space that were measured
-        stay as they were measured; in the others there is x, and the mean square of the noise that
-        measuring them would have brought. Of a complete scan, where nothing is left to fill in,
-        it is the object's magnitude instead, without any noise.
+        stay as they were measured; in the others there is x. Of a complete scan, where nothing is
+        left to fill in, it is the object's magnitude instead, without any noise.
         """
         rows = x.reshape(-1, 1, 1, *x.shape[-2:]).to(self.beside.real)
         return torch.cat([self._shown(row) for row in rows]).reshape(x.shape).to(x) - 1
@@ -76,9 +75,7 @@ class Scan:
         mask = self.operator.mask
         if mask.all():
             return z.abs().square().sum(dim=0).sqrt()
-        coils = self.first.filled_in(z)
-        noise = 2 * coils.shape[1] * self.sigma**2 * float(1 - mask.mean())
-        return (coils.abs().square().sum(dim=1) + noise).sqrt()
+        return self.first.filled_in(z).abs().square().sum(dim=1).sqrt()
 
 
 def lines_of(acquisition: Acquisition, parameters: Mapping[str, Any]) -> np.ndarray:

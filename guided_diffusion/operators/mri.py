@@ -41,7 +41,7 @@ UNSEEN = (
     1e-6  # singular values below it are those of lines that are not measured, 0 but for rounding
 )
 THRESHOLD = 1e-3
-# Of the second pass, see `local_std`; measured on tuning slices and a scan that is not shipped.
+# Of the second pass, see `local_std`; chosen on one measured head that does not ship.
 LOCAL, EVERYWHERE = 2.0, 0.2
 
 
