@@ -1,6 +1,5 @@
 """A run of main.py: its images, restored batch by batch, and what becomes of them."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -10,16 +9,13 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from data.bids import write_bids
 from data.kspace import KSpaceSlice
 from data.masks import Mask
-from data.output import write_output
-from data.volumes import Slice, Whole, reason, write_volumes
-from guided_diffusion import __version__
+from data.volumes import Slice, Whole, reason
+from guided_diffusion.closing import close
 from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
 from guided_diffusion.evidence import keep
-from guided_diffusion.intervals import load_factor
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
 from guided_diffusion.measuring import (
     check_volume,
@@ -33,7 +29,6 @@ from guided_diffusion.operators import operator_class
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior
 from guided_diffusion.ranks import Ranks
-from guided_diffusion.report import write_report
 from guided_diffusion.restoration import Restored, own_schedules, restore
 from guided_diffusion.sampling import forget
 from guided_diffusion.scan import Scan, prepare
@@ -46,7 +41,6 @@ from guided_diffusion.volume_items import (
     measurement_of,
     place_of,
 )
-from guided_diffusion.volume_maps import Maps, maps_of
 from guided_diffusion.volumes import AsVolume
 from util.errors import UserError
 from util.image_files import Recorder
@@ -60,10 +54,6 @@ UNSURE = (
 NO_STATISTICS = (
     "no statistics of the prior's images beside its weights, those of natural images are taken; "
     "python -m guided_diffusion.statistics measures them"
-)
-NOT_CALIBRATED = (
-    "the 90 % intervals are those of the samples, for with these weights, this method and operator "
-    "it was not measured how often they hold the truth"
 )
 
 
@@ -91,7 +81,7 @@ def run(options: Options, ranks: Ranks) -> int:
         ranks.close()
         records = ranks.leave(found=part.found, failed=part.failed)
         closing = records is not None
-        return 0 if records is None else part.close(records)
+        return 0 if records is None else close(job, prior, results, part, records)
     finally:
         ranks.close()
         results.lock.release(last=closing or not ranks)
@@ -120,14 +110,14 @@ class Run:
     def restore_all(self) -> None:
         """Restore every image that falls to this process."""
         options = self.job.options
-        self._tell_notes()
+        self.tell_notes()
         self._check_writing()
         if self.job.task.measurement is not None:
             method = METHODS[self.job.method]
             if options.num_samples > 1 and not method.honest_spread:
-                self._tell(UNSURE)
+                self.tell(UNSURE)
             if self.prior.statistics is NATURAL_IMAGES and self.job.uses_statistics:
-                self._tell(NO_STATISTICS)
+                self.tell(NO_STATISTICS)
         for items, images in self.batches():
             if all(self._is_done(i, x) for i, x in zip(items, images, strict=True)):
                 self.found += len(items)
@@ -146,7 +136,8 @@ class Run:
             except UserError as error:
                 self._say_once(error)
 
-    def _tell(self, note: str | None) -> None:
+    def tell(self, note: str | None) -> None:
+        """Print a note once."""
         if note and note not in self.told:
             self.ranks.say(f"note: {note}", error=True)
             self.told.add(note)
@@ -208,7 +199,7 @@ class Run:
         except UserError as error:
             raise UserError(f"{item.label}: {error}") from None
         item.check_writable(enlargement(measurement))
-        self._tell(item.note)
+        self.tell(item.note)
         return image
 
     def _estimate_sigma(
@@ -233,7 +224,7 @@ class Run:
         whole, measurement = self._as_volume(items[0]), self._measurement(items[0])
         data = self.job.task.data
         if whole is not None and data is not None and data.planes_in_turn and not whole.in_turn:
-            self._tell(f"{items[0].label}: {OUT_OF_TURN}")
+            self.tell(f"{items[0].label}: {OUT_OF_TURN}")
 
         def watch(left: int, steps: int, x: torch.Tensor) -> None:
             nonlocal recorder, last
@@ -309,7 +300,7 @@ class Run:
     def _tell_lines(self, restored: Restored) -> None:
         lines = restored.lines
         if lines is not None:
-            self._tell(
+            self.tell(
                 f"{lines.sum()} of {lines.size} lines of k-space are measured: "
                 f"acceleration {lines.size / lines.sum():.3g}"
             )
@@ -373,7 +364,7 @@ class Run:
             ignored = self._not_counted(item)
             keep(self.results, item, i, restored, measurement, self.prior.statistics, ignored)
         except Exception as error:  # noqa: BLE001 - whatever it is, the image itself is restored
-            self._tell(f"{item.label}: the report lacks its residual ({reason(error)})")
+            self.tell(f"{item.label}: the report lacks its residual ({reason(error)})")
 
     def _mask(self, item: Any, truth: NDArray) -> Mask | None:
         """The pixels of which metrics are taken: the mask's, but those that are no data."""
@@ -397,65 +388,6 @@ class Run:
         kind = "truth" if measurement.simulated else "input"
         return self.results.is_done(item, kind, image.numpy(), gif, mp4)
 
-    def _tell_notes(self) -> None:
+    def tell_notes(self) -> None:
         for note in self.results.notes:
-            self._tell(note)
-
-    def _write_volumes(self, done: set[str]) -> bool:
-        """Put the volumes together; returns whether that failed for one."""
-        title = self.results.title.replace(os.sep, "/")
-        description = f"{self.job.method} {title}"
-        identity = json.dumps(self.results.settings, sort_keys=True)
-        failed, how = False, (self.results.folder, description, identity)
-        for line, bad in write_volumes(self.job.items, done, *how, self._more_of()):
-            self.ranks.say(f"error: {line}" if bad else line, error=bad)
-            failed = failed or bad
-        return failed
-
-    def _write_bids(self) -> str:
-        given = self.job.task.measurement.noise.sigma if self.job.task.measurement else None
-        found = {n: row.get("sigma", given) for n, row in self.results.rows.items()}
-        sigmas = {n: float(s) for n, s in found.items() if isinstance(s, float | int)}
-        return write_bids(
-            self.job.items, self.results.folder, self.results.settings, sigmas, __version__
-        )
-
-    def _more_of(self) -> Maps | None:
-        """What else is written of each volume."""
-        measurement = self.job.task.measurement
-        if measurement is None or not any(isinstance(i, (Slice, Whole)) for i in self.job.items):
-            return None
-        factor = load_factor(self.prior, self.job.method, measurement.operator.name)
-        if factor is None and self.job.options.num_samples > 1:
-            self._tell(NOT_CALIBRATED)
-        return maps_of(self.job, self.results.rows, factor)
-
-    def close(self, records: list[dict[str, Any]]) -> int:
-        """Merge what the processes did, say it and return the exit status."""
-        names = [item.name for item in self.job.items]
-        total, found = len(names), sum(r["found"] for r in records)
-        anywhere = {name for r in records for name in r["failed"]}
-        failed = [name for name in names if name in anywhere]
-        self.results.merge()
-        self._tell_notes()
-        missing = [n for n in names if n not in self.results.rows and n not in anywhere]
-        unwritten = self._write_volumes(set(self.results.rows) - anywhere)
-        if found:
-            self.ranks.say(f"{found} of {total} images had been restored by an earlier run")
-        self.results.write_comparison()
-        self._tell(write_report(self.results, self.job, self.prior, failed, missing))
-        self.results.write_summary(finished=not missing, failed=failed)
-        self.ranks.say(self.results.table())
-        if self.job.options.bids and not (failed or missing or unwritten):
-            self.ranks.say(self._write_bids())
-        output = self.job.options.output
-        if output and not (failed or missing or unwritten):
-            self.ranks.say(write_output(output, self.job.items, self.results.folder))
-        for left, what in (
-            (failed, "could not be restored"),
-            (missing, "are left to the next run, as a process died"),
-        ):
-            if left:
-                listed = ", ".join(left)
-                self.ranks.say(f"error: {len(left)} of {total} images {what}: {listed}", error=True)
-        return 2 if failed or unwritten else int(bool(missing))
+            self.tell(note)
