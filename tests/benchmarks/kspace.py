@@ -35,13 +35,14 @@ from guided_diffusion.statistics import NATURAL_IMAGES
 from tests.benchmarks import deepinv_methods
 from tests.benchmarks.rows import FOLDER
 from util.errors import ArgumentParser
+from util.files import replacing_text
 from util.metrics import image_metrics
 from util.random import ImageRandom, image_generator
 
 CENTRE = {4: 0.08, 8: 0.04}
 EVERY, TUNING = 26, 13  # every so many slices from the first; the tuning ones from this on
 COLUMNS = ("coils", "mask", "R", "true_R", "sigma", "method", "weight", "set", "image")
-COLUMNS += ("psnr", "ssim", "haarpsi", "seconds")
+COLUMNS += ("psnr", "ssim", "haarpsi", "seconds", "prior")
 KEY = COLUMNS[:3] + COLUMNS[4:9]
 SCHEDULES = {  # method: the schedule and the method's name
     "spectral_10": ("configs/diffusion_config_fast.yaml", "spectral"),
@@ -142,16 +143,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 class Table:
-    """kspace.csv; every row is on the disk when `add` returns."""
+    """kspace.csv; every row is on the disk when `add` returns.
 
-    def __init__(self, path: str):
-        self.path, self.rows = path, {}
-        if os.path.exists(path):
-            with open(path, encoding="utf-8", newline="") as file:
-                self.rows = {tuple(r[k] for k in KEY): r for r in csv.DictReader(file)}
+    Rows of another prior than `digest` are left out; "" takes them all.
+    """
+
+    def __init__(self, path: str, digest: str = ""):
+        self.path, self.digest, self.rows = path, digest, {}
+        if not os.path.exists(path):
+            return
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if not digest or row["prior"] in ("", digest):
+                    self.rows[tuple(row[k] for k in KEY)] = row
+        if digest:
+            with replacing_text(path) as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.rows.values())
 
     def add(self, row: dict[str, str]) -> None:
-        new = not self.rows
+        new = not os.path.exists(self.path)
         self.rows[tuple(row[k] for k in KEY)] = row
         with open(self.path, "a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -244,13 +256,14 @@ def estimated(case: Case, method: str, weight: float, name: str, truth, mask, pr
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     os.makedirs(FOLDER, exist_ok=True)
-    table = Table(os.path.join(FOLDER, "kspace.csv"))
+    path = os.path.join(FOLDER, "kspace.csv")
     if args.table:
-        print("\n".join(lines(table)))
+        print("\n".join(lines(Table(path))))
         return 0
     paths = list_images(args.val)
     sets = {"val": paths[::EVERY], "tuning": paths[TUNING::EVERY]}
     prior = None if set(args.methods) <= set(CLASSICAL) else load_prior()
+    table = Table(path, prior.digest[:8] if prior else "")
     for coils in args.coils:
         for mask in args.masks:
             for R in args.accelerations:
@@ -294,6 +307,7 @@ def row_of(case: Case, method: str, weight: float, where: str, path: str, table:
         lines_measured = np.asarray(operator.mask).mean()
         row |= {"true_R": f"{1 / lines_measured:.3f}", "seconds": f"{seconds:.3g}"}
         row |= {k: f"{metrics[k]:.5g}" for k in ("psnr", "ssim", "haarpsi")}
+        row["prior"] = "" if method in CLASSICAL else table.digest
         table.add({k: row[k] for k in COLUMNS})
         print(*(table.rows[key][k] for k in COLUMNS), flush=True)
     return float(table.rows[key]["psnr"])
