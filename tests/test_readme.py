@@ -37,7 +37,7 @@ PAGES += ("CONTRIBUTING.md", "saved_results/README.md", "tests/benchmarks/README
 EVERYWHERE = (*PAGES, "DMPS.ipynb")
 NOT_IN_THE_REPOSITORY = ("results/", "path/to/", "models/mine", "models/model080000.pt")
 NOT_IN_THE_REPOSITORY += ("models/256x256_diffusion_uncond.pt", "models/first", "models/second")
-NOT_IN_THE_REPOSITORY += ("models/third", "models/fourth")
+NOT_IN_THE_REPOSITORY += ("models/third", "models/fourth", "models/fifth", "models/sixth")
 OF_OTHER_PROGRAMS = {"help", "depth", "nproc", "diffusion_steps", "predict_xstart", "learn_sigma"}
 BENCHMARKS = ("accelerator", "noise_ahead", "run_all", "speed")
 

@@ -314,7 +314,10 @@ def measured(part: str) -> str:
 
 def table_of(name: str, *bold: str) -> str:
     """A CSV under saved_results/benchmarks/ as it is; `bold`: the largest of each column is."""
-    with open(os.path.join(rows.FOLDER, f"{name}.csv"), encoding="utf-8", newline="") as file:
+    path = os.path.join(rows.FOLDER, f"{name}.csv")
+    if not os.path.exists(path):
+        return MISSING
+    with open(path, encoding="utf-8", newline="") as file:
         head, *lines = csv.reader(file)
     for column in range(1, len(head) if bold else 0):
         numbers = [float(line[column]) for line in lines if line[column]]
