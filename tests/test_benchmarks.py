@@ -120,6 +120,16 @@ def test_a_new_metric_joins_the_columns_and_a_column_that_is_not_known_stays(
     assert new["scanner"] == "" and float(new["error"]) != 0
 
 
+def test_rows_of_another_prior_are_dropped_whatever_is_measured(small, restored):
+    os.makedirs(rows.FOLDER)
+    add_rows({"scale 1": {"a": 30.0}}, "val", 20, "dmps")  # of a prior called x
+    table = rows.Rows(rows.path_of("tuning"))
+    table.add(("tuning", "sr4", "bicubic", "", "0", "a"), {"psnr": 20.0, "prior": ""})
+    assert run("--part", "frontier", "--tasks", "sr4", "--limit", "1") == 0
+    assert {row["prior"] for row in written()} == {written()[0]["prior"]} != {"x"}
+    assert len(written("tuning")) == 1
+
+
 def test_what_another_part_has_measured_is_not_measured_again(small, restored, monkeypatch):
     assert run("--part", "frontier") == 0
     monkeypatch.setitem(settings.PARTS, "shipped", settings.PARTS["frontier"])

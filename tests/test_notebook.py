@@ -25,7 +25,7 @@ def notebook():
 
 
 def check_pictures(notebook):
-    assert len(outputs(notebook, "image/png")) == 6
+    assert len(outputs(notebook, "image/png")) == 8
     assert len(outputs(notebook, "image/gif")) == 1
 
 
@@ -39,7 +39,7 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     resources = {"metadata": {"path": REPOSITORY}}
     nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
     check_pictures(notebook)
-    assert len(list(tmp_path.rglob("summary.json"))) == 6
+    assert len(list(tmp_path.rglob("summary.json"))) == 8
 
 
 def test_the_committed_outputs_are_of_one_run_and_small(notebook):

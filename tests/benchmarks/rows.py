@@ -83,6 +83,13 @@ def forget(keys: set[tuple[str, ...]]) -> None:
         table.save()
 
 
+def forget_priors_but(digest: str) -> None:
+    """Take the rows of all other priors out of all files; those of no prior stay."""
+    found = [row for path in paths() for row in read(path)]
+    stale = [row for row in found if row["prior"] not in ("", digest)]
+    forget({tuple(row[k] for k in KEY) for row in stale})
+
+
 def _places() -> dict[tuple[str, ...], str]:
     return {tuple(row[k] for k in KEY): path for path in paths() for row in read(path)}
 

@@ -3,7 +3,7 @@
 Writes saved_results/benchmarks/PART.csv, one row for each set of images, task, method, setting,
 number of network evaluations and image; ``python tests/benchmarks/report.py`` makes the pages of
 them. Says beforehand how long it will take, and resumes: what stands in the CSVs is not measured
-again, unless it is of another prior. `tuning` comes first, for `frontier`, `thousand` and
+again. Rows of another prior are dropped, as no table may mix two. `tuning` comes first, for `frontier`, `thousand` and
 `classical` take the settings that are best there.
 
 All methods restore the same measurements with the same network and the same random numbers, those
@@ -191,6 +191,7 @@ def measure_part(
     if args.plan or not work:
         return
     rows.forget({rows.key_of(job, name) for job, name, _ in work})
+    rows.forget_priors_but(comparison.digest_of(prior))
     table = rows.Rows(rows.path_of(part))
     try:
         with tqdm(total=round(sum(speed.of(job) for job, *_ in work)), unit="s") as bar:
