@@ -3,8 +3,8 @@
 Writes saved_results/benchmarks/PART.csv, one row for each set of images, task, method, setting,
 number of network evaluations and image; ``python tests/benchmarks/report.py`` makes the pages of
 them. Says beforehand how long it will take, and resumes: what stands in the CSVs is not measured
-again. Rows of another prior are dropped, as no table may mix two. `tuning` comes first, for `frontier`, `thousand` and
-`classical` take the settings that are best there.
+again. Rows of another prior are dropped, as no table may mix two. `tuning` comes first, for
+`frontier`, `thousand` and `classical` take the settings that are best there.
 
 All methods restore the same measurements with the same network and the same random numbers, those
 of main.py. Images that do not ship are named by --val, --ood and --multi; without them their rows
