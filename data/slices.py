@@ -11,19 +11,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Slice:
-    """One image of a volume, an `Item`; index counts along the volume's slice axis.
-
-    Its result is kept, as floats in [-1, 1], until the volume is put together.
-    """
+class _Part:
+    """What is restored of a volume; its result is kept, as floats, until that is put together."""
 
     volume: "Volume"
-    index: int
     floats = ("slices", ".npy")
-
-    @property
-    def name(self) -> str:
-        return f"{self.volume.name}_z{self.index:03d}"
 
     @property
     def label(self) -> str:
@@ -32,6 +24,20 @@ class Slice:
     @property
     def note(self) -> str | None:
         return self.volume.note
+
+    def to_floats(self, x: NDArray) -> NDArray:
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Slice(_Part):
+    """One image of a volume, an `Item`; index counts along the volume's slice axis."""
+
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.volume.name}_z{self.index:03d}"
 
     def read(self) -> NDArray[np.float32]:
         """(1, H, W) float32 in [-1, 1], turned as it is looked at."""
@@ -41,9 +47,6 @@ class Slice:
         padding = self.volume.padding
         return None if padding is None else padding[self.index]
 
-    def to_floats(self, x: NDArray) -> NDArray:
-        return x
-
     def picture(self, x: NDArray) -> NDArray:
         return x
 
@@ -52,28 +55,18 @@ class Slice:
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
+class Whole(_Part):
     """A volume that is restored as a whole, an `Item`: one image whose channels are its slices.
 
     Attributes:
         spacing: mm between the restored slices, None where they are the volume's own.
     """
 
-    volume: "Volume"
     spacing: float | None = None
-    floats = ("slices", ".npy")
 
     @property
     def name(self) -> str:
         return self.volume.name
-
-    @property
-    def label(self) -> str:
-        return self.volume.label
-
-    @property
-    def note(self) -> str | None:
-        return self.volume.note
 
     def read(self) -> NDArray[np.float32]:
         """(slices, H, W) float32 in [-1, 1]."""
@@ -81,9 +74,6 @@ class Whole:
 
     def padding(self) -> NDArray[np.bool_] | None:
         return self.volume.padding
-
-    def to_floats(self, x: NDArray) -> NDArray:
-        return x
 
     def picture(self, x: NDArray) -> NDArray:
         """Three planes through the middle of (slices, H, W), one below the other, (1, h, w)."""
