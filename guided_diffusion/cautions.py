@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from guided_diffusion.evidence import Evidence, limit, rings
-from guided_diffusion.gaussian_diffusion import noise_schedule_betas
 from guided_diffusion.job import Job
 from guided_diffusion.methods import METHODS
+from guided_diffusion.schedules import noise_schedule_betas
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from util.results import Results
 

@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.gaussian_diffusion import (
-    GaussianDiffusion,
-    create_sampler,
-    space_timesteps,
-)
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
+from guided_diffusion.schedules import space_timesteps
 from tests.conftest import LINEAR, rnd
 from util.errors import UserError
 from util.random import ImageRandom, image_generator

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from guided_diffusion.condition_methods import METHODS
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion, space_timesteps
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.measurements import SeparableOperator, identity_factor, matrix_factor
+from guided_diffusion.schedules import space_timesteps
 from tests.conftest import HERE, rnd
 
 SHAPE = (1, 1, 16, 16)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion.gaussian_diffusion import create_sampler, log_snr_timesteps
+from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.methods.spectral import Spectral
 from guided_diffusion.methods.spectral_sample import SpectralSample
 from guided_diffusion.methods.start import start_state, useful_levels
 from guided_diffusion.operators import get_operator
+from guided_diffusion.schedules import log_snr_timesteps
 from guided_diffusion.statistics import PriorStatistics
 from tests.conftest import LINEAR, SR, task, write_yaml
 from util.errors import UserError
