@@ -15,11 +15,17 @@ LossWeighting = Literal["uniform", "min_snr", "p2"]
 TimestepSampling = Literal["uniform", "lognormal"]
 
 
-def loss_weights(name: LossWeighting, alpha_bar: NDArray, gamma: float = 5.0) -> torch.Tensor:
+def loss_weights(
+    name: LossWeighting, alpha_bar: NDArray, gamma: float = 5.0, high_noise: float = 0.0
+) -> torch.Tensor:
     """Weight of the simple loss at each noise level, a function of SNR = ᾱ / (1-ᾱ).
 
     min_snr: min(SNR, γ) / SNR (Hang et al. 2023, γ = 5 there, for noise prediction);
     p2: 1 / (1 + SNR) (Choi et al. 2022, k = γ = 1). Both are scaled to mean 1.
+
+    Where noise is large it is easily told, and the loss falls to a hundredth of what it is at
+    SNR 10. (1 + 1/SNR)^high_noise gives these levels their say back; near 0.6 all contribute
+    alike, as the learned weights of Karras et al. 2024 (section 2.3) would have it.
 
     Returns:
         (steps,) float32.
@@ -31,7 +37,8 @@ def loss_weights(name: LossWeighting, alpha_bar: NDArray, gamma: float = 5.0) ->
         weights = 1 / (1 + snr)
     else:
         weights = np.ones_like(snr)
-    return torch.from_numpy(weights / weights.mean()).float()
+    weights = weights / weights.mean() * (1 + 1 / snr) ** high_noise
+    return torch.from_numpy(weights).float()
 
 
 def timestep_probabilities(name: TimestepSampling, alpha_bar: NDArray) -> NDArray:

@@ -105,7 +105,12 @@ def prepare(options: Options) -> Trainer:
     _check_sizes(config, state.model, diffusion, world)
     sources = find_sources(options.data_dir, "--data_dir")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=native_bf16(device))
-    weights = loss_weights(config.loss_weighting, diffusion.alphas_cumprod, config.min_snr_gamma)
+    weights = loss_weights(
+        config.loss_weighting,
+        diffusion.alphas_cumprod,
+        config.min_snr_gamma,
+        config.high_noise_weight,
+    )
     trainer = Trainer(
         config,
         budget,

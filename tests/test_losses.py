@@ -43,6 +43,9 @@ def test_loss_weights():
     assert weights.mean().item() == pytest.approx(1)
     gentle = loss_weights("min_snr", alpha_bar, gamma=20.0)
     assert gentle[0] / gentle[1] == pytest.approx(20 / snr[0])
+    raised = loss_weights("min_snr", alpha_bar, high_noise=0.5)
+    expected = weights.numpy() * [(1 / 0.99) ** 0.5, 2**0.5, 10]  # 1 + 1/SNR = 1/ᾱ
+    torch.testing.assert_close(raised, torch.from_numpy(expected).float())
 
 
 def test_variational_term_is_the_kl_divergence_and_trains_the_variance_alone():

@@ -15,7 +15,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("num_workers", "max_steps", "weight_decay", "warmup_steps", "seed"),
-    *("val_minutes", "save_minutes"),
+    *("val_minutes", "save_minutes", "high_noise_weight"),
 )
 PARTS = ("augment", "decay_share")
 
@@ -44,6 +44,7 @@ class TrainConfig:
     ema_decay: float | list = 0.999
     loss_weighting: LossWeighting = "uniform"
     min_snr_gamma: float = 5.0
+    high_noise_weight: float = 0.0
     timestep_sampling: TimestepSampling = "uniform"
     compile: bool = False
     seed: int = 0
