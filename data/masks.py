@@ -127,20 +127,17 @@ def open_masks(
         _check_grid(*pair)
     # A volume of masks is read once as a whole: read slice by slice, it and the images' volume
     # would take turns in the place that the reader has for one.
-    volumes: dict[Any, list[Mask]] = {}
-
-    def read(found: Any) -> Mask:
-        return (found.read() > -1).any(axis=0)
+    volumes: dict[Any, NDArray[np.bool_]] = {}
 
     def of(item: Any, truth: NDArray, empty: bool = True) -> Mask:
         found = both[item.name]
         if not isinstance(found, Slice):
-            seen = read(found)
+            seen = np.any(found.read() > -1, axis=0)
         else:
             volume = found.volume
             if volume not in volumes:
                 volumes.clear()
-                volumes[volume] = [read(piece) for piece in volume.slices]
+                volumes[volume] = np.nan_to_num(volume.load()[0]) != 0
             seen = volumes[volume][found.index]
         if seen.shape != truth.shape[1:]:
             size = "×".join(map(str, seen.shape[::-1]))

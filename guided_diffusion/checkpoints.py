@@ -1,6 +1,5 @@
 """Checkpoint files: read without running code from them, loaded strictly, written whole."""
 
-import hashlib
 import pickle
 import warnings
 import zipfile
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from util.errors import UserError
-from util.files import is_lfs_pointer, read_head, replacing
+from util.files import file_digest, is_lfs_pointer, read_head, replacing
 from util.remote import base_name, kept_file
 
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
@@ -140,11 +139,7 @@ def checkpoint_digest(path: str) -> str:
     """SHA-256 of a checkpoint file, in hexadecimal; "" for no path."""
     if not path:
         return ""
-    digest = hashlib.sha256()
-    with open(kept_file(path), "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_digest(kept_file(path))
 
 
 def save_checkpoint(model: nn.Module, path: str) -> None:

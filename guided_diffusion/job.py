@@ -33,6 +33,7 @@ from guided_diffusion.restoration import check_restoration
 from guided_diffusion.volume_items import whole_volumes, with_defaults
 from util.config import as_dict
 from util.errors import UserError
+from util.files import file_digest
 from util.remote import base_name
 
 VANILLA_SAMPLES = 10
@@ -191,4 +192,16 @@ def settings_of(job: Job, prior: Prior) -> dict[str, Any]:
         "num_samples": job.options.num_samples,
         "precision": str(prior.dtype).removeprefix("torch."),
     }
+    if files := _named_files(job.task):
+        found["files_sha256"] = files
     return found | ({"statistics": asdict(prior.statistics)} if job.uses_statistics else {})
+
+
+def _named_files(task: TaskConfig) -> dict[str, str]:
+    """Key → SHA-256 of each file beside the images that a task names: maps of σ, masks, coils."""
+    if task.measurement is None:
+        return {}
+    named = {f"operator.{key}": value for key, value in task.measurement.operator.params.items()}
+    named["noise.sigma"] = task.measurement.noise.sigma
+    named["data.mask"] = task.data.mask if task.data is not None else None
+    return {k: file_digest(v) for k, v in named.items() if isinstance(v, str) and os.path.isfile(v)}

@@ -209,6 +209,22 @@ def test_a_map_of_sigma_is_used_and_written(tiny_run, mode):
     assert np.array_equal(*both)
 
 
+@pytest.mark.parametrize("named", ["sigma", "mask"])
+def test_another_file_under_the_name_of_a_map_or_mask_is_another_run(tiny_run, capsys, named):
+    voxels = head((32, 34, 3))
+    write_nifti("v.nii.gz", voxels)
+    write_nifti("s.nii.gz", np.full(voxels.shape, 40.0, np.float32))
+    write_nifti("m.nii.gz", np.ones(voxels.shape, np.float32))  # everything is a mask, too
+    denoising("s.nii.gz", "slices", mask="m.nii.gz")
+    assert tiny_run("--save_dir", "out") == 0
+    capsys.readouterr()
+    changed = np.full(voxels.shape, 60.0, np.float32)
+    changed[:16] = 30 if named == "sigma" else 0
+    write_nifti(f"{named[0]}.nii.gz", changed)
+    assert tiny_run("--save_dir", "out") == 2
+    assert "another files_sha256" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

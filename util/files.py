@@ -96,5 +96,14 @@ def safe_name(stem: str) -> str:
     return f"{cut}-{digest}"
 
 
+def file_digest(path):
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _digest(name):
     return hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
