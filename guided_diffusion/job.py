@@ -88,8 +88,10 @@ class Job:
     @property
     def uses_statistics(self) -> bool:
         """Whether the result depends on the prior's statistics."""
-        measured = self.task.measurement is not None
-        return measured and (METHODS[self.method].uses_statistics or self.schedule.start != "")
+        unconditional = self.task.measurement is None
+        return (
+            unconditional or METHODS[self.method].uses_statistics or self.schedule.start != ""
+        )
 
 
 def read_job(options: Options) -> Job:

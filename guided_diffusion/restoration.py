@@ -47,6 +47,7 @@ from guided_diffusion.prior import Prior
 from guided_diffusion.sampling import Kept, Watch, Watched, identity_of, part_of, sample
 from guided_diffusion.scan import Scan
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
+from guided_diffusion.unconditional import PriorStep
 from guided_diffusion.volume_denoising import refined
 from guided_diffusion.volumes import AsVolume, SliceRandom
 from util.errors import UserError
@@ -242,7 +243,8 @@ def begin(
     """
     arguments = schedule.sampler_arguments()
     if known is None:
-        return create_sampler(**arguments), x_T, GaussianDiffusion.p_sample
+        prior = PriorStep(statistics)
+        return create_sampler(**arguments, unclipped_from=prior.unclipped_from), x_T, prior.step
     operator, _, sigma = known
     sample = METHODS[method].draws_samples
     levels = useful_levels(operator, sigma, sample, statistics)
