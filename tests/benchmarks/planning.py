@@ -27,7 +27,6 @@ class Speed:
         return self.known[differentiated]
 
     def _measure(self, differentiated: bool) -> float:
-        self.prior.lay_out(differentiated)
         size = self.prior.image_size
         x = torch.zeros(1, 1, size, size, device=self.prior.device)
         t = torch.full((1,), 500, device=self.prior.device)
