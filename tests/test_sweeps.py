@@ -24,7 +24,7 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def restored(tiny_run, folder, monkeypatch):
-    """Five images; restoring is only noting (set, task, method, setting, steps), image."""
+    """Five images; to measure one is only to note ((set, task, method, setting, steps), image)."""
     for name in ("b1", "b2"):
         iio.imwrite(f"images/{name}.png", np.full((32, 32), 90, np.uint8))
     for name in ("val", "tuning"):
@@ -32,12 +32,14 @@ def restored(tiny_run, folder, monkeypatch):
         monkeypatch.setitem(settings.SETS, name, everything)
     found = []
 
-    def estimate(job, image, prior):
-        found.append((rows.group_of(job), image.name))
-        error = 0.01 * len(label(job.setting)) + 0.003 * len(image.name)  # any, and the same again
-        return comparison.Estimate(image.truth[0].numpy() + error, job.steps, {})
+    def one_row(job, name, truth, prior):
+        found.append((rows.group_of(job), name))
+        psnr = 30 + len(label(job.setting)) / 7 % 1 + len(name)  # any, and the same again
+        figures = {"psnr": psnr, "ssim": psnr / 50, "haarpsi": 30 / psnr, "nmse": 0.1}
+        of = {"evaluations": job.steps, "prior": comparison.digest_of(prior)}
+        return figures | of | {"hf_ratio": 1.0}
 
-    monkeypatch.setattr(comparison, "estimate", estimate)
+    monkeypatch.setattr(run_all, "one_row", one_row)
     return found
 
 
@@ -144,18 +146,18 @@ def test_a_sweep_measures_the_first_slices_then_the_leaders(restored, capsys):
 
 
 def test_shares_are_apart_and_together_what_one_process_measures(restored, monkeypatch):
-    chosen = ["--part", "headline", "tuning", "frontier", "--tasks", "sr4", "gauss"]
+    chosen = ["--part", "headline", "tuning", "frontier", "--tasks", "sr4", "denoise"]
     chosen += ["--methods", "ddrm", "spectral", "--steps", "20"]
-    estimate, other = comparison.estimate, []
+    one_row, other = run_all.one_row, []
 
-    def beside(job, image, prior):
+    def beside(*unit):
         """The other process measures all of its own while this one is at its first image."""
         if not other:
             other.append(True)
             assert run(*chosen, "--share", "2/2") == 0
-        return estimate(job, image, prior)
+        return one_row(*unit)
 
-    monkeypatch.setattr(comparison, "estimate", beside)
+    monkeypatch.setattr(run_all, "one_row", beside)
     assert run(*chosen, "--share", "1/2") == 0
     assert len(set(restored)) == len(restored)
     assert {name for name in os.listdir(rows.FOLDER) if name.endswith(".csv")} == {
