@@ -1,4 +1,4 @@
-"""Where the network runs: device, precision, memory layout, compilation."""
+"""Where the network runs: device, precision, compilation."""
 
 import torch
 from torch import nn
@@ -49,15 +49,6 @@ def pick_dtype(
     if use_fp16 and device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if native_bf16(device) else torch.float32
-
-
-def pick_memory_format(device: torch.device, differentiated: bool) -> torch.memory_format:
-    """channels_last, but where a network is differentiated on a CPU: there, the backward pass of
-    PyTorch's group normalisation is 70 times slower in it.
-    """
-    if differentiated and device.type == "cpu":
-        return torch.contiguous_format
-    return torch.channels_last
 
 
 def compile_network(model: nn.Module, device: torch.device) -> None:

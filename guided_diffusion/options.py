@@ -135,7 +135,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
     add(
         "--compile",
         action="store_true",
-        help="torch.compile the network: minutes at the start, then faster steps",
+        help="torch.compile the network: minutes at the start; some machines are faster after it",
     )
     add(
         "--overwrite",

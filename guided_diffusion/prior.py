@@ -6,7 +6,7 @@ import torch
 
 from guided_diffusion.checkpoints import checkpoint_digest
 from guided_diffusion.config import ModelConfig, read_model_config
-from guided_diffusion.devices import compile_network, pick_device, pick_dtype, pick_memory_format
+from guided_diffusion.devices import compile_network, pick_device, pick_dtype
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics, load_statistics
 from guided_diffusion.unet import UNetModel, create_model
 from util.errors import UserError
@@ -41,10 +41,6 @@ class Prior:
         """The side of the images that it was trained on; it takes others."""
         return self.config.image_size
 
-    def lay_out(self, differentiated: bool) -> None:
-        """Bring the weights into the memory layout that suits a method."""
-        self.network.to(memory_format=pick_memory_format(self.device, differentiated))
-
 
 def load_prior(
     model_config: str | ModelConfig = SHIPPED,
@@ -58,7 +54,8 @@ def load_prior(
         model_config: path of a model YAML, or what it holds.
         device: "cpu", "cuda", "cuda:1"; None is GPU 0 if there is one, else the CPU.
         precision: "fp32", "bf16" or "fp16" of the torso; "auto" takes what the hardware is fast at.
-        compile: whether to torch.compile the network: minutes at the start, then faster steps.
+        compile: whether to torch.compile the network: minutes at the start; some machines are
+            faster after it.
 
     Raises:
         UserError: the config or the checkpoint cannot be read or do not fit each other, the

@@ -152,7 +152,6 @@ def restore(
     method = method_of(measurement, method, schedule)
     params = check_restoration(prior.config, measurement, method, params or {}, schedule)
     check_volume(measurement, prior, volume)
-    prior.lay_out(measurement is not None and METHODS[method].needs_gradient)
     if measurement is not None and scan is None:
         batch = fit(batch, measurement, prior, volume is not None)
         if measurement.noise.sigma == "auto" and sigma is None:

@@ -1,7 +1,7 @@
 """Raw k-space made ready to be restored: scale, noise, coil maps, phase.
 
 The prior knows real images, and a scanned object has a phase. Most of it is smooth and is in the
-maps (`operators.coils.estimate_maps`); what is left costs 3 to 6 dB if it is taken for 0. So a
+maps (`operators.coils.estimate_maps`); what is left would be an error if it were taken for 0. So a
 first reconstruction, of few network evaluations, has a complex image: its real part is the prior's
 image, its imaginary part has a Gaussian prior alone, as has what folds over from outside of the
 field of view. Between noise levels the smooth part of its phase goes into the maps, and the prior's

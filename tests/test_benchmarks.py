@@ -7,9 +7,9 @@ import pytest
 
 from guided_diffusion.methods import METHODS, start
 from guided_diffusion.methods.dmps import DMPS
-from tests.benchmarks import comparison, report, rows, run_all, settings, tables
+from tests.benchmarks import comparison, parts, planning, report, rows, run_all, settings, tables
 from tests.benchmarks.settings import Job, label
-from tests.benchmarks.tuned import sweep, tuned
+from tests.benchmarks.tuned import CHOICE, sweep, tuned
 from tests.conftest import SR, task, write_yaml
 from util.metrics import METRICS, Metric
 
@@ -24,10 +24,10 @@ def small(tiny_run, monkeypatch, tmp_path):
     monkeypatch.setitem(settings.SETS, "val", everything)
     monkeypatch.setitem(settings.SETS, "tuning", everything)
 
-    def frontier(tuned):
+    def frontier(choice):
         return [Job("val", name, "dmps", SMALL, 4) for name in ("sr4", "denoise")]
 
-    monkeypatch.setitem(settings.PARTS, "frontier", frontier)
+    monkeypatch.setitem(parts.PARTS, "frontier", (frontier,))
     return tiny_run
 
 
@@ -73,7 +73,7 @@ def test_a_row_is_what_main_py_restores(small):
 def test_evaluations_are_counted_not_steps(small, monkeypatch):
     """Denoising by spectral has one step, in which the network sees both reflections."""
     job = Job("val", "denoise", "spectral", {"kappa": 2}, 4)
-    monkeypatch.setitem(settings.PARTS, "frontier", lambda tuned: [job])
+    monkeypatch.setitem(parts.PARTS, "frontier", (lambda choice: [job],))
     assert run("--part", "frontier", "--limit", "1") == 0
     (row,) = written()
     assert (row["steps"], row["evaluations"]) == ("4", "2")
@@ -132,23 +132,23 @@ def test_rows_of_another_prior_are_dropped_whatever_is_measured(small, restored)
 
 def test_what_another_part_has_measured_is_not_measured_again(small, restored, monkeypatch):
     assert run("--part", "frontier") == 0
-    monkeypatch.setitem(settings.PARTS, "shipped", settings.PARTS["frontier"])
+    monkeypatch.setitem(parts.PARTS, "shipped", parts.PARTS["frontier"])
     assert run("--part", "shipped") == 0
     assert len(restored) == 6
 
 
 def test_the_plan_is_evaluations_times_seconds(small, restored, monkeypatch, capsys):
-    monkeypatch.setattr(run_all.Speed, "seconds", lambda self, gradient: 40.0 if gradient else 10.0)
+    monkeypatch.setattr(planning.Speed, "seconds", lambda self, gradient: 40 if gradient else 10)
     assert run("--part", "frontier", "--plan") == 0
     assert "frontier: 6 images to restore, 24 network evaluations, at most 0 h 04 min" in (
         capsys.readouterr().out
     )
 
-    def part(tuned):
+    def part(choice):
         mean = {"kappa": 1, "samples": 8}
         return [Job("val", "sr4", "dps", {}, 5), Job("val", "sr4", "spectral_sample", mean, 5)]
 
-    monkeypatch.setitem(settings.PARTS, "frontier", part)
+    monkeypatch.setitem(parts.PARTS, "frontier", (part,))
     assert run("--part", "frontier", "--plan") == 0
     assert "6 images to restore, 135 network evaluations, at most 0 h 30 min" in (
         capsys.readouterr().out
@@ -157,11 +157,11 @@ def test_the_plan_is_evaluations_times_seconds(small, restored, monkeypatch, cap
 
 
 def test_a_mean_of_samples_has_its_calibration(small, monkeypatch):
-    def part(tuned):
+    def part(choice):
         setting = {"kappa": 1, "sample_finish": 0.1, "samples": 2}
         return [Job("val", "sr4", "spectral_sample", setting, 3)]
 
-    monkeypatch.setitem(settings.PARTS, "calibration", part)
+    monkeypatch.setitem(parts.PARTS, "calibration", (part,))
     assert run("--part", "calibration", "--limit", "1") == 0
     (row,) = written("calibration")
     assert 0 <= float(row["in_50"]) <= float(row["in_90"]) <= 1 and float(row["rescale"]) > 0
@@ -189,9 +189,9 @@ def test_tuned_is_the_best_mean_over_the_slices_that_all_settings_have(small):
     assert tuned("ddrm", "sr4", 100) is None and tuned("ddrm", "denoise", 20) is None
     add_rows({labels[0]: {"b": 10.0}})
     assert label(tuned("ddrm", "sr4", 20)) == labels[2]
-    assert sweep("ddrm", "sr4", 20)[labels[2]]["psnr"] == 40
+    assert sweep("ddrm", "sr4", 20).tried[labels[2]]["psnr"] == 40
     job = Job("val", "sr4", "ddrm", settings.compared("ddrm").grid[2], 20)
-    assert job in settings.frontier(tuned)
+    assert job in parts.frontier(CHOICE)
 
 
 def test_slices_for_tuning_and_reporting_are_apart_and_grids_of_one_size():
@@ -277,7 +277,8 @@ def test_the_denoiser_is_compared_source_by_source_on_the_same_slices(small, res
 
 def test_a_new_method_is_in_the_frontier_with_its_defaults(monkeypatch):
     monkeypatch.setitem(METHODS, "toy", type("Toy", (DMPS,), {"name": "toy"}))
-    jobs = [job for job in settings.frontier(lambda *_: None) if job.method == "toy"]
+    untuned = CHOICE._replace(best=lambda *_: None)
+    jobs = [job for job in parts.frontier(untuned) if job.method == "toy"]
     assert {job.steps for job in jobs} == set(settings.STEPS)
     assert {label(job.setting) for job in jobs} == {"scale 1.75"}
 

@@ -29,8 +29,8 @@ class Lock:
     of another machine that gave no sign of life for ten minutes, holds it no more.
     """
 
-    def __init__(self, folder: str):
-        self.path = os.path.join(folder, NAME)
+    def __init__(self, folder: str, name: str = NAME):
+        self.path = os.path.join(folder, name)
         self._file = -1
         self._signed = 0.0
 

@@ -267,9 +267,8 @@ class Coils(Scanned):
         """See `Operator.frequency_posterior_mean`; here by conjugate gradients, and in two passes.
 
         The directions of a line are points along the readout, and a covariance that is diagonal in
-        the DCT is far from diagonal there: 10 steps with its diagonal alone lose 0.3 dB at R = 4
-        and 0.9 dB at R = 8. Where the first pass moves x_0 most, at edges and at what the prior
-        does not know, the second takes x_0 to be least certain, see `local_std`.
+        the DCT is far from diagonal there. Where the first pass moves x_0 most, at edges and at
+        what the prior does not know, the second takes x_0 to be least certain, see `local_std`.
         """
         s = self.singular_values
         information = torch.where(s > 0, (s / sigma) ** 2, 0.0)

@@ -18,7 +18,6 @@ TITLES = {
     "ssim": "SSIM",
     "haarpsi": "HaarPSI",
 }
-OURS = ("spectral", "spectral_sample")
 KINDS = ("published", "tuned")
 MISSING = "Not measured yet.\n"
 Means = dict[str, float]
@@ -51,7 +50,7 @@ def mean(job: settings.Job, images: frozenset[str] | None = None) -> Means | Non
 
 
 def figures(means: Means | None, metrics: Iterable[str] = HEADLINE, most: float = 0) -> str:
-    """A table's cell; the number of images is added where it is less than `most`."""
+    """A table's cell; the number of slices is added where it is less than `most`."""
     if means is None:
         return ""
     text = " / ".join(f"{means[m]:.{DIGITS[m]}f}" for m in metrics)
@@ -69,7 +68,7 @@ def kinds_of(method: str) -> tuple[str, ...]:
 
 
 def named(method: str, kind: str) -> str:
-    return f"{method}, {'as shipped' if method in OURS and kind == 'published' else kind}"
+    return f"{method}, {'as shipped' if method in settings.OURS and kind == 'published' else kind}"
 
 
 def on_frontier(
@@ -86,4 +85,9 @@ def on_frontier(
 
 
 def images_of(part: str) -> frozenset[str]:
-    return frozenset(row["image"] for row in rows.read(rows.path_of(part)))
+    return frozenset(row["image"] for row in rows.of_part(part))
+
+
+def counted(title: str, images: float) -> str:
+    """The head of a column, with the number of slices that its cells are means of."""
+    return f"{title} ({images:g} slice{'' if images == 1 else 's'})"

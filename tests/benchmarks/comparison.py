@@ -13,6 +13,7 @@ import torch
 
 from data.dataloader import list_items
 from guided_diffusion.config import Measurement, Schedule, read_schedule, read_task_config
+from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.methods import METHODS, start
 from guided_diffusion.operators import get_operator
 from guided_diffusion.operators.base import Operator
@@ -43,6 +44,12 @@ def measurement_of(task: str) -> Measurement:
     if measurement is None:
         raise UserError(f"{file}: expected a task with a measurement")
     return measurement
+
+
+def shipped_scale(task: str) -> float:
+    """λ of DMPS in a task's file."""
+    config = read_task_config(os.path.join(CONFIGS, TASK_FILES[task][0]))
+    return float(config.conditioning.params["scale"])
 
 
 @functools.cache
@@ -156,6 +163,22 @@ def levels(setting: settings.Setting) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(start, name, value)
+
+
+def steps_of(job: settings.Job, prior: Prior) -> int:
+    """Network evaluations of a sample, at most: as many as are asked for, or fewer where a
+    method's noise levels fall on the same timestep; of one level both reflections are seen.
+    """
+    if job.method not in METHODS or not METHODS[job.method].schedule:
+        return job.steps
+    schedule = resolve(job)[1]
+    operator = operator_of(job.task, (prior.channels, prior.image_size, prior.image_size))
+    sigma = noise_of(measurement_of(job.task)).sigma
+    with levels(job.setting):
+        draws = METHODS[job.method].draws_samples
+        useful = start.useful_levels(operator, sigma, draws, prior.statistics)
+    taken = create_sampler(**schedule.sampler_arguments(), levels=useful).num_timesteps
+    return min(max(taken, 2), job.steps)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from guided_diffusion.methods import METHODS
-from tests.benchmarks import cells, rows, settings, tables
+from tests.benchmarks import cells, comparison, rows, settings, tables
 from tests.benchmarks.settings import REPOSITORY
+from tests.benchmarks.sweeps import SHIPPED_STEPS, outdated_scales
 from tests.benchmarks.tuned import sweep
 from util.errors import ArgumentParser, UserError
 from util.files import replacing, replacing_text
@@ -66,12 +67,12 @@ def frontier_lines() -> dict[tuple[str, str], Lines]:
 
 
 def lambda_lines() -> dict[tuple[str, str], Lines]:
-    """DMPS at 100 evaluations over its weight λ, a line for each task."""
+    """DMPS on the first tuning slices at 100 evaluations over its λ, a line for each task."""
     found: dict[tuple[str, str], Lines] = {}
     for metric in rows.HEADLINE:
         lines: Lines = {}
         for task in settings.TASKS:
-            means = sweep("dmps", task, 100)
+            means = sweep("dmps", task, SHIPPED_STEPS).tried
             grid = {settings.label(s): s["scale"] for s in settings.compared("dmps").grid}
             lines[cells.TITLES[task]] = [
                 (grid[k], m[metric]) for k, m in means.items() if k in grid
@@ -148,6 +149,9 @@ def main(argv: list[str] | None = None) -> int:
             panels, path = lines(), os.path.join(REPOSITORY, name)
             if drawn(path) != digest(panels):
                 draw(path, panels, as_rows, axis)
+        for task, (scale, best) in outdated_scales().items():
+            file = comparison.TASK_FILES[task][0]
+            print(f"configs/{file}: scale {scale:g}; on the tuning slices {best:g} is best")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

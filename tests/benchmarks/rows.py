@@ -1,14 +1,22 @@
-"""The measured rows, a CSV file for each part: one row for each job and image."""
+"""The measured rows, a CSV file for each part: one row for each job and image.
 
+Processes that share the work write a file each beside it, which `merge` puts into the part's own.
+"""
+
+import contextlib
 import csv
 import functools
+import glob
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from tests.benchmarks.settings import ALL_TASKS, PARTS, REPOSITORY, SETS, Job, label, names
+from tests.benchmarks.parts import PARTS
+from tests.benchmarks.settings import ALL_TASKS, REPOSITORY, SETS, Job, label, names
 from util.errors import UserError
 from util.files import replacing_text
+from util.lock import NAME, Lock, Locked
 from util.metrics import METRICS
 
 FOLDER = os.path.join(REPOSITORY, "saved_results", "benchmarks")
@@ -85,9 +93,12 @@ def forget(keys: set[tuple[str, ...]]) -> None:
 
 def forget_priors_but(digest: str) -> None:
     """Take the rows of all other priors out of all files; those of no prior stay."""
+    forget(of_other_priors(digest))
+
+
+def of_other_priors(digest: str) -> set[tuple[str, ...]]:
     found = [row for path in paths() for row in read(path)]
-    stale = [row for row in found if row["prior"] not in ("", digest)]
-    forget({tuple(row[k] for k in KEY) for row in stale})
+    return {tuple(row[k] for k in KEY) for row in found if row["prior"] not in ("", digest)}
 
 
 def _places() -> dict[tuple[str, ...], str]:
@@ -143,9 +154,72 @@ def _unchanged(files: tuple[tuple[str, int], ...]) -> dict[Group, dict[str, Row]
     return found
 
 
-def path_of(part: str) -> str:
-    return os.path.join(FOLDER, f"{part}.csv")
+class Share(NamedTuple):
+    """The first of two processes is 1 of 2."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}of{self.count}"
+
+
+FILES = {"headline": "frontier"}  # part → the part whose file it writes; otherwise its own
+
+
+def path_of(part: str, share: Share | None = None) -> str:
+    return os.path.join(FOLDER, FILES.get(part, part) + (f".{share}" if share else "") + ".csv")
+
+
+def shares_of(part: str) -> list[str]:
+    """The files that processes have written which shared the work."""
+    pattern = glob.escape(path_of(part)[: -len(".csv")]) + ".[0-9]*of[0-9]*.csv"
+    return sorted(glob.glob(pattern))
 
 
 def paths() -> list[str]:
-    return [path for part in PARTS if os.path.exists(path := path_of(part))]
+    """Every file of rows; what stands in a later one counts."""
+    found = [path for part in PARTS for path in (path_of(part), *shares_of(part))]
+    return [path for path in dict.fromkeys(found) if os.path.exists(path)]
+
+
+def of_part(part: str) -> list[Row]:
+    """The rows of a part's file, those of its shares included."""
+    found = [row for path in (path_of(part), *shares_of(part)) for row in read(path)]
+    return list({tuple(row[k] for k in KEY): row for row in found}.values())
+
+
+def merge() -> None:
+    """Put the rows of all shares into their parts' files; needs the folder for itself."""
+    for part in PARTS:
+        shares = shares_of(part)
+        if shares:
+            table = Rows(path_of(part))
+            table.rows = {tuple(row[k] for k in KEY): row for row in of_part(part)}
+            table.save()
+        for path in shares:
+            os.remove(path)
+
+
+@contextlib.contextmanager
+def held(share: Share | None) -> Iterator[None]:
+    """Keep the folder for this process, or a share of it beside the other shares.
+
+    Raises:
+        UserError: another process has it.
+    """
+    os.makedirs(FOLDER, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            if share:
+                own = Lock(FOLDER, f"{NAME}-{share}")
+                own.acquire()
+                held.callback(own.release)
+            whole = Lock(FOLDER)
+            whole.acquire(shared=share is not None)
+            held.callback(whole.release, last=share is None)
+        except Locked as owner:
+            raise UserError(
+                f"{FOLDER}: in use by {owner}; --share 1/2 and --share 2/2 may run side by side"
+            ) from None
+        yield

@@ -3,15 +3,17 @@
 Writes saved_results/benchmarks/PART.csv, one row for each set of images, task, method, setting,
 number of network evaluations and image; ``python tests/benchmarks/report.py`` makes the pages of
 them. Says beforehand how long it will take, and resumes: what stands in the CSVs is not measured
-again. Rows of another prior are dropped, as no table may mix two. `tuning` comes first, for
-`frontier`, `thousand` and `classical` take the settings that are best there.
+again. Rows of another prior are dropped, as no table may mix two. Without --part, what most readers
+look for comes first (`parts.ORDER`); `frontier` and `classical` take the settings that the sweeps
+have found best.
 
 All methods restore the same measurements with the same network and the same random numbers, those
 of main.py. Images that do not ship are named by --val, --ood and --multi; without them their rows
-are left.
+are left. Processes with --share 1/2 and --share 2/2 measure at once, each into files of its own.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -23,15 +25,12 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from guided_diffusion.devices import pick_device
-from guided_diffusion.methods import METHODS
 from guided_diffusion.prior import Prior
-from tests.benchmarks import comparison, rows, settings, tables
+from tests.benchmarks import comparison, parts, rows, settings, tables
 from tests.benchmarks.classical import CLASSICAL
-from tests.benchmarks.tuned import tuned
+from tests.benchmarks.planning import Speed, duration, plan
+from tests.benchmarks.tuned import CHOICE, LATER, NEXT
 from util.errors import ArgumentParser, UserError
-
-APART = ("deepinv", "own")  # parts that are measured where they are asked for
-CLASSICAL_SECONDS = 3.0  # an image, on average over methods and grids
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--part",
         nargs="+",
-        choices=settings.PARTS,
+        choices=parts.PARTS,
         default=None,
         help="what to measure, in this order; by default all but deepinv, which needs pip install "
         "deepinv, and own, which is of --task_config",
@@ -64,12 +63,33 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--limit", type=int, default=None, help="only so many images of every set, spread over it")
     add("--again", action="store_true", help="measure the chosen rows anew: the program changed")
     add("--plan", action="store_true", help="only say how long it would take")
+    add(
+        "--share",
+        type=share,
+        metavar="K/N",
+        help="the K'th of N processes that measure at once, each its methods of each task",
+    )
+    add(
+        "--merge",
+        action="store_true",
+        help="only put together what shares have measured, as every call without --share does, and "
+        "drop rows of other priors",
+    )
     add("--model_config", default="configs/model_config_mri.yaml", help="YAML of the prior")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     add("--gpu", type=int, default=0, help="index of the GPU, -1 for the CPU")
     return parser.parse_args(argv)
 
 
+def share(text: str) -> rows.Share:
+    """K/N, as in 1/2."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected K/N, as in 1/2, found {text!r}")
+    return rows.Share(int(number), int(count))
+
+
+Key = tuple[str, ...]  # of a row
 Unit = tuple[settings.Job, str, torch.Tensor]  # a job, and the name and truth of an image
 
 
@@ -97,110 +117,93 @@ class Images:
         return comparison.read_images(folder, flag, chosen.first, chosen.every)[: chosen.most]
 
 
-def jobs_of(part: str, args: argparse.Namespace) -> list[settings.Job]:
-    return [
-        job
-        for job in settings.PARTS[part](tuned)
-        if job.task in (*args.tasks, *settings.OWN)
-        and job.method in args.methods
-        and (args.steps is None or job.steps in args.steps)
-    ]
+class Work:
+    """What is to be measured, of which images, with which prior."""
+
+    def __init__(self, args: argparse.Namespace, prior: Prior) -> None:
+        self.args, self.prior = args, prior
+        self.images, self.speed = Images(args), Speed(prior)
+        self.done: set[Key] = set()  # measured by this call
+
+    def wanted(self, job: settings.Job, most_steps: float) -> bool:
+        args = self.args
+        return (
+            job.task in (*args.tasks, *settings.OWN)
+            and job.method in args.methods
+            and (args.steps is None or job.steps in args.steps)
+            and job.steps <= most_steps
+            and (args.share is None or args.share.number == parts.share_of(job, args.share.count))
+        )
+
+    def units(self, stage: parts.Stage, choice: parts.Choice, most_steps: float) -> list[Unit]:
+        jobs = [job for job in stage(choice) if self.wanted(job, most_steps)]
+        return list(units(jobs, self.images, self.args.limit))
+
+    def left(self, stage: parts.Stage, choice: parts.Choice, most_steps: float) -> list[Unit]:
+        """What no part has measured with this prior."""
+        known, of_any = rows.everything(), ("", comparison.digest_of(self.prior))
+
+        def measured(job: settings.Job, name: str) -> bool:
+            row = known.get(rows.group_of(job), {}).get(name)
+            return row is not None and row["prior"] in of_any  # "": a classical method's
+
+        return [unit for unit in self.units(stage, choice, most_steps) if not measured(*unit[:2])]
+
+    def ahead(
+        self, part: str, most_steps: float, choice: parts.Choice = NEXT
+    ) -> dict[Key, settings.Job]:
+        """What a part will measure at most, all its stages together."""
+        found = self.units if self.args.again else self.left
+        keys = {
+            rows.key_of(job, name): job
+            for stage in parts.PARTS[part]
+            for job, name, _ in found(stage, choice, most_steps)
+        }
+        return {key: job for key, job in keys.items() if key not in self.done}
+
+    def measure(self, part: str, most_steps: float) -> None:
+        ahead = self.ahead(part, most_steps)
+        print(plan(part, ahead.values(), self.speed), flush=True)
+        if self.args.again:
+            rows.forget(outdated(part, ahead) - self.done)
+        if ahead:
+            table = rows.Rows(rows.path_of(part, self.args.share))
+            try:
+                with tqdm(total=round(self.speed.total(ahead.values())), unit="s") as bar:
+                    self.restore(part, most_steps, table, bar)
+            finally:
+                table.save()
+
+    def restore(self, part: str, most_steps: float, table: rows.Rows, bar: tqdm) -> None:
+        for stage in parts.PARTS[part]:
+            for job, name, truth in self.left(stage, CHOICE, most_steps):
+                bar.set_description(f"{part} {job.task} {job.method} {job.steps}")
+                key = rows.key_of(job, name)
+                table.add(key, one_row(job, name, truth, self.prior))
+                self.done.add(key)
+                bar.update(round(self.speed.of(job)))
+
+
+def outdated(part: str, ahead: dict[Key, settings.Job]) -> set[Key]:
+    """The rows to measure anew, and those of a sweep's settings that may not lead any more."""
+
+    def but_setting(key: Key) -> Key:
+        return *key[:3], *key[4:]
+
+    chosen = {but_setting(key) for key in ahead} if len(parts.PARTS[part]) > 1 else set()
+    found = [tuple(row[k] for k in rows.KEY) for row in rows.of_part(part)]
+    return {*ahead, *(key for key in found if but_setting(key) in chosen)}
 
 
 def units(jobs: list[settings.Job], images: Images, limit: int | None) -> Iterator[Unit]:
     """Every job with its images, every second image first: a table is soon there, if of fewer."""
-    for start in (0, 1):
+    for half in (0, 1):
         for job in jobs:
             chosen = images.of(job.set)[:: job.every]
-            first = len(chosen[::2]) if start else 0
-            left = None if limit is None else max(limit - first, 0)
-            for name, truth in chosen[start::2][:left]:
+            spread = (chosen[::2] + chosen[1::2])[: job.first][:limit]
+            middle = len(chosen[::2])
+            for name, truth in spread[middle:] if half else spread[:middle]:
                 yield job, name, truth
-
-
-def evaluations(job: settings.Job) -> int:
-    """Network evaluations of an image, at most."""
-    return job.steps * job.setting.get(settings.SAMPLES, 1)
-
-
-class Speed:
-    """Seconds of one network evaluation, measured here and now: without and with its gradient."""
-
-    def __init__(self, prior: Prior) -> None:
-        self.prior = prior
-        self.known: dict[bool, float] = {}
-
-    def seconds(self, differentiated: bool) -> float:
-        if differentiated not in self.known:
-            self.known[differentiated] = self._measure(differentiated)
-        return self.known[differentiated]
-
-    def _measure(self, differentiated: bool) -> float:
-        self.prior.lay_out(differentiated)
-        size = self.prior.image_size
-        x = torch.zeros(1, 1, size, size, device=self.prior.device)
-        t = torch.full((1,), 500, device=self.prior.device)
-        return min(self._once(x, t, differentiated) for _ in range(3))
-
-    def _once(self, x: torch.Tensor, t: torch.Tensor, differentiated: bool) -> float:
-        start = time.perf_counter()
-        if differentiated:
-            x = x.clone().requires_grad_()
-            torch.autograd.grad(self.prior.network(x, t).sum(), x)
-        else:
-            with torch.inference_mode():
-                self.prior.network(x, t)
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    def of(self, job: settings.Job) -> float:
-        """Seconds of an image."""
-        if job.method in CLASSICAL:
-            return CLASSICAL_SECONDS
-        return evaluations(job) * self.seconds(
-            job.method in METHODS and METHODS[job.method].needs_gradient
-        )
-
-
-def duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def left(part: str, args: argparse.Namespace, images: Images, prior: Prior) -> list[Unit]:
-    """What is to be measured: what no part has measured with this prior, or all of it."""
-    found = list(units(jobs_of(part, args), images, args.limit))
-    known = {} if args.again else rows.everything()
-
-    def measured(job: settings.Job, name: str) -> bool:
-        row = known.get(rows.group_of(job), {}).get(name)
-        return row is not None and row["prior"] in (
-            "",
-            comparison.digest_of(prior),
-        )  # "": a classical method's
-
-    return [unit for unit in found if not measured(*unit[:2])]
-
-
-def measure_part(
-    part: str, args: argparse.Namespace, images: Images, prior: Prior, speed: Speed
-) -> None:
-    work = left(part, args, images, prior)
-    print(plan(part, work, speed), flush=True)
-    if args.plan or not work:
-        return
-    rows.forget({rows.key_of(job, name) for job, name, _ in work})
-    rows.forget_priors_but(comparison.digest_of(prior))
-    table = rows.Rows(rows.path_of(part))
-    try:
-        with tqdm(total=round(sum(speed.of(job) for job, *_ in work)), unit="s") as bar:
-            for job, name, truth in work:
-                bar.set_description(f"{part} {job.task} {job.method} {job.steps}")
-                table.add(rows.key_of(job, name), one_row(job, name, truth, prior))
-                bar.update(round(speed.of(job)))
-    finally:
-        table.save()
 
 
 def one_row(
@@ -220,26 +223,22 @@ def one_row(
     }
 
 
-def plan(part: str, work: list[Unit], speed: Speed) -> str:
-    total = sum(evaluations(job) for job, *_ in work)
-    seconds = sum(speed.of(job) for job, *_ in work)
-    return (
-        f"{part}: {len(work)} images to restore, {total} network evaluations, "
-        f"at most {duration(seconds)}"
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
+        if args.share and (args.again or args.merge):
+            raise UserError("--share: not with --again or --merge, which need the files alone")
         settings.OWN[:] = [comparison.add_task(path) for path in args.task_config]
-        standard = ["own"] if settings.OWN else [n for n in settings.PARTS if n not in APART]
-        images = Images(args)
         prior = comparison.load_grey_prior(args.model_config, pick_device(args.gpu), args.precision)
-        os.makedirs(rows.FOLDER, exist_ok=True)
-        speed = Speed(prior)
-        for part in args.part or standard:
-            measure_part(part, args, images, prior, speed)
+        work = Work(args, prior)
+        chosen = order(args.part)
+        if args.plan:
+            say(work, chosen)
+        else:
+            with rows.held(args.share):
+                tidy(args.share, comparison.digest_of(prior))
+                for part, most_steps in chosen if not args.merge else ():
+                    work.measure(part, most_steps)
         for name in settings.OWN:
             print(f"\n{name}\n\n{tables.frontier(name)}", end="")
     except UserError as error:
@@ -249,6 +248,36 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
     return 0
+
+
+def order(chosen: list[str] | None) -> list[tuple[str, float]]:
+    """Parts, and up to how many evaluations."""
+    if chosen:
+        return [(part, math.inf) for part in chosen]
+    return [("own", math.inf)] if settings.OWN else list(parts.ORDER)
+
+
+def say(work: Work, chosen: list[tuple[str, float]]) -> None:
+    """How long each part will take, and all together."""
+    ahead: dict[Key, settings.Job] = {}
+    choice = LATER if "tuning" in dict(chosen) else NEXT
+    for part, most_steps in chosen:
+        found = work.ahead(part, most_steps, choice)
+        new = {key: job for key, job in found.items() if key not in ahead}
+        title = part if most_steps == math.inf else f"{part}, up to {most_steps} evaluations"
+        print(plan(title, new.values(), work.speed), flush=True)
+        ahead |= new
+    if len(chosen) > 1:
+        print(f"in all: at most {duration(work.speed.total(ahead.values()))}")
+
+
+def tidy(share: rows.Share | None, digest: str) -> None:
+    """Put shares together and drop rows of other priors, if nobody else is measuring."""
+    if share is None:
+        rows.merge()
+        rows.forget_priors_but(digest)
+    elif rows.of_other_priors(digest):
+        raise UserError(f"{rows.FOLDER}: has rows of another prior; --merge drops them")
 
 
 if __name__ == "__main__":

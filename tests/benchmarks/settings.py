@@ -1,4 +1,4 @@
-"""What is compared: sets of images, methods with their settings, and the parts of the measuring.
+"""What is compared: sets of images, tasks, and methods with their settings.
 
 A setting is a dict: a method's own parameters and, under the names of `NO_PARAMETERS`, what is
 changed in its schedule. Its label, "scale 1.75, clip False", stands in the
@@ -6,7 +6,7 @@ tables, so a row says what it was measured with.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from guided_diffusion.methods import METHODS
@@ -68,6 +68,7 @@ SETS |= {
 }
 TASKS = ("sr4", "denoise", "gauss", "uniform")
 ALL_TASKS = (*TASKS, "denoise_0.75")
+OURS = ("spectral", "spectral_sample")  # this program's own methods
 OWN: list[str] = []  # tasks that --task_config adds
 OPERATOR = {
     **{"sr4": "super_resolution", "gauss": "deblur", "uniform": "deblur"},
@@ -81,11 +82,13 @@ class Compared(NamedTuple):
     published: task → the setting that its authors published, or for our own, that ships.
     grid: the settings among which it is tuned, the same number for every method.
     tuned_at: numbers of network evaluations at which it is tuned.
+    twin: another method that is the same map wherever there is noise.
     """
 
     published: Callable[[str], Setting]
     grid: tuple[Setting, ...] = ()
     tuned_at: tuple[int, ...] = (20,)
+    twin: str = ""
 
 
 def _grid(names: str, *points: tuple, **rest: Any) -> tuple[Setting, ...]:
@@ -120,7 +123,7 @@ COMPARED = {
         (20, 100),
     ),
     # With noise the same map as DDRM with η_b = 1, whose grid is therefore its own.
-    "ddnm": Compared(lambda task: {"eta": 0.85, **DDRM}),
+    "ddnm": Compared(lambda task: {"eta": 0.85, **DDRM}, twin="ddrm"),
     "diffpir": Compared(
         _diffpir,
         _grid(
@@ -167,30 +170,22 @@ def names() -> tuple[str, ...]:
 
 
 class Job(NamedTuple):
-    """One row of a table for every image of a set."""
+    """One row of a table for every image of a set.
+
+    every: takes every so many'th of the set's images, `first` only so many of these, spread over
+    them; both are for what takes long.
+    """
 
     set: str
     task: str
     method: str
     setting: Setting
     steps: int  # network evaluations that are asked for
-    every: int = 1  # of the set's images, for what takes long
+    every: int = 1
+    first: int | None = None
 
 
-STEPS = (5, 10, 20, 50, 100)
-Tuned = Callable[[str, str, int], Setting | None]
-
-
-def tuning(tuned: Tuned) -> list[Job]:
-    """The sweeps; at 100 evaluations on every second slice."""
-    return [
-        Job("tuning", task, name, setting, steps, 2 if steps > 20 else 1)
-        for steps in (20, 10, 100)
-        for task in TASKS
-        for name in METHODS
-        if compared(name).grid and steps in compared(name).tuned_at
-        for setting in dict_of(compared(name).grid + (compared(name).published(task),))
-    ]
+STEPS = (5, 10, 20, 50, 100)  # of the frontier
 
 
 def dict_of(settings: tuple[Setting, ...]) -> list[Setting]:
@@ -198,149 +193,5 @@ def dict_of(settings: tuple[Setting, ...]) -> list[Setting]:
     return list({label(s): s for s in settings}.values())
 
 
-def both(task: str, name: str, steps: int, tuned: Tuned) -> list[Setting]:
-    """The published setting, and the tuned one where there is another."""
-    found = tuned(name, task, steps)
-    return dict_of((compared(name).published(task), *([found] if found else [])))
-
-
-def frontier(tuned: Tuned, tasks: Iterable[str] = TASKS) -> list[Job]:
-    return [
-        Job("val", task, name, setting, steps)
-        for steps in STEPS
-        for task in tasks
-        for name in METHODS
-        for setting in both(task, name, steps, tuned)
-    ]
-
-
-def own(tuned: Tuned) -> list[Job]:
-    """The tasks of --task_config."""
-    return frontier(tuned, OWN)
-
-
-def thousand(tuned: Tuned) -> list[Job]:
-    return [
-        Job("val", task, name, setting, 1000, 4)
-        for name in METHODS
-        for task in TASKS
-        for setting in both(task, name, 1000, tuned)[: 1 if METHODS[name].needs_gradient else None]
-    ]
-
-
-def classical_tuning(tuned: Tuned) -> list[Job]:
-    return [
-        Job("tuning", task, name, setting, 0)
-        for task in ALL_TASKS
-        for name in classical_for(task)
-        for setting in CLASSICAL[name].grid
-    ]
-
-
 def classical_for(task: str) -> list[str]:
     return [n for n, m in CLASSICAL.items() if OPERATOR[task] in m.operators]
-
-
-def classical(tuned: Tuned) -> list[Job]:
-    return [
-        Job(images, task, name, setting, 0)
-        for images in ("val", "shipped", "ood")
-        for task in ALL_TASKS
-        for name in classical_for(task)
-        if (setting := tuned(name, task, 0)) is not None
-    ]
-
-
-def shipped_settings(images: str, tasks: tuple[str, ...]) -> list[Job]:
-    """What the shipped files give: a few steps, samples and their mean."""
-    few, sample = (compared(name).published for name in ("spectral", "spectral_sample"))
-    return [
-        Job(images, task, *run)
-        for task in tasks
-        for run in (
-            ("spectral", few(task), 10),
-            ("spectral_sample", sample(task), 20),
-            ("spectral_sample", sample(task) | {SAMPLES: 8}, 20),
-        )
-    ]
-
-
-SHIPPED_SCALE = {"sr4": 1.75, "denoise": 1, "gauss": 1, "uniform": 1}  # λ of the task files
-
-
-def shipped(tuned: Tuned) -> list[Job]:
-    dmps = [
-        Job("shipped", task, "dmps", {"scale": scale}, 100) for task, scale in SHIPPED_SCALE.items()
-    ]
-    return dmps + shipped_settings("shipped", TASKS)
-
-
-def ood(tuned: Tuned) -> list[Job]:
-    return shipped_settings("ood", ALL_TASKS)
-
-
-DENOISERS = (
-    ("bm3d", {"strength": 1}, 0),
-    ("spectral", compared("spectral").published("denoise"), 2),
-)
-
-
-def denoiser(tuned: Tuned) -> list[Job]:
-    """Two evaluations, by `spectral`, beside BM3D that is told the noise, source by source."""
-    return [
-        Job(images, task, *run)
-        for images in ("val", *SOURCES)
-        for task in ("denoise", "denoise_0.75")
-        for run in DENOISERS
-    ]
-
-
-def calibration(tuned: Tuned) -> list[Job]:
-    """Means of eight samples, and how honest their spread is; of DMPS on every fifth slice."""
-    dmps = [
-        Job("val", task, "dmps", {"scale": 1, "variance": variance, SAMPLES: 8}, 50, 5)
-        for task in TASKS
-        for variance in ("learned_range", "fixed_small")
-    ]
-    return [job for job in shipped_settings("val", ALL_TASKS) if job.steps == 20] + dmps
-
-
-def clipping(tuned: Tuned) -> list[Job]:
-    """x̂_0 clipped or not, otherwise as published, on two of the tuning slices."""
-    return [
-        Job("tuning", task, name, compared(name).published(task) | {"clip": clip}, steps, 5)
-        for name in METHODS
-        for task in TASKS
-        for steps in ((20, 100) if name == "dmps" else (20,))
-        for clip in (True, False)
-    ]
-
-
-def variance(tuned: Tuned) -> list[Job]:
-    """DMPS with the variance that the network learned and the posterior's own."""
-    return [
-        Job("tuning", task, "dmps", {"scale": 1, "variance": kind}, 100, 5)
-        for task in ("sr4", "denoise")
-        for kind in ("learned_range", "fixed_small")
-    ]
-
-
-def deepinv(tuned: Tuned) -> list[Job]:
-    return [Job("val", task, name, {}, 20, 5) for task in TASKS for name in DEEPINV]
-
-
-PARTS = {
-    "tuning": tuning,
-    "frontier": frontier,
-    "classical_tuning": classical_tuning,
-    "classical": classical,
-    "shipped": shipped,
-    "ood": ood,
-    "denoiser": denoiser,
-    "calibration": calibration,
-    "clipping": clipping,
-    "variance": variance,
-    "thousand": thousand,
-    "deepinv": deepinv,
-    "own": own,
-}

@@ -3,15 +3,14 @@
 import csv
 import os
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from guided_diffusion.methods import METHODS
-from tests.benchmarks import rows, settings
+from tests.benchmarks import comparison, parts, rows, settings
 from tests.benchmarks.cells import (
-    DIGITS,
     MISSING,
-    OURS,
     TITLES,
+    counted,
     figures,
     images_of,
     kinds_of,
@@ -23,7 +22,8 @@ from tests.benchmarks.cells import (
 )
 from tests.benchmarks.classical import CLASSICAL
 from tests.benchmarks.rows import HEADLINE
-from tests.benchmarks.tuned import grid_of, sweep, tuned
+from tests.benchmarks.sweeps import ahead, settings_table, tuning
+from tests.benchmarks.tuned import tuned
 from tests.benchmarks.volume_rows import compared
 
 QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # of volumes: measures, and digits shown of them
@@ -35,18 +35,18 @@ PLANES = {"psnr": 2, "ssim": 4, "ssim_rows": 4, "ssim_columns": 4, "delta": 2}
 
 def frontier(task: str) -> str:
     """A row for each method and kind of setting, a column for each number of evaluations."""
-    most, lines = len(images_of("frontier")), []
+    most, lines = len(images_of("own" if task in settings.OWN else "frontier")), []
     for method in METHODS:
         for kind in kinds_of(method):
             found = [on_frontier(task, method, kind, steps) for steps in settings.STEPS]
             if any(found):
                 lines.append([named(method, kind), *(figures(m, most=most) for m in found)])
-    return markdown(["method", *map(str, settings.STEPS)], lines)
+    return markdown([counted("method", most), *map(str, settings.STEPS)], lines)
 
 
 def sharpness() -> str:
     """The ratio of high-frequency energy to the truth's, at 20 and 100 evaluations."""
-    lines = []
+    most, lines = len(images_of("frontier")), []
     for method in METHODS:
         for kind in kinds_of(method):
             found = [
@@ -55,9 +55,10 @@ def sharpness() -> str:
                 for task in settings.TASKS
             ]
             if any(found):
-                lines.append([named(method, kind), *(figures(m, ["hf_ratio"]) for m in found)])
+                cells = [figures(m, ["hf_ratio"], most) for m in found]
+                lines.append([named(method, kind), *cells])
     head = [f"{TITLES[task]}, {steps}" for steps in (20, 100) for task in settings.TASKS]
-    return markdown(["method", *head], lines)
+    return markdown([counted("method", most), *head], lines)
 
 
 def thousand() -> str:
@@ -69,117 +70,13 @@ def thousand() -> str:
                 found = [on_frontier(task, method, kind, steps, images) for task in settings.TASKS]
                 if images and any(found):
                     lines.append([named(method, kind), str(steps), *map(figures, found)])
-    return markdown(["method", "evaluations", *titles(settings.TASKS)], lines)
-
-
-def ahead(chosen: str) -> str:
-    """`spectral` as shipped at 10 and 20 evaluations beside the best of the others up to 100.
-
-    The best is that of the largest lead over `spectral` at 20, or of the smallest gap. Both are
-    means over the slices that both have restored: at least half of them.
-    """
-    lines = []
-    for task in settings.TASKS:
-        few = [
-            settings.Job(chosen, task, "spectral", shipped_setting("spectral", task), steps)
-            for steps in (10, 20)
-        ]
-        ours = [rows.everything().get(rows.group_of(job), {}) for job in few]
-        measured = ours[0].keys() & ours[1].keys()
-        others = {
-            group: names
-            for group, images in others_of(chosen, task).items()
-            if (names := images.keys() & measured) and 2 * len(names) >= len(measured)
-        }
-        for metric in HEADLINE if others else ():
-            leads = {
-                group: average(rows.everything()[group], metric, names)
-                - average(ours[1], metric, names)
-                for group, names in others.items()
-            }
-            which = max(leads, key=leads.__getitem__)
-            compared = [*ours, rows.everything()[which]]
-            values = [average(images, metric, others[which]) for images in compared]
-            won = [value > values[2] for value in values[:2]]
-            shown = [f"{value:.{DIGITS[metric]}f}" for value in values]
-            bold = [*won, not any(won)]
-            cells = [f"**{v}**" if b else v for v, b in zip(shown, bold, strict=True)]
-            name = f"{which[2]}, {which[3]}, {which[4]} evaluations"
-            lines.append([TITLES[task], TITLES[metric], *cells, name, str(len(others[which]))])
-    head = ["task", "measure", "spectral, 10", "spectral, 20", "best of the others", "which"]
-    return markdown([*head, "slices"], lines)
-
-
-def others_of(chosen: str, task: str) -> dict[rows.Group, dict[str, rows.Row]]:
-    """What restored a set by one sample of another method, of up to 100 evaluations."""
-    return {
-        group: images
-        for group, images in rows.everything().items()
-        if group[:2] == (chosen, task)
-        and group[2] in METHODS
-        and group[2] not in OURS
-        and settings.SAMPLES not in group[3]
-        and int(group[4]) <= 100
-    }
-
-
-def average(images: dict[str, rows.Row], metric: str, names: Iterable[str]) -> float:
-    return statistics.fmean(float(images[name][metric]) for name in names)
-
-
-def settings_table() -> str:
-    """Published and tuned settings, a row for each method and number of evaluations."""
-    lines = []
-    for method in METHODS:
-        row = settings.compared(method)
-        published = [settings.label(row.published(task)) for task in settings.TASKS]
-        lines.append([named(method, "published"), "", *merged(published)])
-        for steps in row.tuned_at if row.grid else ():
-            found = [tuned(method, task, steps) for task in settings.TASKS]
-            if any(found):
-                cells = [settings.label(s) if s else "" for s in found]
-                lines.append([named(method, "tuned"), str(steps), *cells])
-    return markdown(["method", "at", *titles(settings.TASKS)], lines)
-
-
-def merged(cells: list[str]) -> list[str]:
-    return [cell if i == 0 or cell != cells[i - 1] else '"' for i, cell in enumerate(cells)]
-
-
-def tuning(method: str, steps: str) -> str:
-    """A sweep: a row for each setting of the grid, the best of each task and measure in bold."""
-    classical = method in CLASSICAL
-    tasks = [
-        task
-        for task in (settings.ALL_TASKS if classical else settings.TASKS)
-        if not classical or method in settings.classical_for(task)
-    ]
-    means = {task: sweep(method, task, int(steps)) for task in tasks}
-    labels = dict.fromkeys(settings.label(s) for task in tasks for s in grid_of(method, task))
-    best = {
-        (task, m): max((v[m] for v in means[task].values()), default=0)
-        for task in tasks
-        for m in HEADLINE
-    }
-
-    def cell(task: str, name: str) -> str:
-        if name not in means[task]:
-            return ""
-        parts = [(m, means[task][name][m]) for m in HEADLINE]
-        return " / ".join(
-            f"**{v:.{DIGITS[m]}f}**" if v == best[task, m] else f"{v:.{DIGITS[m]}f}"
-            for m, v in parts
-        )
-
-    lines = [[name or "(none)", *(cell(task, name) for task in tasks)] for name in labels]
-    if not any(means.values()):
-        return MISSING
-    return markdown(["setting", *titles(tasks)], lines)
+    head = [counted("method", len(images)), "evaluations"]
+    return markdown([*head, *titles(settings.TASKS)], lines)
 
 
 def quality(chosen: str) -> str:
     """Classical methods with their tuned settings, and what the shipped files give."""
-    tasks, lines = settings.ALL_TASKS, []
+    tasks, found = settings.ALL_TASKS, {}
     for name in CLASSICAL:
         jobs = [
             settings.Job(chosen, task, name, setting, 0)
@@ -188,34 +85,32 @@ def quality(chosen: str) -> str:
             else None
             for task in tasks
         ]
-        found = [mean(job) if job else None for job in jobs]
-        if any(found):
-            lines.append([f"{name}, tuned", *map(figures, found)])
+        found[f"{name}, tuned"] = [mean(job) if job else None for job in jobs]
     for title, method, steps, extra in (
         ("dmps, the shipped 100 steps", "dmps", 100, {}),
         ("spectral, 10 evaluations (denoising 2)", "spectral", 10, {}),
         ("spectral_sample, one sample of 20", "spectral_sample", 20, {}),
         ("spectral_sample, mean of eight", "spectral_sample", 20, {settings.SAMPLES: 8}),
     ):
-        cells = [
+        found[title] = [
             mean(settings.Job(chosen, task, method, shipped_setting(method, task) | extra, steps))
             for task in tasks
         ]
-        if any(cells):
-            lines.append([title, *map(figures, cells)])
-    return markdown(["method", *titles(tasks)], lines)
+    most = max((m["images"] for row in found.values() for m in row if m), default=0)
+    lines = [[k, *(figures(m, most=most) for m in row)] for k, row in found.items() if any(row)]
+    return markdown([counted("method", most), *titles(tasks)], lines)
 
 
 def shipped_setting(method: str, task: str) -> settings.Setting:
     if method == "dmps":
-        return {"scale": settings.SHIPPED_SCALE.get(task, 1)}
+        return {"scale": comparison.shipped_scale(task)}
     return settings.compared(method).published(task)
 
 
 def calibration() -> str:
     """How often the truth lies in the intervals that samples give."""
     lines = []
-    for job in settings.calibration(tuned):
+    for job in parts.calibration():
         means = mean(job) if settings.SAMPLES in job.setting else None
         if means is None:
             continue
@@ -237,7 +132,7 @@ def denoiser() -> str:
     for name in ("val", *settings.SOURCES):
         cells, images = [], 0
         for task in ("denoise", "denoise_0.75"):
-            jobs = [settings.Job(name, task, *run) for run in settings.DENOISERS]
+            jobs = [settings.Job(name, task, *run) for run in parts.DENOISERS]
             common = frozenset.intersection(
                 *(frozenset(rows.everything().get(rows.group_of(job), {})) for job in jobs)
             )
@@ -272,19 +167,20 @@ def clipping() -> str:
                 if any(found):
                     answer = "yes" if clip else "no"
                     lines.append([method, str(steps), answer, *map(figures, found)])
-    head = ["method", "evaluations", "clipped"]
+    head = [counted("method", len(images)), "evaluations", "clipped"]
     return markdown([*head, *titles(settings.TASKS)], lines)
 
 
 def variance() -> str:
     """DMPS with the variance that the network learned and the posterior's own."""
-    tasks = ("sr4", "denoise")
+    tasks, images = ("sr4", "denoise"), images_of("variance")
     lines = []
     for kind in ("learned_range", "fixed_small"):
         setting = {"scale": 1, "variance": kind}
-        found = [mean(settings.Job("tuning", task, "dmps", setting, 100)) for task in tasks]
-        lines.append([f"`{kind}`", *(figures(m, [*HEADLINE, "hf_ratio"]) for m in found)])
-    return markdown(["`model_var_type`", *titles(tasks)], lines)
+        found = [mean(settings.Job("tuning", task, "dmps", setting, 100), images) for task in tasks]
+        if images and any(found):
+            lines.append([f"`{kind}`", *(figures(m, [*HEADLINE, "hf_ratio"]) for m in found)])
+    return markdown([counted("`model_var_type`", len(images)), *titles(tasks)], lines)
 
 
 def deepinv() -> str:
@@ -299,12 +195,12 @@ def deepinv() -> str:
             found = [on_frontier(task, own, kind, 20, images) for task in settings.TASKS]
             if images and any(found):
                 lines.append([named(own, kind), *map(figures, found)])
-    return markdown(["method", *titles(settings.TASKS)], lines)
+    return markdown([counted("method", len(images)), *titles(settings.TASKS)], lines)
 
 
 def measured(part: str) -> str:
     """What a part was measured on: slices, prior, machine."""
-    found = rows.read(rows.path_of(part))
+    found = rows.of_part(part)
     if not found:
         return MISSING
     priors = sorted({row["prior"] for row in found} - {""})
