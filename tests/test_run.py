@@ -79,6 +79,25 @@ def test_where_the_system_keeps_no_locks_the_file_decides(
             Lock(str(tmp_path)).acquire()
 
 
+@pytest.mark.parametrize(("age", "free"), [(0, False), (10_000, True)])
+def test_on_windows_no_process_is_asked_whether_it_lives(tmp_path, monkeypatch, age, free):
+    monkeypatch.setattr("util.lock.fcntl", None)
+    monkeypatch.setattr("util.lock.WINDOWS", True)
+    monkeypatch.delattr("os.pwrite", raising=False)
+    monkeypatch.setattr("os.kill", lambda *_: pytest.fail("that is Ctrl-C to a process"))
+    first = Lock(str(tmp_path))
+    first.acquire()
+    os.utime(first.path, (os.path.getmtime(first.path) - age,) * 2)
+    second = Lock(str(tmp_path))
+    if free:
+        second.acquire()
+    else:
+        with pytest.raises(Locked, match=f"process {os.getpid()}"):
+            second.acquire()
+        first.release()
+        assert os.listdir(tmp_path) == []
+
+
 # output that is no image
 
 

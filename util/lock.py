@@ -13,6 +13,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
+WINDOWS = os.name == "nt"
 STALE_SECONDS = 600  # without a sign of life, where the system itself keeps no locks
 SIGN_SECONDS = 30
 
@@ -26,7 +27,8 @@ class Lock:
 
     The system keeps the lock (flock), so that one whose owner was killed is free. Where the file
     system keeps none, the file says who holds it: a process of this machine that is gone, or one
-    of another machine that gave no sign of life for ten minutes, holds it no more.
+    of another machine, or any on Windows, that gave no sign of life for ten minutes, holds it no
+    more.
     """
 
     def __init__(self, folder: str, name: str = NAME):
@@ -73,10 +75,13 @@ class Lock:
     def release(self, last: bool = True) -> None:
         """Give the folder back; others of this run may still hold it, unless this is the `last`."""
         if self._file >= 0:
+            if WINDOWS:  # no open file can be removed there
+                os.close(self._file)
             if last:
                 with contextlib.suppress(OSError):
                     os.remove(self.path)
-            os.close(self._file)
+            if not WINDOWS:
+                os.close(self._file)
             self._file = -1
 
     def _flock(self, shared: bool) -> bool:
@@ -100,7 +105,8 @@ class Lock:
             "since": time.time(),
         }
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(owner).encode(), 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, json.dumps(owner).encode())
 
     def _read(self) -> dict:
         with contextlib.suppress(OSError, ValueError):
@@ -114,7 +120,8 @@ class Lock:
         owner = self._read()
         if not owner:
             return False
-        if owner.get("host") == socket.gethostname():
+        # On Windows os.kill(process, 0) does not ask: it is Ctrl-C.
+        if owner.get("host") == socket.gethostname() and not WINDOWS:
             try:
                 os.kill(int(owner["process"]), 0)
             except PermissionError:
