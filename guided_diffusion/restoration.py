@@ -226,6 +226,7 @@ def begin(
     known: tuple[Operator, torch.Tensor, Sigma] | None,
     x_T: torch.Tensor,
     statistics: PriorStatistics = NATURAL_IMAGES,
+    slices: bool = False,
 ) -> tuple[GaussianDiffusion, torch.Tensor, Callable]:
     """What a restoration starts with.
 
@@ -234,6 +235,7 @@ def begin(
         known: (operator, y, σ), see `pseudo_likelihood_score`; None for samples of the prior.
         x_T: (N, C, H, W) standard normal.
         statistics: of the prior's images.
+        slices: whether the channels are the slices of volumes.
 
     Returns:
         (diffusion, first state (N, C, H, W), step), see `GaussianDiffusion.p_sample_loop`.
@@ -252,7 +254,8 @@ def begin(
     diffusion = create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from)
     if schedule.start != "":
         x_T = start_state(*known, diffusion, x_T, statistics.mean_intensity)
-    built = get_conditioning_method(method, *known, statistics=statistics, **params)
+    shared = {"statistics": statistics, "slices": slices}
+    built = get_conditioning_method(method, *known, **shared, **params)
     return diffusion, x_T, built.step
 
 
@@ -307,7 +310,8 @@ def _restore(
         spacing = restored_spacing(measurement)
         random = volume.random(names, depth, num_samples, seed, spacing)
     x_T = random.randn_like(torch.empty(rows * num_samples, *shape, device=prior.device))
-    diffusion, x_T, step = begin(method, params, schedule, known, x_T, prior.statistics)
+    shared = prior.statistics, volume is not None
+    diffusion, x_T, step = begin(method, params, schedule, known, x_T, *shared)
     seen: Any = prior.network
     if volume is not None:
         seen = volume.network(prior.network, diffusion.num_timesteps)
