@@ -131,9 +131,10 @@ def read_job(options: Options) -> Job:
     check_kspace(items, measurement)
     mask = open_masks(task.data.mask, data, items)
     limit_volumes(items, task.data.mask, mask)
-    task = with_defaults(task, items)
+    asked = task.data.volume_mode == "volume"
+    task = with_defaults(task, items, model.in_channels)
     if task.data is not None and task.data.volume_mode == "volume":
-        items = whole_volumes(items, measurement)
+        items = whole_volumes(items, measurement, asked)
     items = items[: options.limit]
     check_output(options.output, items)
     if options.bids:

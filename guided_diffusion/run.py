@@ -93,6 +93,12 @@ OUT_OF_TURN = (
 )
 
 
+SHARED_OUT = (
+    "there are more processes than images, for a volume that is restored as a whole is one image; "
+    "data.volume_mode: slices shares out its slices"
+)
+
+
 @dataclass
 class Run:
     """What a process does of a job."""
@@ -112,6 +118,9 @@ class Run:
         options = self.job.options
         self.tell_notes()
         self._check_writing()
+        whole = any(isinstance(item, Whole) for item in self.job.items)
+        if whole and self.ranks.size > len(self.job.items):
+            self.tell(SHARED_OUT)
         if self.job.task.measurement is not None:
             method = METHODS[self.job.method]
             if options.num_samples > 1 and not method.honest_spread:
@@ -157,10 +166,8 @@ class Run:
 
         Which images make a batch is decided by their order alone, not by what was done before.
         """
-        data = self.job.task.data
         single = own_schedules(self.job.task.measurement, self.job.schedule)
-        single = single or any(isinstance(item, KSpaceSlice) for item in self.job.items)
-        single = single or (data is not None and data.volume_mode == "volume")
+        single = single or any(isinstance(i, (KSpaceSlice, Whole)) for i in self.job.items)
         size = 1 if single else self.job.options.batch_size
         for i in self.ranks.share(-(-len(self.job.items) // size)):
             yield from self._batch(self.job.items[i * size : (i + 1) * size])
@@ -307,7 +314,8 @@ class Run:
 
     def _as_volume(self, item: Any) -> AsVolume | None:
         options, least = self.job.options, self.prior.network.least_side
-        return as_volume(item, self.job.task.data, options.batch_size, least)
+        task = self.job.task
+        return as_volume(item, task.data, task.measurement, options.batch_size, least)
 
     def _measurement(self, item: Any) -> Measurement | None:
         return measurement_of(item, self.job.task.measurement)

@@ -12,7 +12,13 @@ from data.kspace import KSpaceSlice, KSpaceVolume
 from data.masks import Mask
 from data.volumes import Slice, Volume, Whole
 from guided_diffusion.config import DataConfig, Measurement, TaskConfig
-from guided_diffusion.measuring import for_volume, interpolated, restored_spacing
+from guided_diffusion.measuring import (
+    enlargement,
+    for_volume,
+    interpolated,
+    restored_spacing,
+    takes_volumes,
+)
 from guided_diffusion.noise_maps import is_map
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.base import Grid
@@ -21,14 +27,23 @@ from util.errors import UserError
 from util.random import Place
 
 
-def with_defaults(task: TaskConfig, items: Sequence[Any]) -> TaskConfig:
-    """The task with what it leaves open of volumes, where there are any, for the record."""
+def with_defaults(task: TaskConfig, items: Sequence[Any], channels: int) -> TaskConfig:
+    """The task with what it leaves open of volumes, where there are any, for the record.
+
+    Args:
+        channels: of the prior.
+    """
     data, measurement = task.data, task.measurement
     if data is None or measurement is None or not any(map(_of_a_volume, items)):
         return task
-    along = operator_class(measurement.operator.name).of_volumes
-    mode = data.volume_mode or ("volume" if along else "slices")
-    turn = along if data.planes_in_turn is None else data.planes_in_turn
+    operator = operator_class(measurement.operator.name)
+    mode = data.volume_mode
+    if mode is None:
+        volumes = dict.fromkeys(item.volume for item in items if _of_a_volume(item))
+        can = channels == 1 and takes_volumes(measurement)
+        any_can = any(can_be_whole(volume, measurement) for volume in volumes)
+        mode = "volume" if operator.of_volumes or (can and any_can) else "slices"
+    turn = operator.of_volumes if data.planes_in_turn is None else data.planes_in_turn
     correlated = data.correlated_noise is not False
     turn = turn and mode == "volume"
     data = replace(data, volume_mode=mode, correlated_noise=correlated, planes_in_turn=turn)
@@ -40,12 +55,30 @@ def _of_a_volume(item: Any) -> bool:
     return isinstance(item, Slice) and not isinstance(item, KSpaceSlice)
 
 
-def whole_volumes(items: Sequence[Any], measurement: Measurement) -> list[Any]:
-    """The volumes instead of their slices; what cannot be one becomes a `Broken` item."""
+def can_be_whole(volume: Volume, measurement: Measurement) -> bool:
+    """Whether a volume is restored as a whole where the task leaves that open."""
+    if isinstance(volume, KSpaceVolume):
+        return False
+    acts_along = operator_class(measurement.operator.name).of_volumes
+    return acts_along or (len(volume.slices) > 1 and not volume.gaps)
+
+
+def whole_volumes(items: Sequence[Any], measurement: Measurement, asked: bool) -> list[Any]:
+    """The volumes instead of their slices; what cannot be one becomes a `Broken` item.
+
+    Args:
+        asked: whether the task file says that volumes are restored as a whole; otherwise those
+            that cannot be stay slices.
+    """
     found: list[Any] = []
     for item in dict.fromkeys(i.volume if isinstance(i, Slice) else i for i in items):
         if not isinstance(item, Volume):
             found.append(item)
+            continue
+        if not asked and not can_be_whole(item, measurement):
+            if item.gaps:
+                item.remarks.append("so it is restored slice by slice")
+            found += item.slices
             continue
         try:
             if isinstance(item, KSpaceVolume):
@@ -79,7 +112,9 @@ def measurement_of(item: Any, measurement: Measurement | None) -> Measurement | 
     return for_volume(measurement, grid_of(item.volume))
 
 
-def as_volume(item: Any, data: DataConfig | None, batch: int, least_side: int) -> AsVolume | None:
+def as_volume(
+    item: Any, data: DataConfig | None, measurement: Measurement | None, batch: int, least_side: int
+) -> AsVolume | None:
     """How to restore an item that is a whole volume.
 
     Args:
@@ -87,17 +122,22 @@ def as_volume(item: Any, data: DataConfig | None, batch: int, least_side: int) -
     """
     if not isinstance(item, Whole) or data is None:
         return None
-    volume, plane = item.volume, item.volume.plane
-    spacing = item.spacing or volume.spacing
-    slices = round(len(volume.slices) * volume.spacing / spacing)
-    fits = plane.square and is_isotropic(spacing, plane.pixel) and slices >= least_side
+    spacing = item.spacing or item.volume.spacing
+    cubic, slices = _in_cubes(item.volume, spacing, measurement)
     return AsVolume(
         chunk=batch,
         spacing=spacing if data.correlated_noise else None,
-        in_turn=bool(data.planes_in_turn) and fits,
-        world=plane.world,
-        upward=plane.upward,
+        in_turn=bool(data.planes_in_turn) and cubic and slices >= least_side,
+        world=item.volume.plane.world,
+        upward=item.volume.plane.upward,
     )
+
+
+def _in_cubes(volume: Volume, spacing: float, measurement: Measurement | None) -> tuple[bool, int]:
+    """Whether the voxels of a restored volume are nearly cubes, and how many slices it has."""
+    pixel = volume.plane.pixel / enlargement(measurement)
+    slices = round(len(volume.slices) * volume.spacing / spacing)
+    return volume.plane.square and is_isotropic(spacing, pixel), slices
 
 
 def place_of(item: Any, data: DataConfig | None) -> Place | None:

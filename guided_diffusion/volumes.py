@@ -41,12 +41,12 @@ class AsVolume:
         return SliceNetwork(network, self, [[0], [1], [2]] if steps >= 3 else [[0, 1, 2]])
 
     def random(
-        self, volumes: Sequence[str], slices: int, samples: int, seed: int, spacing: float | None
+        self, volumes: Sequence[str], slices: int, samples: range, seed: int, spacing: float | None
     ) -> "SliceRandom":
         """The numbers that a sampler draws: those of the slices, were they restored one by one.
 
         Args:
-            volumes: names.
+            volumes: names; samples: indices.
             slices: of a restored volume, `spacing` mm apart if that is not the spacing given.
         """
         names = [slice_name(v, i) for v in volumes for i in range(slices)]
@@ -54,7 +54,7 @@ class AsVolume:
         if self.spacing is not None:
             mm = spacing or self.spacing
             places = [Place(v, i * mm) for v in volumes for i in range(slices)]
-        return SliceRandom(sample_random(names, range(samples), seed, places), samples)
+        return SliceRandom(sample_random(names, samples, seed, places), len(samples))
 
     def measurement_random(self, volumes: Sequence[str], slices: int, seed: int) -> "SliceRandom":
         """The numbers of the noise of simulated measurements, which is each slice's own."""

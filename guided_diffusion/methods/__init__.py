@@ -76,5 +76,4 @@ def get_conditioning_method(
     Raises:
         UserError: an unknown method or parameter, or a value out of its range.
     """
-    shared = {"statistics": statistics, "slices": slices}
-    return method_class(name)(operator, y, sigma, **shared, **parameters)
+    return method_class(name)(operator, y, sigma, statistics, slices, **parameters)

@@ -10,8 +10,9 @@ configs/. A class states
     restored_size      (size, parameters) → (H, W) restored from a measurement of that (H, W)
 
 and, if it acts along a volume's slice axis, `of_volumes`, `on_grid`, `restored_depth`,
-`restored_spacing`, `interpolated`. It gives `in_shape, out_shape, singular_values, U, Ut, V, Vt,
-frequency_variance`, and where it knows better `frequency_posterior_mean`, `widest_std` and
+`restored_spacing`, `interpolated`; or, if x's channels cannot be slices, `takes_volumes`. It gives
+`in_shape, out_shape, singular_values, U, Ut, V, Vt, frequency_variance`, and where it knows better
+`frequency_posterior_mean`, `widest_std` and
 `picture`. Methods see nothing else of it. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols,
 only needs `factors_of`, see `separable.py`.
 
@@ -104,6 +105,11 @@ class Operator:
             parameters: complete, see `check`.
         """
         return size
+
+    @classmethod
+    def takes_volumes(cls, parameters: Mapping[str, Any]) -> bool:
+        """Whether the channels of x may be the slices of a volume."""
+        return True
 
     @classmethod
     def on_grid(cls, parameters: Mapping[str, Any], grid: Grid, simulated: bool) -> dict[str, Any]:

@@ -322,6 +322,10 @@ class MRI(Scanned):
         return Coils(mask, maps, axis, device=device, dtype=dtype)
 
     @classmethod
+    def takes_volumes(cls, parameters: Mapping[str, Any]) -> bool:
+        return parameters["coils"] == 1
+
+    @classmethod
     def variant(cls, parameters: Mapping[str, Any]) -> str:
         mask = parameters["mask"]
         kind = mask if mask in MASKS else os.path.splitext(os.path.basename(mask))[0]
