@@ -13,6 +13,7 @@ from data.masks import Mask
 from data.volumes import Slice, Volume, Whole
 from guided_diffusion.config import DataConfig, Measurement, TaskConfig
 from guided_diffusion.measuring import (
+    LEAST_SIDE,
     enlargement,
     for_volume,
     interpolated,
@@ -36,16 +37,20 @@ def with_defaults(task: TaskConfig, items: Sequence[Any], channels: int) -> Task
     data, measurement = task.data, task.measurement
     if data is None or measurement is None or not any(map(_of_a_volume, items)):
         return task
-    operator = operator_class(measurement.operator.name)
-    mode = data.volume_mode
+    volumes = dict.fromkeys(item.volume for item in items if _of_a_volume(item))
+    along = operator_class(measurement.operator.name).of_volumes
+    mode, turn, correlated = data.volume_mode, data.planes_in_turn, data.correlated_noise
     if mode is None:
-        volumes = dict.fromkeys(item.volume for item in items if _of_a_volume(item))
         can = channels == 1 and takes_volumes(measurement)
-        any_can = any(can_be_whole(volume, measurement) for volume in volumes)
-        mode = "volume" if operator.of_volumes or (can and any_can) else "slices"
-    turn = operator.of_volumes if data.planes_in_turn is None else data.planes_in_turn
-    correlated = data.correlated_noise is not False
+        whole = along or (can and any(can_be_whole(v, measurement) for v in volumes))
+        mode = "volume" if whole else "slices"
+        for uneven in [v for v in volumes if v.gaps and can and not along]:
+            uneven.remarks.append("so it is restored slice by slice")
+    if turn is None:
+        turn = along or any(nearly_cubic(v, v.spacing, measurement) for v in volumes if not v.gaps)
     turn = turn and mode == "volume"
+    if correlated is None and not turn:
+        correlated = True
     data = replace(data, volume_mode=mode, correlated_noise=correlated, planes_in_turn=turn)
     return replace(task, data=data)
 
@@ -76,8 +81,6 @@ def whole_volumes(items: Sequence[Any], measurement: Measurement, asked: bool) -
             found.append(item)
             continue
         if not asked and not can_be_whole(item, measurement):
-            if item.gaps:
-                item.remarks.append("so it is restored slice by slice")
             found += item.slices
             continue
         try:
@@ -123,26 +126,53 @@ def as_volume(
     if not isinstance(item, Whole) or data is None:
         return None
     spacing = item.spacing or item.volume.spacing
-    cubic, slices = _in_cubes(item.volume, spacing, measurement)
+    deep = slices_of(item) >= max(LEAST_SIDE, least_side)
+    in_turn = bool(data.planes_in_turn) and deep and nearly_cubic(item.volume, spacing, measurement)
+    agreeing = not in_turn if data.correlated_noise is None else data.correlated_noise
     return AsVolume(
         chunk=batch,
-        spacing=spacing if data.correlated_noise else None,
-        in_turn=bool(data.planes_in_turn) and cubic and slices >= least_side,
+        spacing=spacing if agreeing else None,
+        in_turn=in_turn,
         world=item.volume.plane.world,
         upward=item.volume.plane.upward,
     )
 
 
-def _in_cubes(volume: Volume, spacing: float, measurement: Measurement | None) -> tuple[bool, int]:
-    """Whether the voxels of a restored volume are nearly cubes, and how many slices it has."""
-    pixel = volume.plane.pixel / enlargement(measurement)
-    slices = round(len(volume.slices) * volume.spacing / spacing)
-    return volume.plane.square and is_isotropic(spacing, pixel), slices
+def nearly_cubic(volume: Volume, spacing: float, measurement: Measurement | None) -> bool:
+    """Whether the voxels of a volume restored to slices so many mm apart are nearly cubes."""
+    plane, finer = volume.plane, enlargement(measurement)
+    return is_isotropic(spacing, plane.pixel / finer, plane.longer / finer)
+
+
+def slices_of(item: Whole) -> int:
+    """How many slices are restored."""
+    volume = item.volume
+    return round(len(volume.slices) * volume.spacing / (item.spacing or volume.spacing))
+
+
+def note_of_planes(item: Any, data: DataConfig | None, way: AsVolume | None) -> str | None:
+    """What a user is told whose volume is not seen from all sides, though the run's others are."""
+    if way is None or data is None or not data.planes_in_turn or way.in_turn:
+        return None
+    return (
+        f"{item.label}: its planes are not taken in turn, as that needs nearly cubic voxels and "
+        f"{LEAST_SIDE} slices; the result is coarser across slices"
+    )
+
+
+def note_of_ranks(items: Sequence[Any], processes: int) -> str | None:
+    """What a user is told whose processes are more than the images, some of them whole volumes."""
+    if processes <= len(items) or not any(isinstance(item, Whole) for item in items):
+        return None
+    return (
+        "there are more processes than images, for a volume that is restored as a whole is one; "
+        "data.volume_mode: slices shares out its slices"
+    )
 
 
 def place_of(item: Any, data: DataConfig | None) -> Place | None:
     """Where a slice lies whose noise agrees with its neighbours'."""
-    if not _of_a_volume(item) or data is None or not data.correlated_noise:
+    if not _of_a_volume(item) or data is None or data.correlated_noise is False:
         return None
     return Place(item.volume.name, float(item.volume.positions[item.index]))
 

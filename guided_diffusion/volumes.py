@@ -144,6 +144,6 @@ def slice_name(volume: str, index: int) -> str:
     return f"{volume}_z{index:03d}"
 
 
-def is_isotropic(spacing: float, pixel: float) -> bool:
+def is_isotropic(*sides: float) -> bool:
     """Whether voxels of these sides in mm show anatomy from all sides as the network knows it."""
-    return max(spacing, pixel) <= ISOTROPIC * min(spacing, pixel)
+    return max(sides) <= ISOTROPIC * min(sides)
