@@ -38,7 +38,8 @@ def with_defaults(task: TaskConfig, items: Sequence[Any], channels: int) -> Task
     if data is None or measurement is None or not any(map(_of_a_volume, items)):
         return task
     volumes = dict.fromkeys(item.volume for item in items if _of_a_volume(item))
-    along = operator_class(measurement.operator.name).of_volumes
+    operator = operator_class(measurement.operator.name)
+    along = operator.of_volumes
     mode, turn, correlated = data.volume_mode, data.planes_in_turn, data.correlated_noise
     if mode is None:
         can = channels == 1 and takes_volumes(measurement)
@@ -47,7 +48,8 @@ def with_defaults(task: TaskConfig, items: Sequence[Any], channels: int) -> Task
         for uneven in [v for v in volumes if v.gaps and can and not along]:
             uneven.remarks.append("so it is restored slice by slice")
     if turn is None:
-        turn = along or any(nearly_cubic(v, v.spacing, measurement) for v in volumes if not v.gaps)
+        cubic = [nearly_cubic(v, v.spacing, measurement) for v in volumes if not v.gaps]
+        turn = along or (operator.from_all_sides and any(cubic))
     turn = turn and mode == "volume"
     if correlated is None and not turn:
         correlated = True

@@ -55,6 +55,7 @@ class Operator:
     Attributes:
         in_shape, out_shape: (C, H, W) of x and of y.
         of_volumes: whether it acts along the slices of a volume, which are then x's channels.
+        from_all_sides: whether a volume is better restored when the network sees all its planes.
         singular_values: of the shape that spectra have without their batch axis. Spectra, the
             tensors that `Ut` and `Vt` return, hold one coefficient for each singular direction.
             Directions that A does not see may be left out, or have singular value 0.
@@ -63,6 +64,7 @@ class Operator:
     name: ClassVar[str] = ""
     parameters: ClassVar[Parameters] = {}
     of_volumes: ClassVar[bool] = False
+    from_all_sides: ClassVar[bool] = True
 
     in_shape: Shape
     out_shape: Shape

@@ -289,6 +289,7 @@ class MRI(Scanned):
     """Accelerated MRI of one coil, or of several that are simulated."""
 
     name = "mri"
+    from_all_sides = False  # no gain where it was measured, R = 4
     parameters = {
         "mask": Parameter("equispaced_fraction", f"{', '.join(MASKS)}, or a .npy file", (str,)),
         "acceleration": Parameter(4.0, "R, lines of k-space over lines measured", low=1),

@@ -1,6 +1,7 @@
 """A CSV of measured rows that a benchmark of volumes resumes, and the tables of such files."""
 
 import csv
+import math
 import os
 from collections.abc import Callable, Mapping
 
@@ -57,6 +58,14 @@ def read(path: str) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def _order(value: str) -> tuple[float, str]:
+    """Numbers by their size, before texts."""
+    try:
+        return float(value), ""
+    except ValueError:
+        return math.inf, value
+
+
 def compared(
     name: str, groups: tuple[str, ...], measures: Mapping[str, int], least: tuple[str, ...] = ()
 ) -> Lines:
@@ -68,7 +77,7 @@ def compared(
         measures: column → digits shown; of those in `least` the smallest is the best.
     """
     rows = read(os.path.join(FOLDER, f"{name}.csv"))
-    rows.sort(key=lambda row: [float(row[k]) for k in groups])
+    rows.sort(key=lambda row: [_order(row[k]) for k in groups])
     of: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         of.setdefault(tuple(row[k] for k in groups), []).append(row)
