@@ -33,6 +33,9 @@ def with_defaults(task: TaskConfig, items: Sequence[Any], channels: int) -> Task
 
     Args:
         channels: of the prior.
+
+    Raises:
+        UserError: keys that exclude one another.
     """
     data, measurement = task.data, task.measurement
     if data is None or measurement is None or not any(map(_of_a_volume, items)):
@@ -49,7 +52,12 @@ def with_defaults(task: TaskConfig, items: Sequence[Any], channels: int) -> Task
             uneven.remarks.append("so it is restored slice by slice")
     if turn is None:
         cubic = [nearly_cubic(v, v.spacing, measurement) for v in volumes if not v.gaps]
-        turn = along or (operator.from_all_sides and any(cubic))
+        turn = not correlated and (along or (operator.from_all_sides and any(cubic)))
+    if turn and correlated:
+        raise UserError(
+            "data.correlated_noise: true and data.planes_in_turn: true exclude one another, for seen "
+            "from the side noise that agrees is stripes, which the network takes for anatomy"
+        )
     turn = turn and mode == "volume"
     if correlated is None and not turn:
         correlated = True

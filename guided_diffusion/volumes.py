@@ -19,7 +19,8 @@ class AsVolume:
     Attributes:
         chunk: images that the network sees at once.
         spacing: mm between the slices given, for the noise that neighbours share; None gives each
-            slice noise of its own.
+            slice noise of its own, as it must be with planes in turn: seen from the side, noise
+            that agrees is stripes, which the network takes for anatomy.
         in_turn: whether the network sees the volume along another of its axes at each step
             (TPDM, Lee et al. 2023): along D, along H, along W, ...; in fewer than three steps it
             sees all of them at each, and the mean of its answers counts.

@@ -13,6 +13,7 @@ from guided_diffusion.options import parse_args
 from guided_diffusion.volume_items import as_volume, note_of_planes, note_of_ranks
 from tests.conftest import LINEAR, TINY, task, write_yaml
 from tests.volume_files import head, write_nifti, write_series
+from util.errors import UserError
 
 CUBES, THICK = np.eye(4), np.diag([1, 1, 4, 1.0])
 COILS = {"name": "mri", "coils": 4}
@@ -54,7 +55,9 @@ def test_a_volume_is_one_image_and_seen_from_all_sides_if_it_is_made_of_cubes(
     assert not job_of("v.nii", {"name": "mri"}).task.data.planes_in_turn  # no gain
     agreeing = job_of("v.nii", axis=2, correlated_noise=True)
     way = as_volume(agreeing.items[0], agreeing.task.data, agreeing.task.measurement, 8, 1)
-    assert way.spacing == side
+    assert way.spacing == side and not way.in_turn
+    with pytest.raises(UserError, match="exclude one another"):
+        job_of("v.nii", axis=2, correlated_noise=True, planes_in_turn=True)
 
 
 def test_what_counts_is_the_grid_that_is_restored(tiny_run):

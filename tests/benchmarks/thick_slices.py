@@ -73,7 +73,7 @@ def load(args: argparse.Namespace) -> Volume:
     return cut(items[0].volume.read_all(), args.slices, args.crop, getattr(args, "middle", None))
 
 
-def cut(volume: Volume, slices: int, crop: int, middle: int | None = None) -> Volume:
+def cut(volume: NDArray, slices: int, crop: int, middle: int | None = None) -> NDArray:
     """So many slices of (slices, H, W) about the middle or another one, and of each the middle."""
     where = []
     for n, wanted in zip(volume.shape, (slices, crop, crop), strict=True):

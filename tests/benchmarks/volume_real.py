@@ -86,6 +86,7 @@ class Case:
 
     Attributes:
         y: as it was scanned; sigma: of its noise; head: where it is, (D, H, W).
+        air: the correlations of the noise outside of the head; none where too little is there.
         restoring: what restores y, by its name; the first gives y itself.
         restored: what has been.
     """
@@ -93,14 +94,16 @@ class Case:
     y: Volume
     sigma: float
     head: NDArray[np.bool_]
+    air: Mapping[str, float | str] = field(default_factory=dict)
     restoring: dict[str, Callable[[], Volume]] = field(default_factory=dict)
     restored: dict[str, Volume] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scan: Scan, slices: int, crop: int) -> "Case":
         sigma = get_noise("rician", "auto").estimate(scan.sample(), scan.sample_padding())
-        y = cut(scan.read_all(), slices, crop)
-        return cls(y, sigma, np.stack([head_mask(piece[None]) for piece in y]))
+        wide = cut(scan.read_all(), slices, max(scan.shape_of_slices))
+        head = np.stack([head_mask(piece[None]) for piece in wide])
+        return cls(cut(wide, slices, crop), sigma, cut(head, slices, crop), air_of(wide, head))
 
     def result(self, name: str) -> Volume:
         if name not in self.restored:
@@ -110,7 +113,8 @@ class Case:
     def figures(self, name: str) -> dict[str, float | str]:
         """A row: what is known of a method's result without the truth; or of the scan's air."""
         start = time.process_time()
-        found = self._air() if name == "air" else self._of(self.result(name))
+        none = {"removed": "", "edges": "", "in_plane": "", "across": ""}
+        found = none | dict(self.air) if name == "air" else self._of(self.result(name))
         seconds = time.process_time() - start
         return {"sigma_percent": 100 * self.sigma / 2, **found, "seconds": seconds}
 
@@ -124,20 +128,20 @@ class Case:
         ]
         return {"removed": rms[0], "edges": rms[1] / rms[2], **correlations(residual, self.head)}
 
-    def _air(self) -> dict[str, float | str]:
-        """The noise itself, where there is no head, and nothing painted over."""
-        varies = uniform_filter((np.diff(self.y, axis=2, prepend=0) != 0).astype(float), (1, 5, 5))
-        air = ~self.head & (varies > 0.5)
-        none = {"removed": "", "edges": "", "in_plane": "", "across": ""}
-        if air.mean() < LEAST_AIR:
-            return none
-        return none | correlations((self.y - self.y[air].mean()) / self.sigma, air)
-
     def shown(self) -> list[Shown]:
         """Of each method its name, the middle slice, and what was taken out of it in σ."""
         middle, y = len(self.y) // 2, self.y
         found = [(name, self.result(name)[middle]) for name in self.restoring]
         return [(name, x, (y[middle] - x) / self.sigma) for name, x in found]
+
+
+def air_of(y: Volume, head: NDArray[np.bool_]) -> dict[str, float | str]:
+    """The noise itself, where there is no head, and nothing painted over."""
+    varies = uniform_filter((np.diff(y, axis=2, prepend=0) != 0).astype(float), (1, 5, 5)) > 0.5
+    air = ~head & varies
+    if air.mean() < LEAST_AIR:
+        return {}
+    return correlations(y - y[air].mean(), air)
 
 
 def correlations(residual: Volume, where: NDArray[np.bool_]) -> dict[str, float | str]:
