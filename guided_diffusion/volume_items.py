@@ -53,12 +53,12 @@ def with_defaults(task: TaskConfig, items: Sequence[Any], channels: int) -> Task
     if turn is None:
         cubic = [nearly_cubic(v, v.spacing, measurement) for v in volumes if not v.gaps]
         turn = not correlated and (along or (operator.from_all_sides and any(cubic)))
+    turn = turn and mode == "volume"
     if turn and correlated:
         raise UserError(
-            "data.correlated_noise: true and data.planes_in_turn: true exclude one another, for seen "
-            "from the side noise that agrees is stripes, which the network takes for anatomy"
+            "data.correlated_noise: true and data.planes_in_turn: true exclude one another: from "
+            "the side, noise that agrees is stripes, which the network takes for anatomy"
         )
-    turn = turn and mode == "volume"
     if correlated is None and not turn:
         correlated = True
     data = replace(data, volume_mode=mode, correlated_noise=correlated, planes_in_turn=turn)

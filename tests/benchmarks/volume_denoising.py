@@ -5,9 +5,9 @@
 it is, and with the bias of the magnitude taken from its result), and by this program: slice by
 slice, and as a volume whose three planes the network sees. All are told the noise. PSNR, SSIM (in
 the slices' plane) and HaarPSI are those of the head; seconds are those of one thread of the CPU.
-Writes a row for each method and noise to saved_results/benchmarks/volume_denoising.csv, and measures
-only what is missing there. On another part of the volume than the settings were chosen on, with
-other noise: --middle 45 --seed 1; on another volume, without noise of its own: --volume FILE.
+Writes a row for each method and noise to saved_results/benchmarks/volume_denoising.csv, and
+measures only what is missing there. On another part of the volume than the settings were chosen on,
+with other noise: --middle 45 --seed 1; on another volume, without noise of its own: --volume FILE.
 """
 
 import argparse
