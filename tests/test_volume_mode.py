@@ -238,6 +238,36 @@ def test_a_volume_that_was_stopped_goes_on_where_it_was_with_the_same_bytes(
     assert np.abs(other - whole).max() > 0.01
 
 
+def test_a_volume_that_was_stopped_goes_on_at_the_sample_it_was_at(tiny, tmp_path, monkeypatch):
+    """The first sample is done, the second in work, the third not begun."""
+    monkeypatch.setattr("guided_diffusion.sampling.COST", float("inf"))
+    x = torch.rand(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    measurement = Measurement(SLICEWISE["denoise"], NoiseConfig(sigma=0.05), True)
+    state = str(tmp_path / "v.pt")
+
+    def run(stop_at=None, file=state):
+        seen = []
+
+        def watch(left, total, x):
+            seen.append(left)
+            assert total == 18 and len(x) == 1  # six steps of each sample, one in memory
+            if left == stop_at:
+                raise Stop
+
+        how = {"names": ["v"], "num_samples": 3, "volume": AsVolume(), "watch": watch}
+        found = restore(
+            x, measurement, tiny, "ddrm", "diffusion.yaml", state_file=file, **how
+        ).samples
+        return found, seen
+
+    whole, _ = run(file=None)
+    with pytest.raises(Stop):
+        run(8)
+    resumed, seen = run()
+    assert seen == [18, *range(8, -1, -1)]  # the start, then what is left
+    assert resumed.tobytes() == whole.tobytes()
+
+
 def test_a_run_that_is_killed_between_steps_takes_up_its_volume(tiny_run, monkeypatch):
     """What is restored after the kill has the bytes of a run without it, and no state is left."""
     monkeypatch.setattr("guided_diffusion.sampling.COST", float("inf"))
