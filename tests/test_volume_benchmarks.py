@@ -102,4 +102,4 @@ def test_other_noise_and_another_part_are_other_rows(tiny_run):
     assert not np.array_equal(*(volume_denoising.noisy(truth, 5, seed) for seed in (0, 1)))
     args = volume_denoising.parse_args([*shared, "--middle", "3", "--seed", "1"])
     assert (args.middle, args.seed) == (3, 1)
-    assert volume_denoising.part_of(args, truth) == "v, about slice 3, 2×4×4, seed 1"
+    assert volume_denoising.part_of(args, truth) == "v 2×4×4 about slice 3, seed 1"

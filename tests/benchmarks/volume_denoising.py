@@ -136,9 +136,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def part_of(args: argparse.Namespace, truth: Volume) -> str:
     """What is denoised, in words."""
-    middle = "the middle" if args.middle is None else f"about slice {args.middle}"
     name = os.path.basename(args.volume).split(".")[0]
-    return f"{name}, {middle}, {'×'.join(map(str, truth.shape))}, seed {args.seed}"
+    about = "" if args.middle is None else f" about slice {args.middle}"
+    return f"{name} {'×'.join(map(str, truth.shape))}{about}, seed {args.seed}"
 
 
 def main(argv: list[str] | None = None) -> int:

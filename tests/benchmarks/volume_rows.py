@@ -83,6 +83,7 @@ def compared(
         of.setdefault(tuple(row[k] for k in groups), []).append(row)
     lines = []
     for group, members in of.items():
+        members.sort(key=lambda row: row["method"].startswith(OURS))
         best = {k: (min if k in least else max)(float(row[k]) for row in members) for k in measures}
         for row in members:
             cells = [f"{float(row[k]):.{digits}f}" for k, digits in measures.items()]
