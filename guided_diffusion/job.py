@@ -86,6 +86,11 @@ class Job:
         return self.task.conditioning.method
 
     @property
+    def in_turn(self) -> bool:
+        """Whether volumes are seen along another of their axes at each step, where they can be."""
+        return self.task.data is not None and bool(self.task.data.planes_in_turn)
+
+    @property
     def uses_statistics(self) -> bool:
         """Whether the result depends on the prior's statistics."""
         unconditional = self.task.measurement is None

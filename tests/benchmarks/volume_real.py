@@ -63,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Denoise real scans.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--scans", nargs="+", required=True, help="NIfTI files or folders of a DICOM series")
+    add("--scans", nargs="+", default=[], help="NIfTI files or folders of a DICOM series")
     add("--model_config", default=SHIPPED, help="YAML of the prior")
     add("--slices", type=positive, default=16, help="of each scan, about its middle")
     add("--crop", type=positive, default=160, help="rows and columns, about the middle")
@@ -169,6 +169,9 @@ def draw(path: str, scans: Mapping[str, Sequence[Shown]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if not args.scans:
+        print("error: --scans: expected NIfTI files or folders of a DICOM series", file=sys.stderr)
+        return 2
     prior = load_prior(args.model_config, "cpu")
     rows = Rows(args.out, COLUMNS, KEY, prior.digest[:12])
     pictures: dict[str, Callable[[], list[Shown]]] = {}

@@ -13,8 +13,8 @@ psnr        of the head, of one sample and of the mean; in_50, in_90, rescale: s
 
 A row for each method, task and way goes to saved_results/benchmarks/volume_samples.csv; only what
 is missing there is measured. The first sample of the first method is drawn from the side, as
-saved_results/volume_samples.png. --factors writes the larger rescale of the two last ways for the
-intervals of `guided_diffusion.intervals`.
+saved_results/volume_samples.png. --factors writes rescale of the two last ways for the intervals of
+`guided_diffusion.intervals`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from data.masks import head_mask
 from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
-from guided_diffusion.intervals import factors_path, save_factors
+from guided_diffusion.intervals import case_of, factors_path, save_factors
 from guided_diffusion.methods import METHODS
 from guided_diffusion.prior import SHIPPED, Prior, load_prior
 from guided_diffusion.restoration import Restored, restore
@@ -156,8 +156,8 @@ def main(argv: list[str] | None = None) -> int:
                 key |= {"shape": "×".join(map(str, truth.shape)), "samples": str(args.num_samples)}
                 row = rows.measure(key, partial(measure, task, method, way))
                 if way != "independent":
-                    of = factors.setdefault(method, {})
-                    of[task] = max(of.get(task, 0.0), float(row["rescale"]))
+                    case = case_of(task, WAYS[way].in_turn)
+                    factors.setdefault(method, {})[case] = float(row["rescale"])
     if SHOWN in args.tasks and (shown or not os.path.exists(args.figure)):
         for way in WAYS:
             if way not in shown:  # its row was there
