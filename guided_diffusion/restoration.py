@@ -329,8 +329,8 @@ def _restore(
             kept = Kept(file, f"{identity} {samples}", step, random.randn_like, changing)
         seen_by = None if watch is None else part_of(watch, part, of)
         x_hat = sample(diffusion, network, x_T, step, random.randn_like, seen_by, kept)
-        at_once = diffusion.num_timesteps == 1 and bool(torch.as_tensor(sigma).min() > 0)
-        if volume is not None and volume.in_turn and at_once and is_denoising(measurement):
+        at_once = volume is not None and volume.in_turn and diffusion.num_timesteps == 1
+        if at_once and is_denoising(measurement) and bool(torch.as_tensor(sigma).min() > 0):
             _, noisy, level = for_each_sample(operator, y, sigma, len(images), count)
             look = functools.partial(network_at, schedule, method, network)
             x_hat = refined(x_hat, noisy, level, noise_of(measurement), look)
