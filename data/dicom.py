@@ -241,8 +241,8 @@ def _plane(frame, normal):
     towards = np.array([-1, -1, 1]) * normal
     return Plane(
         pixel=float(min(frame.spacing)),
+        longer=float(max(frame.spacing)),
         thickness=found if found > 0 else None,
-        square=bool(np.ptp(frame.spacing) < 0.01 * max(frame.spacing)),
         world=(world[0], world[1], world[2]),
         upward=bool(towards[world[0]] > 0),
     )

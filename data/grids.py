@@ -10,19 +10,23 @@ class Plane(NamedTuple):
     """Of a volume's slices, as a header has it.
 
     Attributes:
-        pixel: the shorter side of a pixel in mm.
+        pixel: the shorter side of a pixel in mm; longer: the other one.
         thickness: of a slice in mm, None where the header does not say.
-        square: whether a pixel's sides are as long as one another.
         world: of the axes (slice, row, column), the world axis (0 right, 1 anterior, 2 superior)
             that each is nearest to.
         upward: whether slices are counted towards right, anterior or superior.
     """
 
     pixel: float = 1.0
+    longer: float = 1.0
     thickness: float | None = None
-    square: bool = True
     world: tuple[int, int, int] = (2, 1, 0)
     upward: bool = True
+
+    @property
+    def square(self) -> bool:
+        """Whether a pixel's sides are as long as one another."""
+        return self.longer - self.pixel < 0.01 * self.longer
 
 
 class World(NamedTuple):

@@ -159,7 +159,7 @@ class NiftiVolume(Volume):
         slices, rows, cols = (int(i) for i in orientation[:, 0])
         return Plane(
             pixel=float(sides.min()),
-            square=bool(np.ptp(sides) < 0.01 * sides.max()),
+            longer=float(sides.max()),
             world=(slices, rows, cols),
             upward=bool(orientation[0, 1] > 0),
         )

@@ -58,7 +58,7 @@ def _more_of(job: Job, prior: Prior, results: Results, teller: Teller) -> Maps |
     measurement = job.task.measurement
     if measurement is None or not any(isinstance(i, (Slice, Whole)) for i in job.items):
         return None
-    factor = load_factor(prior, job.method, measurement.operator.name)
+    factor = load_factor(prior, job.method, measurement.operator.name, job.in_turn)
     if factor is None and job.options.num_samples > 1:
         teller.tell(NOT_CALIBRATED)
     return maps_of(job, results.rows, factor)

@@ -96,11 +96,11 @@ class DataConfig:
         axis, volume, series: what to take of a volume, see `data.dataloader.list_items`.
         mask: "auto", or a file or folder of masks, to which metrics are limited.
         volume_mode: whether a volume is restored as a whole, or slice by slice; None: as a whole
-            where the operator acts along the slices.
+            where it can be, see `volume_items.can_be_whole`.
         correlated_noise: whether the noise that samplers draw for a slice agrees with that of its
-            neighbours in the volume; None: it does.
+            neighbours in the volume; None: it does unless planes are taken in turn.
         planes_in_turn: whether the network sees a whole volume along another axis at each step,
-            where voxels are nearly isotropic; None: where the operator acts along the slices.
+            where voxels are nearly isotropic; None: it does.
     """
 
     name: str = ""

@@ -150,7 +150,7 @@ def measure(
         inside[:] = True
     seen = residual[inside].astype(np.float64)
     rows = autocorrelation(residual, inside)
-    across = _across(residual, inside) if volume and len(residual) > 1 else None
+    across = across_slices(residual, inside) if volume and len(residual) > 1 else None
     return Evidence(
         rms=float(np.sqrt(np.mean(seen**2))),
         correlation=[[round(float(v), 5) for v in row] for row in rows],
@@ -247,7 +247,7 @@ def _onto(mask, shape):
     return mask[np.ix_(channels, rows, cols)]
 
 
-def _across(residual, inside):
+def across_slices(residual: NDArray[np.floating], inside: NDArray[np.bool_]) -> float:
     """The correlation of each slice's residual with the next one's."""
     both = inside[1:] & inside[:-1]
     if not both.any():

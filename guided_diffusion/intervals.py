@@ -2,8 +2,8 @@
 
 Samples of a prior that is not quite right lie too close together, or too far apart. By how much is
 measured on images whose truth is known, `tests/benchmarks/volume_samples.py`, and kept beside the
-weights: for each method and operator the factor on the samples' standard deviation at which 90 % of
-the truths lie within the interval.
+weights: for each method and operator, with planes in turn and without, the factor on the samples'
+standard deviation at which 90 % of the truths lie within the interval.
 """
 
 import json
@@ -35,8 +35,16 @@ def factors_path(model_path: str) -> str:
     return os.path.splitext(model_path)[0] + ".intervals.json"
 
 
-def load_factor(prior: Prior, method: str, operator: str) -> float | None:
+def case_of(operator: str, in_turn: bool) -> str:
+    """What a factor is measured for: an operator, and apart from it with planes in turn."""
+    return f"{operator}, planes in turn" if in_turn else operator
+
+
+def load_factor(prior: Prior, method: str, operator: str, in_turn: bool = False) -> float | None:
     """The factor on s; None where it was not measured with these weights.
+
+    Args:
+        in_turn: whether the network sees volumes along another of their axes at each step.
 
     Raises:
         UserError: the file is damaged.
@@ -49,7 +57,7 @@ def load_factor(prior: Prior, method: str, operator: str) -> float | None:
             found = json.load(file)
         if found["checkpoint_sha256"] != prior.digest:
             return None
-        factor = found["factors"].get(method, {}).get(operator)
+        factor = found["factors"].get(method, {}).get(case_of(operator, in_turn))
         return None if factor is None else float(factor)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
@@ -61,7 +69,7 @@ def load_factor(prior: Prior, method: str, operator: str) -> float | None:
 def save_factors(
     prior: Prior, factors: Mapping[str, Mapping[str, float]], source: str, path: str
 ) -> None:
-    """Write method → operator → factor.
+    """Write method → `case_of` operator → factor.
 
     Args:
         source: what they were measured on, for people.

@@ -86,6 +86,11 @@ class Job:
         return self.task.conditioning.method
 
     @property
+    def in_turn(self) -> bool:
+        """Whether volumes are seen along another of their axes at each step, where they can be."""
+        return self.task.data is not None and bool(self.task.data.planes_in_turn)
+
+    @property
     def uses_statistics(self) -> bool:
         """Whether the result depends on the prior's statistics."""
         unconditional = self.task.measurement is None
@@ -131,9 +136,10 @@ def read_job(options: Options) -> Job:
     check_kspace(items, measurement)
     mask = open_masks(task.data.mask, data, items)
     limit_volumes(items, task.data.mask, mask)
-    task = with_defaults(task, items)
+    asked = task.data.volume_mode == "volume"
+    task = with_defaults(task, items, model.in_channels)
     if task.data is not None and task.data.volume_mode == "volume":
-        items = whole_volumes(items, measurement)
+        items = whole_volumes(items, measurement, asked)
     items = items[: options.limit]
     check_output(options.output, items)
     if options.bids:

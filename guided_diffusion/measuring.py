@@ -106,6 +106,12 @@ def for_volume(measurement: Measurement, grid: Grid) -> Measurement:
     return replace(measurement, operator=replace(config, params=params))
 
 
+def takes_volumes(measurement: Measurement) -> bool:
+    """See `Operator.takes_volumes`."""
+    operator = operator_class(measurement.operator.name)
+    return operator.takes_volumes(operator.check(measurement.operator.params))
+
+
 def enlargement(measurement: Measurement | None) -> int:
     """How many times more rows the restored images have than those given."""
     return restored_hw(torch.empty(64, 64), measurement)[0] // 64
@@ -124,9 +130,16 @@ def check_volume(measurement: Measurement | None, prior: Prior, volume: AsVolume
         raise UserError(
             f"data.volume_mode: volume needs a prior of one channel, found {prior.channels}"
         )
-    if measurement is None or volume is not None:
+    if measurement is None:
         return
     name = measurement.operator.name
+    if volume is not None:
+        if not takes_volumes(measurement):
+            raise UserError(
+                f"data.volume_mode: volume: {name} with these parameters restores one slice at a "
+                "time, data.volume_mode: slices"
+            )
+        return
     if operator_class(name).of_volumes:
         raise UserError(
             f"measurement.operator.name: {name} restores volumes (NIfTI, DICOM) as a whole, "

@@ -215,6 +215,7 @@ class GaussianNoise(Noise):
 
 class PoissonNoise(Noise):
     """Photon noise, whose variance follows the signal and is σ² on average over each image.
+    A volume that is restored as a whole is one image.
 
     With u = (y+1)/2 the counts are Poisson(u·peak); the noise of y has variance 4u/peak, and
     peak = 4·mean(u)/σ².

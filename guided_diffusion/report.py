@@ -124,7 +124,8 @@ def make_report(
     evidence = [(s.label, s.evidence, s.items) for s in subjects]
     found = cautions_of(results, job, prior.statistics, evidence, failed, missing)
     measurement = job.task.measurement
-    factor = measurement and load_factor(prior, job.method, measurement.operator.name)
+    of = measurement and (prior, job.method, measurement.operator.name, job.in_turn)
+    factor = load_factor(*of) if of else None
     body = [
         f"<header><h1>Restoration report: {escape(title)}</h1>",
         f"<p>{escape(_summary(job, subjects))}</p>",

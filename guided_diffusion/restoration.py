@@ -1,7 +1,6 @@
 """Restoring images: the one path that the command line, the notebook and benchmarks share."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,7 +47,7 @@ from guided_diffusion.sampling import Kept, Watch, Watched, identity_of, part_of
 from guided_diffusion.scan import Scan
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from guided_diffusion.unconditional import PriorStep
-from guided_diffusion.volume_denoising import refined
+from guided_diffusion.volume_denoising import is_denoising, network_at, refined
 from guided_diffusion.volumes import AsVolume, SliceRandom
 from util.errors import UserError
 from util.random import ImageRandom, Place, sample_random
@@ -225,6 +224,7 @@ def begin(
     known: tuple[Operator, torch.Tensor, Sigma] | None,
     x_T: torch.Tensor,
     statistics: PriorStatistics = NATURAL_IMAGES,
+    slices: bool = False,
 ) -> tuple[GaussianDiffusion, torch.Tensor, Callable]:
     """What a restoration starts with.
 
@@ -233,6 +233,7 @@ def begin(
         known: (operator, y, σ), see `pseudo_likelihood_score`; None for samples of the prior.
         x_T: (N, C, H, W) standard normal.
         statistics: of the prior's images.
+        slices: whether the channels are the slices of volumes.
 
     Returns:
         (diffusion, first state (N, C, H, W), step), see `GaussianDiffusion.p_sample_loop`.
@@ -251,7 +252,7 @@ def begin(
     diffusion = create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from)
     if schedule.start != "":
         x_T = start_state(*known, diffusion, x_T, statistics.mean_intensity)
-    built = get_conditioning_method(method, *known, statistics=statistics, **params)
+    built = get_conditioning_method(method, *known, statistics, slices, **params)
     return diffusion, x_T, built.step
 
 
@@ -284,11 +285,12 @@ def _restore(
     """`restore`, for N images that fit and share a schedule.
 
     The network sees N·K·contrasts rows, K samples of each image: a colour image under a prior of
-    one channel is restored contrast by contrast. Of a volume a row is all its slices.
+    one channel is restored contrast by contrast. Of a volume a row is all its slices, and samples
+    are drawn one after the other, so that only one's is in memory.
     """
     depth = prior.channels if volume is None else restored_depth(images.shape[1], measurement)
     shape = (depth, *restored_hw(images, measurement))
-    rows, known, y = len(images), None, None
+    rows, y = len(images), None
     if measurement is not None:
         if scan is None:
             operator = operator_of(measurement, shape, prior.device)
@@ -297,34 +299,50 @@ def _restore(
         else:
             operator, sigma, unbiased = scan.operator, scan.sigma, scan.y
             y = unbiased
-        known = for_each_sample(operator, unbiased, sigma, len(images), num_samples)
         rows = len(y)
-    random: ImageRandom | SliceRandom
-    if volume is None:
-        random = sample_random(names, range(num_samples), seed, places)
-    else:
-        spacing = restored_spacing(measurement)
-        random = volume.random(names, depth, num_samples, seed, spacing)
-    x_T = random.randn_like(torch.empty(rows * num_samples, *shape, device=prior.device))
-    diffusion, x_T, step = begin(method, params, schedule, known, x_T, prior.statistics)
-    seen: Any = prior.network
+    all_of_it = measurement, method, params, schedule, names, places, seed, volume, prior.dtype
+    identity = None if state_file is None else identity_of(y, sigma, *all_of_it, prior.digest)
+
+    def drawn(samples: range, part: int, of: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A part of the samples, (N, samples, C, H, W), and which images are finite in it, (N,)."""
+        count, known = len(samples), None
+        if measurement is not None:
+            known = for_each_sample(operator, unbiased, sigma, len(images), count)
+        random: ImageRandom | SliceRandom
+        if volume is None:
+            random = sample_random(names, samples, seed, places)
+        else:
+            spacing = restored_spacing(measurement)
+            random = volume.random(names, depth, samples, seed, spacing)
+        x_T = random.randn_like(torch.empty(rows * count, *shape, device=prior.device))
+        shared = prior.statistics, volume is not None
+        diffusion, x_T, step = begin(method, params, schedule, known, x_T, *shared)
+        seen: Any = prior.network
+        if volume is not None:
+            seen = volume.network(prior.network, diffusion.num_timesteps)
+        network = Watched(seen, len(x_T), prior.device)
+        kept: Kept | None = None
+        if state_file is not None:
+            changing = [(network, "finite"), *([] if volume is None else [(seen, "calls")])]
+            file = state_file if of == 1 else f"{state_file}.{part}"
+            kept = Kept(file, f"{identity} {samples}", step, random.randn_like, changing)
+        seen_by = None if watch is None else part_of(watch, part, of)
+        x_hat = sample(diffusion, network, x_T, step, random.randn_like, seen_by, kept)
+        at_once = volume is not None and volume.in_turn and diffusion.num_timesteps == 1
+        if at_once and is_denoising(measurement) and bool(torch.as_tensor(sigma).min() > 0):
+            _, noisy, level = for_each_sample(operator, y, sigma, len(images), count)
+            look = functools.partial(network_at, schedule, method, network)
+            x_hat = refined(x_hat, noisy, level, noise_of(measurement), look)
+        finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
+        x_hat = x_hat.float().cpu().reshape(len(names), count, -1, *shape[1:])
+        return x_hat, finite.reshape(len(names), -1).all(dim=1)
+
+    parts = [range(num_samples)]
     if volume is not None:
-        seen = volume.network(prior.network, diffusion.num_timesteps)
-    network = Watched(seen, len(x_T), prior.device)
-    kept: Kept | None = None
-    if state_file is not None:
-        of = measurement, method, params, schedule, names, places, num_samples, seed, volume
-        identity = identity_of(y, sigma, *of, prior.digest, prior.dtype)
-        changing = [(network, "finite"), *([] if volume is None else [(seen, "calls")])]
-        kept = Kept(state_file, identity, step, random.randn_like, changing)
-    x_hat = sample(diffusion, network, x_T, step, random.randn_like, watch, kept)
-    if volume is not None and volume.in_turn and _at_once(measurement, diffusion, sigma):
-        _, noisy, level = for_each_sample(operator, y, sigma, len(images), num_samples)
-        look = functools.partial(_look, schedule, method, network)
-        x_hat = refined(x_hat, noisy, level, noise_of(measurement), look)
-    finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
-    x_hat = x_hat.float().cpu().reshape(len(names), num_samples, -1, *shape[1:])
-    finite = finite.reshape(len(names), -1).all(dim=1)
+        parts = [range(k, k + 1) for k in range(num_samples)]
+    several = [drawn(part, i, len(parts)) for i, part in enumerate(parts)]
+    x_hat = torch.cat([x for x, _ in several], dim=1)
+    finite = torch.stack([found for _, found in several]).all(dim=0)
     x_hat = torch.where(finite.reshape(-1, 1, 1, 1, 1), x_hat, torch.nan)
     # Cut before, the noise that samples have about black would brighten their mean.
     mean = x_hat.mean(dim=1).clamp(-1, 1)
@@ -342,22 +360,6 @@ def _restore(
     lines = operator.lines if isinstance(operator, Scanned) else None
     seen_of = [None if lines is not None or r is None else r.cpu().numpy() for r in residuals]
     return Restored(samples, mean.numpy(), list(measurements), figures, seen_of, lines)
-
-
-def _at_once(measurement, diffusion: GaussianDiffusion, sigma: Sigma) -> bool:
-    """Whether the network's answer to the noisy image itself is what is restored."""
-    denoising = measurement is not None and measurement.operator.name == "denoise"
-    return denoising and diffusion.num_timesteps == 1 and bool(torch.as_tensor(sigma).min() > 0)
-
-
-def _look(schedule: Schedule, method: str, network, x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """What the network makes of images x with noise σ, in one evaluation."""
-    arguments = {**schedule.sampler_arguments(), "timestep_respacing": "logsnr1", "start": "auto"}
-    unclipped_from = METHODS[method].unclipped_from
-    once = create_sampler(**arguments, levels=(sigma, sigma), unclipped_from=unclipped_from)
-    with torch.inference_mode():
-        state = math.sqrt(once.alphas_cumprod[0]) * x
-        return once.predict(network, state, 0)["pred_xstart"].float()
 
 
 def _restore_by_levels(

@@ -39,6 +39,8 @@ from guided_diffusion.volume_items import (
     interpolated_of,
     mask_of,
     measurement_of,
+    note_of_planes,
+    note_of_ranks,
     place_of,
 )
 from guided_diffusion.volumes import AsVolume
@@ -87,12 +89,6 @@ def run(options: Options, ranks: Ranks) -> int:
         results.lock.release(last=closing or not ranks)
 
 
-OUT_OF_TURN = (
-    "its planes are not taken in turn, as that needs nearly cubic voxels, square within slices, "
-    "and as many slices as the network's least side; the result is coarser across slices"
-)
-
-
 @dataclass
 class Run:
     """What a process does of a job."""
@@ -112,6 +108,7 @@ class Run:
         options = self.job.options
         self.tell_notes()
         self._check_writing()
+        self.tell(note_of_ranks(self.job.items, self.ranks.size))
         if self.job.task.measurement is not None:
             method = METHODS[self.job.method]
             if options.num_samples > 1 and not method.honest_spread:
@@ -157,10 +154,8 @@ class Run:
 
         Which images make a batch is decided by their order alone, not by what was done before.
         """
-        data = self.job.task.data
         single = own_schedules(self.job.task.measurement, self.job.schedule)
-        single = single or any(isinstance(item, KSpaceSlice) for item in self.job.items)
-        single = single or (data is not None and data.volume_mode == "volume")
+        single = single or any(isinstance(i, (KSpaceSlice, Whole)) for i in self.job.items)
         size = 1 if single else self.job.options.batch_size
         for i in self.ranks.share(-(-len(self.job.items) // size)):
             yield from self._batch(self.job.items[i * size : (i + 1) * size])
@@ -222,20 +217,19 @@ class Run:
         which = items[0].name if len(items) == 1 else f"{items[0].name} … {items[-1].name}"
 
         whole, measurement = self._as_volume(items[0]), self._measurement(items[0])
-        data = self.job.task.data
-        if whole is not None and data is not None and data.planes_in_turn and not whole.in_turn:
-            self.tell(f"{items[0].label}: {OUT_OF_TURN}")
+        self.tell(note_of_planes(items[0], self.job.task.data, whole))
 
         def watch(left: int, steps: int, x: torch.Tensor) -> None:
             nonlocal recorder, last
             self.results.lock.touch()
+            shown = steps  # of a volume the first sample, for the others come after it
             if whole is not None:
-                x = x[:, x.shape[1] // 2, None]
+                x, shown = x[:, x.shape[1] // 2, None], steps // options.num_samples
             if left == steps and (options.record or options.video):
-                recorder = Recorder(steps)
+                recorder = Recorder(shown)
                 recorder.frame(x)
-            elif recorder:
-                recorder(left, x)
+            elif recorder and left >= steps - shown:
+                recorder(left - (steps - shown), x)
             now = f"{which}: step {steps - left}/{steps}"
             self.ranks.advance(len(items) * (steps - left - last) / steps, now)
             last = steps - left
@@ -307,7 +301,8 @@ class Run:
 
     def _as_volume(self, item: Any) -> AsVolume | None:
         options, least = self.job.options, self.prior.network.least_side
-        return as_volume(item, self.job.task.data, options.batch_size, least)
+        task = self.job.task
+        return as_volume(item, task.data, task.measurement, options.batch_size, least)
 
     def _measurement(self, item: Any) -> Measurement | None:
         return measurement_of(item, self.job.task.measurement)
@@ -334,7 +329,8 @@ class Run:
             self.fail(item, error)
             return
         self._keep_evidence(i, item, restored)
-        rows = len(restored.mean) * options.num_samples
+        # A film is that of the first sample.
+        each = 1 if isinstance(item, Whole) else options.num_samples
         stem = item.volume.name if isinstance(item, Slice) else item.name
         line = self.results.add(
             item,
@@ -345,7 +341,7 @@ class Run:
             mask,
             interpolated_of(item, measurement, restored.measurements[i], restored.mean[i]),
             {**restored.figures[i], "seconds": seconds},
-            recorder.movie(i * options.num_samples, rows) if recorder else [],
+            recorder.movie(i * each, len(restored.mean) * each) if recorder else [],
             gif=options.record,
             mp4=options.video,
             source="" if item.label.startswith(stem) else item.label,

@@ -7,6 +7,7 @@ lost, and takes out noise that is none in three dimensions. Between the two the 
 more at the three planes, of which little noise is left.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from scipy.fft import dctn, idctn
 from scipy.ndimage import uniform_filter
 
+from guided_diffusion.config import Measurement, Schedule
+from guided_diffusion.gaussian_diffusion import create_sampler
+from guided_diffusion.methods import METHODS
 from guided_diffusion.noise import Noise
 from guided_diffusion.operators.base import Sigma
 
@@ -153,6 +157,22 @@ def _window(sides: Sequence[int]) -> Volume:
         edge = np.sin(np.pi * (np.arange(b) + 0.5) / b).astype(np.float32)
         window *= edge.reshape([-1 if i == axis else 1 for i in range(len(sides))])
     return window
+
+
+def is_denoising(measurement: Measurement | None) -> bool:
+    return measurement is not None and measurement.operator.name == "denoise"
+
+
+def network_at(
+    schedule: Schedule, method: str, network: Callable, x: torch.Tensor, sigma: float
+) -> torch.Tensor:
+    """What the network makes of images x with noise σ, in one evaluation."""
+    arguments = {**schedule.sampler_arguments(), "timestep_respacing": "logsnr1", "start": "auto"}
+    unclipped_from = METHODS[method].unclipped_from
+    once = create_sampler(**arguments, levels=(sigma, sigma), unclipped_from=unclipped_from)
+    with torch.inference_mode():
+        state = math.sqrt(once.alphas_cumprod[0]) * x
+        return once.predict(network, state, 0)["pred_xstart"].float()
 
 
 def refined(

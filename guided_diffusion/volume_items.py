@@ -12,7 +12,14 @@ from data.kspace import KSpaceSlice, KSpaceVolume
 from data.masks import Mask
 from data.volumes import Slice, Volume, Whole
 from guided_diffusion.config import DataConfig, Measurement, TaskConfig
-from guided_diffusion.measuring import for_volume, interpolated, restored_spacing
+from guided_diffusion.measuring import (
+    LEAST_SIDE,
+    enlargement,
+    for_volume,
+    interpolated,
+    restored_spacing,
+    takes_volumes,
+)
 from guided_diffusion.noise_maps import is_map
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.base import Grid
@@ -21,16 +28,39 @@ from util.errors import UserError
 from util.random import Place
 
 
-def with_defaults(task: TaskConfig, items: Sequence[Any]) -> TaskConfig:
-    """The task with what it leaves open of volumes, where there are any, for the record."""
+def with_defaults(task: TaskConfig, items: Sequence[Any], channels: int) -> TaskConfig:
+    """The task with what it leaves open of volumes, where there are any, for the record.
+
+    Args:
+        channels: of the prior.
+
+    Raises:
+        UserError: keys that exclude one another.
+    """
     data, measurement = task.data, task.measurement
     if data is None or measurement is None or not any(map(_of_a_volume, items)):
         return task
-    along = operator_class(measurement.operator.name).of_volumes
-    mode = data.volume_mode or ("volume" if along else "slices")
-    turn = along if data.planes_in_turn is None else data.planes_in_turn
-    correlated = data.correlated_noise is not False
+    volumes = dict.fromkeys(item.volume for item in items if _of_a_volume(item))
+    operator = operator_class(measurement.operator.name)
+    along = operator.of_volumes
+    mode, turn, correlated = data.volume_mode, data.planes_in_turn, data.correlated_noise
+    if mode is None:
+        can = channels == 1 and takes_volumes(measurement)
+        whole = along or (can and any(can_be_whole(v, measurement) for v in volumes))
+        mode = "volume" if whole else "slices"
+        for uneven in [v for v in volumes if v.gaps and can and not along]:
+            uneven.remarks.append("so it is restored slice by slice")
+    if turn is None:
+        cubic = [nearly_cubic(v, v.spacing, measurement) for v in volumes if not v.gaps]
+        turn = not correlated and (along or (operator.from_all_sides and any(cubic)))
     turn = turn and mode == "volume"
+    if turn and correlated:
+        raise UserError(
+            "data.correlated_noise: true and data.planes_in_turn: true exclude one another: from "
+            "the side, noise that agrees is stripes, which the network takes for anatomy"
+        )
+    if correlated is None and not turn:
+        correlated = True
     data = replace(data, volume_mode=mode, correlated_noise=correlated, planes_in_turn=turn)
     return replace(task, data=data)
 
@@ -40,12 +70,28 @@ def _of_a_volume(item: Any) -> bool:
     return isinstance(item, Slice) and not isinstance(item, KSpaceSlice)
 
 
-def whole_volumes(items: Sequence[Any], measurement: Measurement) -> list[Any]:
-    """The volumes instead of their slices; what cannot be one becomes a `Broken` item."""
+def can_be_whole(volume: Volume, measurement: Measurement) -> bool:
+    """Whether a volume is restored as a whole where the task leaves that open."""
+    if isinstance(volume, KSpaceVolume):
+        return False
+    acts_along = operator_class(measurement.operator.name).of_volumes
+    return acts_along or (len(volume.slices) > 1 and not volume.gaps)
+
+
+def whole_volumes(items: Sequence[Any], measurement: Measurement, asked: bool) -> list[Any]:
+    """The volumes instead of their slices; what cannot be one becomes a `Broken` item.
+
+    Args:
+        asked: whether the task file says that volumes are restored as a whole; otherwise those
+            that cannot be stay slices.
+    """
     found: list[Any] = []
     for item in dict.fromkeys(i.volume if isinstance(i, Slice) else i for i in items):
         if not isinstance(item, Volume):
             found.append(item)
+            continue
+        if not asked and not can_be_whole(item, measurement):
+            found += item.slices
             continue
         try:
             if isinstance(item, KSpaceVolume):
@@ -79,7 +125,9 @@ def measurement_of(item: Any, measurement: Measurement | None) -> Measurement | 
     return for_volume(measurement, grid_of(item.volume))
 
 
-def as_volume(item: Any, data: DataConfig | None, batch: int, least_side: int) -> AsVolume | None:
+def as_volume(
+    item: Any, data: DataConfig | None, measurement: Measurement | None, batch: int, least_side: int
+) -> AsVolume | None:
     """How to restore an item that is a whole volume.
 
     Args:
@@ -87,22 +135,54 @@ def as_volume(item: Any, data: DataConfig | None, batch: int, least_side: int) -
     """
     if not isinstance(item, Whole) or data is None:
         return None
-    volume, plane = item.volume, item.volume.plane
-    spacing = item.spacing or volume.spacing
-    slices = round(len(volume.slices) * volume.spacing / spacing)
-    fits = plane.square and is_isotropic(spacing, plane.pixel) and slices >= least_side
+    spacing = item.spacing or item.volume.spacing
+    deep = slices_of(item) >= max(LEAST_SIDE, least_side)
+    in_turn = bool(data.planes_in_turn) and deep and nearly_cubic(item.volume, spacing, measurement)
+    agreeing = not in_turn if data.correlated_noise is None else data.correlated_noise
     return AsVolume(
         chunk=batch,
-        spacing=spacing if data.correlated_noise else None,
-        in_turn=bool(data.planes_in_turn) and fits,
-        world=plane.world,
-        upward=plane.upward,
+        spacing=spacing if agreeing else None,
+        in_turn=in_turn,
+        world=item.volume.plane.world,
+        upward=item.volume.plane.upward,
+    )
+
+
+def nearly_cubic(volume: Volume, spacing: float, measurement: Measurement | None) -> bool:
+    """Whether the voxels of a volume restored to slices so many mm apart are nearly cubes."""
+    plane, finer = volume.plane, enlargement(measurement)
+    return is_isotropic(spacing, plane.pixel / finer, plane.longer / finer)
+
+
+def slices_of(item: Whole) -> int:
+    """How many slices are restored."""
+    volume = item.volume
+    return round(len(volume.slices) * volume.spacing / (item.spacing or volume.spacing))
+
+
+def note_of_planes(item: Any, data: DataConfig | None, way: AsVolume | None) -> str | None:
+    """What a user is told whose volume is not seen from all sides, though the run's others are."""
+    if way is None or data is None or not data.planes_in_turn or way.in_turn:
+        return None
+    return (
+        f"{item.label}: its planes are not taken in turn, as that needs nearly cubic voxels and "
+        f"{LEAST_SIDE} slices; the result is coarser across slices"
+    )
+
+
+def note_of_ranks(items: Sequence[Any], processes: int) -> str | None:
+    """What a user is told whose processes are more than the images, some of them whole volumes."""
+    if processes <= len(items) or not any(isinstance(item, Whole) for item in items):
+        return None
+    return (
+        "there are more processes than images, for a volume that is restored as a whole is one; "
+        "data.volume_mode: slices shares out its slices"
     )
 
 
 def place_of(item: Any, data: DataConfig | None) -> Place | None:
     """Where a slice lies whose noise agrees with its neighbours'."""
-    if not _of_a_volume(item) or data is None or not data.correlated_noise:
+    if not _of_a_volume(item) or data is None or data.correlated_noise is False:
         return None
     return Place(item.volume.name, float(item.volume.positions[item.index]))
 

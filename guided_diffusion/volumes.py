@@ -19,7 +19,8 @@ class AsVolume:
     Attributes:
         chunk: images that the network sees at once.
         spacing: mm between the slices given, for the noise that neighbours share; None gives each
-            slice noise of its own.
+            slice noise of its own, as it must be with planes in turn: seen from the side, noise
+            that agrees is stripes, which the network takes for anatomy.
         in_turn: whether the network sees the volume along another of its axes at each step
             (TPDM, Lee et al. 2023): along D, along H, along W, ...; in fewer than three steps it
             sees all of them at each, and the mean of its answers counts.
@@ -41,12 +42,12 @@ class AsVolume:
         return SliceNetwork(network, self, [[0], [1], [2]] if steps >= 3 else [[0, 1, 2]])
 
     def random(
-        self, volumes: Sequence[str], slices: int, samples: int, seed: int, spacing: float | None
+        self, volumes: Sequence[str], slices: int, samples: range, seed: int, spacing: float | None
     ) -> "SliceRandom":
         """The numbers that a sampler draws: those of the slices, were they restored one by one.
 
         Args:
-            volumes: names.
+            volumes: names; samples: indices.
             slices: of a restored volume, `spacing` mm apart if that is not the spacing given.
         """
         names = [slice_name(v, i) for v in volumes for i in range(slices)]
@@ -54,7 +55,7 @@ class AsVolume:
         if self.spacing is not None:
             mm = spacing or self.spacing
             places = [Place(v, i * mm) for v in volumes for i in range(slices)]
-        return SliceRandom(sample_random(names, range(samples), seed, places), samples)
+        return SliceRandom(sample_random(names, samples, seed, places), len(samples))
 
     def measurement_random(self, volumes: Sequence[str], slices: int, seed: int) -> "SliceRandom":
         """The numbers of the noise of simulated measurements, which is each slice's own."""
@@ -144,6 +145,6 @@ def slice_name(volume: str, index: int) -> str:
     return f"{volume}_z{index:03d}"
 
 
-def is_isotropic(spacing: float, pixel: float) -> bool:
+def is_isotropic(*sides: float) -> bool:
     """Whether voxels of these sides in mm show anatomy from all sides as the network knows it."""
-    return max(spacing, pixel) <= ISOTROPIC * min(spacing, pixel)
+    return max(sides) <= ISOTROPIC * min(sides)

@@ -19,9 +19,9 @@ def rows(folder=f"out/{SR}"):
     return read_table(f"{folder}/metrics.csv").rows
 
 
-def masked_task(mask, root="images"):
+def masked_task(mask, root="images", **data):
     found = task(root=root)
-    found["data"]["mask"] = mask
+    found["data"] |= {"mask": mask, **data}
     write_yaml("task.yaml", found)
 
 
@@ -83,7 +83,7 @@ def test_a_volume_of_masks_goes_slice_by_slice(tiny_run):
     for k in range(3):
         mask[4 : 12 + 4 * k, 6:26, k] = 1
     nibabel.save(nibabel.Nifti1Image(mask, nibabel.load("v.nii.gz").affine), "mask.nii.gz")
-    masked_task("mask.nii.gz", "v.nii.gz")
+    masked_task("mask.nii.gz", "v.nii.gz", volume_mode="slices")
     assert tiny_run("--save_dir", "out") == 0
     folder = f"out/{SR}"
     for k, (name, row) in enumerate(rows().items()):

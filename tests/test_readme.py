@@ -39,7 +39,8 @@ NOT_IN_THE_REPOSITORY = ("results/", "path/to/", "models/mine", "models/model080
 NOT_IN_THE_REPOSITORY += ("models/256x256_diffusion_uncond.pt", "models/first", "models/second")
 NOT_IN_THE_REPOSITORY += ("models/third", "models/fourth", "models/fifth", "models/sixth")
 OF_OTHER_PROGRAMS = {"help", "depth", "nproc", "diffusion_steps", "predict_xstart", "learn_sigma"}
-BENCHMARKS = ("accelerator", "noise_ahead", "run_all", "speed")
+BENCHMARKS = ("accelerator", "noise_ahead", "run_all", "speed", "thick_slices")
+BENCHMARKS += ("volume_denoising", "volume_memory", "volume_real", "volume_samples")
 
 
 def read(name):

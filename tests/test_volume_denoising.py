@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.fft import dctn, idctn
 
 from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
-from guided_diffusion.intervals import half_width, save_factors
+from guided_diffusion.intervals import case_of, half_width, save_factors
 from guided_diffusion.noise import get_noise
 from guided_diffusion.noise_maps import levels_of, weights_of
 from guided_diffusion.prior import load_prior
@@ -280,6 +280,11 @@ def test_a_factor_is_that_of_these_weights(tiny_run):
     save_factors(prior, {"dmps": {"denoise": 1.5}}, "a test", "tiny.intervals.json")
     assert load_factor(prior, "dmps", "denoise") == 1.5
     assert load_factor(prior, "dmps", "deblur") is None
+    assert load_factor(prior, "dmps", "denoise", in_turn=True) is None
+    turned = {"dmps": {case_of("denoise", True): 2.0}}
+    save_factors(prior, turned, "a test", "tiny.intervals.json")
+    assert load_factor(prior, "dmps", "denoise", in_turn=True) == 2
+    save_factors(prior, {"dmps": {"denoise": 1.5}}, "a test", "tiny.intervals.json")
     with open("tiny.intervals.json", encoding="utf-8") as file:
         other = json.load(file) | {"checkpoint_sha256": "0"}
     with open("tiny.intervals.json", "w", encoding="utf-8") as file:

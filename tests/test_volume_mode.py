@@ -2,6 +2,7 @@
 
 import csv
 import os
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from data.volumes import Whole, write_volumes
-from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
+from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig, read_schedule
 from guided_diffusion.methods import METHODS
 from guided_diffusion.operators import OPERATORS, get_operator
 from guided_diffusion.operators.thick_slices import restored_count, slice_count
@@ -116,26 +117,38 @@ def tiny(tiny_run):
     return load_prior("model.yaml", "cpu", "fp32")
 
 
-@pytest.mark.parametrize("method", ["spectral", "dmps", "ddrm", "pigdm"])
-def test_a_volume_whose_slices_are_alone_is_restored_as_they_are(tiny, method):
+SLICEWISE = {  # operators that act on each slice by itself
+    "sr": OperatorConfig("super_resolution", {"scale_factor": 4}),
+    "denoise": OperatorConfig("denoise"),
+    "aniso": OperatorConfig("deblur", {"type": "aniso", "intensity": [2.0, 1.0]}),
+    "uniform": OperatorConfig("deblur", {"type": "uniform"}),
+    "mri": OperatorConfig("mri", {"acceleration": 2}),
+}
+ALONE = [(method, "sr", "gaussian") for method in METHODS]
+ALONE += [("spectral", operator, "gaussian") for operator in SLICEWISE if operator != "sr"]
+ALONE += [("ddrm", "denoise", "rician"), ("ddnm", "denoise", "clean")]
+
+
+@pytest.mark.parametrize(("method", "operator", "noise"), ALONE)
+def test_a_volume_whose_slices_are_alone_is_restored_as_they_are(tiny, method, operator, noise):
     """The same random numbers, measurements and steps, whatever the network sees at once."""
-    x = torch.rand(2, 5, 32, 32) * 1.6 - 0.8
-    measurement = Measurement(
-        OperatorConfig("super_resolution", {"scale_factor": 4}), NoiseConfig(sigma=0.05), True
-    )
-    shared = {"method": method, "schedule": "diffusion.yaml", "num_samples": 2, "seed": 3}
+    x = torch.rand(2, 3, 32, 32) * 1.6 - 0.8
+    sigma = 0.0 if noise == "clean" else 0.05
+    measurement = Measurement(SLICEWISE[operator], NoiseConfig(noise, sigma), True)
+    schedule = replace(read_schedule("diffusion.yaml"), timestep_respacing=3)
+    shared = {"method": method, "schedule": schedule, "num_samples": 2, "seed": 3}
     whole = restore(
-        x, measurement, tiny, names=["v", "w"], volume=AsVolume(chunk=3, spacing=2.5), **shared
+        x, measurement, tiny, names=["v", "w"], volume=AsVolume(chunk=2, spacing=2.5), **shared
     )
     slices = restore(
-        x.reshape(10, 1, 32, 32),
+        x.reshape(6, 1, 32, 32),
         measurement,
         tiny,
-        names=[f"{v}_z{i:03d}" for v in "vw" for i in range(5)],
-        places=[Place(v, 2.5 * i) for v in "vw" for i in range(5)],
+        names=[f"{v}_z{i:03d}" for v in "vw" for i in range(3)],
+        places=[Place(v, 2.5 * i) for v in "vw" for i in range(3)],
         **shared,
     )
-    expected = slices.samples.reshape(2, 5, 2, 32, 32).swapaxes(1, 2)
+    expected = slices.samples.reshape(2, 3, 2, 32, 32).swapaxes(1, 2)
     np.testing.assert_allclose(whole.samples, expected, atol=1e-4)
     assert whole.finite.all()
     y = np.concatenate(whole.measurements)[:, None]
@@ -223,6 +236,36 @@ def test_a_volume_that_was_stopped_goes_on_where_it_was_with_the_same_bytes(
         x + 0.1, measurement, tiny, volume=way, state_file=state, **shared
     ).samples  # not taken for the same
     assert np.abs(other - whole).max() > 0.01
+
+
+def test_a_volume_that_was_stopped_goes_on_at_the_sample_it_was_at(tiny, tmp_path, monkeypatch):
+    """The first sample is done, the second in work, the third not begun."""
+    monkeypatch.setattr("guided_diffusion.sampling.COST", float("inf"))
+    x = torch.rand(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    measurement = Measurement(SLICEWISE["denoise"], NoiseConfig(sigma=0.05), True)
+    state = str(tmp_path / "v.pt")
+
+    def run(stop_at=None, file=state):
+        seen = []
+
+        def watch(left, total, x):
+            seen.append(left)
+            assert total == 18 and len(x) == 1  # six steps of each sample, one in memory
+            if left == stop_at:
+                raise Stop
+
+        how = {"names": ["v"], "num_samples": 3, "volume": AsVolume(), "watch": watch}
+        found = restore(
+            x, measurement, tiny, "ddrm", "diffusion.yaml", state_file=file, **how
+        ).samples
+        return found, seen
+
+    whole, _ = run(file=None)
+    with pytest.raises(Stop):
+        run(8)
+    resumed, seen = run()
+    assert seen == [18, *range(8, -1, -1)]  # the start, then what is left
+    assert resumed.tobytes() == whole.tobytes()
 
 
 def test_a_run_that_is_killed_between_steps_takes_up_its_volume(tiny_run, monkeypatch):
@@ -389,9 +432,9 @@ def test_a_simulated_volume_has_a_truth_and_its_own_grid(tiny_run):
     assert float(row["psnr"]) > 5 and float(row["sample_psnr"]) > 5
 
 
-def test_pixels_that_are_not_square_keep_to_the_slices_plane_and_say_so(tiny_run, capsys):
+def test_pixels_that_are_far_from_square_keep_to_the_slices_plane_and_say_so(tiny_run, capsys):
     write_nifti("v.nii", ball((32, 32, 20), np.array([15.0, 17, 9]), np.ones(3), 8.0),
-                np.diag([1, 1.2, 1.2, 1.0]))  # fmt: skip
+                np.diag([1, 1.7, 1.7, 1.0]))  # fmt: skip
     thick_task("v.nii", thickness=4)
     assert tiny_run("--save_dir", "out") == 0
     assert "planes are not taken in turn" in capsys.readouterr().err

@@ -254,13 +254,19 @@ def test_a_deep_picture_is_also_written_in_its_units(tiny_run):
     assert os.path.exists(f"{recon}/deep.tif")
 
 
+def denoise_slices():
+    config = task({"name": "denoise"}, {"name": "gaussian", "sigma": 0.1})
+    config["data"]["volume_mode"] = "slices"
+    write_yaml("task.yaml", config)
+
+
 @pytest.fixture
 def mixed_run(tiny_run):
-    """tiny_run on a picture and a volume of three slices, to be denoised."""
+    """tiny_run on a picture and a volume of three slices, to be denoised one by one."""
     for name in ("a2", "a10"):
         os.remove(f"images/{name}.png")
     write_nifti("images/v.nii.gz", head())
-    write_yaml("task.yaml", task({"name": "denoise"}, {"name": "gaussian", "sigma": 0.1}))
+    denoise_slices()
     write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 2})
     return tiny_run
 
@@ -341,7 +347,7 @@ def test_a_measured_volume_is_restored_on_a_finer_grid(tiny_run, form):
 def test_a_dicom_run_is_repeatable(tiny_run):
     shutil.rmtree("images")
     write_series("images", head((32, 32, 2)))
-    write_yaml("task.yaml", task({"name": "denoise"}, {"name": "gaussian", "sigma": 0.1}))
+    denoise_slices()
     write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 2})
     for out in ("one", "two"):
         assert tiny_run("--save_dir", out, "--num_samples", "2") == 0

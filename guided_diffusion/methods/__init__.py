@@ -65,14 +65,15 @@ def get_conditioning_method(
     y: torch.Tensor,
     sigma: Sigma,
     statistics: PriorStatistics = NATURAL_IMAGES,
+    slices: bool = False,
     **parameters: Any,
 ) -> Method:
     """Build a method of `METHODS` for one batch of measurements.
 
     Args:
-        operator, y, sigma, statistics, parameters: see `Method`.
+        operator, y, sigma, statistics, slices, parameters: see `Method`.
 
     Raises:
         UserError: an unknown method or parameter, or a value out of its range.
     """
-    return method_class(name)(operator, y, sigma, statistics=statistics, **parameters)
+    return method_class(name)(operator, y, sigma, statistics, slices, **parameters)

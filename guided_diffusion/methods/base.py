@@ -44,7 +44,7 @@ class Method:
         schedule: the file of configs/ that was made for it, "" for those that serve all.
 
     Attributes:
-        operator, y, sigma, statistics: as given.
+        operator, y, sigma, statistics, slices: as given.
         Uty: Uᵀy, which never changes during a run.
     """
 
@@ -64,6 +64,7 @@ class Method:
         y: torch.Tensor,
         sigma: Sigma,
         statistics: PriorStatistics = NATURAL_IMAGES,
+        slices: bool = False,
         **parameters: Any,
     ):
         """
@@ -73,12 +74,14 @@ class Method:
             sigma: standard deviation of y's noise, in units of the [-1, 1] image; a number, or
                 (N, 1, 1, 1) where each image has its own.
             statistics: of the prior's images.
+            slices: whether the channels of x and y are the slices of volumes, each an image.
             parameters: of `parameters`; those left out have the default for this operator.
 
         Raises:
             UserError: see `check`.
         """
         self.operator, self.y, self.sigma, self.statistics = operator, y, sigma, statistics
+        self.slices = slices
         self.Uty = operator.Ut(y)
         for key, value in self.check(parameters, operator.name).items():
             setattr(self, key, value)

@@ -68,9 +68,10 @@ class Spectral(Method):
         y: torch.Tensor,
         sigma: Sigma,
         statistics: PriorStatistics = NATURAL_IMAGES,
+        slices: bool = False,
         **parameters: Any,
     ):
-        super().__init__(operator.in_frequencies(), y, sigma, statistics, **parameters)
+        super().__init__(operator.in_frequencies(), y, sigma, statistics, slices, **parameters)
         s = self.operator.singular_values
         sides = operator.in_shape[1:]
         self.S = self.statistics.power_spectrum(*sides).to(s)

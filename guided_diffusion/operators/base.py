@@ -10,8 +10,9 @@ configs/. A class states
     restored_size      (size, parameters) → (H, W) restored from a measurement of that (H, W)
 
 and, if it acts along a volume's slice axis, `of_volumes`, `on_grid`, `restored_depth`,
-`restored_spacing`, `interpolated`. It gives `in_shape, out_shape, singular_values, U, Ut, V, Vt,
-frequency_variance`, and where it knows better `frequency_posterior_mean`, `widest_std` and
+`restored_spacing`, `interpolated`; or, if x's channels cannot be slices, `takes_volumes`. It gives
+`in_shape, out_shape, singular_values, U, Ut, V, Vt, frequency_variance`, and where it knows better
+`frequency_posterior_mean`, `widest_std` and
 `picture`. Methods see nothing else of it. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols,
 only needs `factors_of`, see `separable.py`.
 
@@ -54,6 +55,7 @@ class Operator:
     Attributes:
         in_shape, out_shape: (C, H, W) of x and of y.
         of_volumes: whether it acts along the slices of a volume, which are then x's channels.
+        from_all_sides: whether a volume is better restored when the network sees all its planes.
         singular_values: of the shape that spectra have without their batch axis. Spectra, the
             tensors that `Ut` and `Vt` return, hold one coefficient for each singular direction.
             Directions that A does not see may be left out, or have singular value 0.
@@ -62,6 +64,7 @@ class Operator:
     name: ClassVar[str] = ""
     parameters: ClassVar[Parameters] = {}
     of_volumes: ClassVar[bool] = False
+    from_all_sides: ClassVar[bool] = True
 
     in_shape: Shape
     out_shape: Shape
@@ -104,6 +107,11 @@ class Operator:
             parameters: complete, see `check`.
         """
         return size
+
+    @classmethod
+    def takes_volumes(cls, parameters: Mapping[str, Any]) -> bool:
+        """Whether the channels of x may be the slices of a volume."""
+        return True
 
     @classmethod
     def on_grid(cls, parameters: Mapping[str, Any], grid: Grid, simulated: bool) -> dict[str, Any]:

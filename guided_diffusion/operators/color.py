@@ -1,5 +1,6 @@
 """Colorization: the mean of three channels."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ class Color(SeparableOperator):
     """One grey channel of three."""
 
     name = "color"
+
+    @classmethod
+    def takes_volumes(cls, parameters: Mapping[str, Any]) -> bool:
+        return False
 
     @classmethod
     def factors_of(cls, in_shape: Shape, **parameters: Any) -> Factors:

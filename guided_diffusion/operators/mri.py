@@ -288,6 +288,7 @@ class MRI(Scanned):
     """Accelerated MRI of one coil, or of several that are simulated."""
 
     name = "mri"
+    from_all_sides = False  # no gain where it was measured, R = 4
     parameters = {
         "mask": Parameter("equispaced_fraction", f"{', '.join(MASKS)}, or a .npy file", (str,)),
         "acceleration": Parameter(4.0, "R, lines of k-space over lines measured", low=1),
@@ -319,6 +320,10 @@ class MRI(Scanned):
             )
         maps = simulated_maps(coils, in_shape[1], in_shape[2])
         return Coils(mask, maps, axis, device=device, dtype=dtype)
+
+    @classmethod
+    def takes_volumes(cls, parameters: Mapping[str, Any]) -> bool:
+        return parameters["coils"] == 1
 
     @classmethod
     def variant(cls, parameters: Mapping[str, Any]) -> str:

@@ -27,8 +27,7 @@ from tests.benchmarks.tuned import tuned
 from tests.benchmarks.volume_rows import compared
 
 QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # of volumes: measures, and digits shown of them
-SAMPLES = os.path.join(rows.FOLDER, "volume_samples.csv")
-NOISE, THICK = ("noise_percent",), ("thickness", "spacing")
+NOISE, THICK = ("part", "noise_percent"), ("thickness", "spacing")
 PLANES = {"psnr": 2, "ssim": 4, "ssim_rows": 4, "ssim_columns": 4, "delta": 2}
 # The arguments are the words after the name in the page's marker.
 
@@ -263,6 +262,8 @@ TABLES: dict[str, Callable[..., str]] = {
     "kspace": kspace,
     "volume_denoising": lambda: markdown(*compared("volume_denoising", NOISE, QUALITY)),
     "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
-    "volume_samples": lambda: table_of("volume_samples") if os.path.exists(SAMPLES) else MISSING,
+    "volume_samples": lambda: table_of("volume_samples"),
+    "volume_real": lambda: table_of("volume_real"),
+    "volume_memory": lambda: table_of("volume_memory"),
     "csv": table_of,
 }

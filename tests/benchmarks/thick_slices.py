@@ -68,14 +68,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace) -> Volume:
-    """(slices, H, W) in [-1, 1]."""
+    """(slices, H, W) in [-1, 1], about args.middle where there is one."""
     items = list_items({"root": args.volume, "measured": False})
-    volume = items[0].volume.read_all()
-    cut = []
-    for n, wanted in zip(volume.shape, (args.slices, args.crop, args.crop), strict=True):
+    return cut(items[0].volume.read_all(), args.slices, args.crop, getattr(args, "middle", None))
+
+
+def cut(volume: NDArray, slices: int, crop: int, middle: int | None = None) -> NDArray:
+    """So many slices of (slices, H, W) about the middle or another one, and of each the middle."""
+    where = []
+    for n, wanted in zip(volume.shape, (slices, crop, crop), strict=True):
         start = max(0, (n - wanted) // 2)
-        cut.append(slice(start, start + min(n, wanted)))
-    return np.ascontiguousarray(volume[tuple(cut)])
+        if middle is not None and not where:
+            start = min(max(0, middle - wanted // 2), max(0, n - wanted))
+        where.append(slice(start, start + min(n, wanted)))
+    return np.ascontiguousarray(volume[tuple(where)])
 
 
 def lanczos(y: Volume, depth: int, spacing: float) -> Volume:
@@ -101,7 +107,7 @@ def total_variation(operator: Operator, y: Volume, start: Volume, weight: float)
 
 
 def restored(prior: Prior, y: Volume, measurement: Measurement, in_turn: bool) -> Volume:
-    way = AsVolume(chunk=1, spacing=1.0, in_turn=in_turn)
+    way = AsVolume(chunk=1, spacing=None if in_turn else 1.0, in_turn=in_turn)  # as main.py does
     return restore(y[None], measurement, prior, "spectral", FAST, names=["v"], volume=way).mean[0]
 
 

@@ -1,6 +1,7 @@
 """A CSV of measured rows that a benchmark of volumes resumes, and the tables of such files."""
 
 import csv
+import math
 import os
 from collections.abc import Callable, Mapping
 
@@ -57,6 +58,14 @@ def read(path: str) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def _order(value: str) -> tuple[float, str]:
+    """Numbers by their size, before texts."""
+    try:
+        return float(value), ""
+    except ValueError:
+        return math.inf, value
+
+
 def compared(
     name: str, groups: tuple[str, ...], measures: Mapping[str, int], least: tuple[str, ...] = ()
 ) -> Lines:
@@ -68,12 +77,13 @@ def compared(
         measures: column → digits shown; of those in `least` the smallest is the best.
     """
     rows = read(os.path.join(FOLDER, f"{name}.csv"))
-    rows.sort(key=lambda row: [float(row[k]) for k in groups])
+    rows.sort(key=lambda row: [_order(row[k]) for k in groups])
     of: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         of.setdefault(tuple(row[k] for k in groups), []).append(row)
     lines = []
     for group, members in of.items():
+        members.sort(key=lambda row: row["method"].startswith(OURS))
         best = {k: (min if k in least else max)(float(row[k]) for row in members) for k in measures}
         for row in members:
             cells = [f"{float(row[k]):.{digits}f}" for k, digits in measures.items()]

@@ -1,0 +1,105 @@
+"""The benchmarks of volumes: what they measure, and that they run."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+
+from guided_diffusion.restoration import Restored
+from tests.benchmarks import volume_denoising, volume_real, volume_samples
+from tests.benchmarks.thick_slices import cut
+from tests.volume_files import head, write_nifti
+
+
+def table(path):
+    with open(path, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_part_of_a_volume_is_cut_about_its_middle_or_another_slice():
+    volume = np.arange(20)[:, None, None] * np.ones((20, 8, 9), np.float32)
+    assert cut(volume, 4, 6)[:, 0, 0].tolist() == [8, 9, 10, 11]
+    assert cut(volume, 4, 6).shape == (4, 6, 6)
+    assert cut(volume, 4, 6, middle=5)[:, 0, 0].tolist() == [3, 4, 5, 6]
+    assert cut(volume, 4, 6, middle=19)[:, 0, 0].tolist() == [16, 17, 18, 19]
+
+
+def test_what_is_drawn_and_what_all_samples_share_are_told_apart():
+    """Errors of one share of noise that is drawn, and one that is the measurement's."""
+    random = np.random.default_rng(0)
+    truth = np.zeros((12, 40, 40), np.float32)
+    fixed, drawn = 0.1 * random.standard_normal((2, *truth.shape)), []
+    for _ in range(2):
+        noise = 0.1 * random.standard_normal(truth.shape)
+        drawn += [noise, -noise]  # antithetic
+    samples = np.float32([fixed[0] + d for d in drawn])[None]
+    restored = Restored(samples, samples.mean(axis=1), [None], [{}], [None])
+    found = volume_samples.figures(restored, truth, np.ones(truth.shape, bool))
+    assert found["drawn"] == pytest.approx(0.5, abs=0.02)
+    # mean |x_{i+1} - x_i| of noise: 2/√π σ; of samples σ = 0.1 √2, of their mean 0.1
+    assert found["delta"] == pytest.approx(50 * 0.1 * np.sqrt(2) * 2 / np.sqrt(np.pi), rel=0.03)
+    assert found["delta_mean"] == pytest.approx(50 * 0.1 * 2 / np.sqrt(np.pi), rel=0.03)
+
+
+def test_samples_are_measured_once_and_drawn_from_the_side(tiny_run):
+    write_nifti("v.nii", head((32, 32, 20)), np.eye(4))
+    arguments = ["--volume", "v.nii", "--model_config", "model.yaml", "--methods", "spectral"]
+    arguments += ["--tasks", "super_resolution", "--slices", "4", "--crop", "16"]
+    arguments += ["--num_samples", "2", "--out", "s.csv", "--figure", "s.png", "--factors"]
+    assert volume_samples.main(arguments) == 0
+    rows = table("s.csv")
+    assert [row["way"] for row in rows] == list(volume_samples.WAYS)
+    assert os.path.getsize("s.png") < 200_000 and os.path.exists("tiny.intervals.json")
+    stamps = [os.stat(path).st_mtime_ns for path in ("s.csv", "s.png")]
+    assert volume_samples.main(arguments) == 0
+    assert stamps == [os.stat(path).st_mtime_ns for path in ("s.csv", "s.png")]
+
+
+def test_edges_that_were_taken_out_are_seen_in_the_residual():
+    random = np.random.default_rng(0)
+    truth = np.full((4, 60, 60), -0.5, np.float32)
+    truth[:, 20:40, 20:40] = 0.5
+    y = truth + np.float32(0.05 * random.standard_normal(truth.shape))
+    case = volume_real.Case(y, 0.05, np.ones(truth.shape, bool), {})
+    perfect = case._of(truth)
+    assert perfect["removed"] == pytest.approx(1, abs=0.03)
+    assert perfect["edges"] == pytest.approx(1, abs=0.06)
+    assert abs(perfect["in_plane"]) < 0.03 and abs(perfect["across"]) < 0.03
+    blurred = truth.copy()
+    blurred[:, 20:40, [19, 20, 39, 40]] = 0
+    blunt = case._of(blurred)
+    assert blunt["edges"] > 2 and blunt["across"] > 0.3
+    coarse = np.kron(random.standard_normal((4, 20, 20)), np.ones((1, 3, 3)))
+    assert case._of(y - np.float32(0.05 * coarse))["in_plane"] > 0.3
+
+
+def test_real_scans_are_denoised_by_all_methods(tiny_run, monkeypatch):
+    """Those that are not installed everywhere are stood in for."""
+    for name in ("nl_means", "bm4d"):
+        monkeypatch.setattr(volume_denoising, name, lambda M, sigma, kind="": 0.9 * M)
+    voxels = head((40, 40, 16)) + np.random.default_rng(0).normal(0, 30, (40, 40, 16))
+    write_nifti("v.nii", np.abs(voxels), np.eye(4))
+    write_nifti("w.nii", np.abs(voxels), np.diag([1, 1, 4, 1.0]))
+    arguments = ["--scans", "v.nii", "w.nii", "--model_config", "model.yaml"]
+    arguments += ["--slices", "5", "--crop", "24", "--out", "r.csv", "--figure", "r.png"]
+    assert volume_real.main(arguments) == 0
+    rows = table("r.csv")
+    assert [r["method"] for r in rows if r["scan"] == "v"] == [
+        *("air", "NL-means (dipy, blockwise)", "NL-means (dipy, classic)", "BM4D"),
+        *("BM4D, bias removed", "ours, slices", "ours, volume"),
+    ]
+    assert [r["method"] for r in rows if r["scan"] == "w"][-1] == "ours, slices"
+    white = np.percentile(np.abs(voxels), 99.9)
+    assert float(rows[0]["sigma_percent"]) == pytest.approx(100 * 30 / white, rel=0.2)
+    assert os.path.getsize("r.png") < 300_000
+
+
+def test_other_noise_and_another_part_are_other_rows(tiny_run):
+    write_nifti("v.nii", head((32, 32, 24)), np.eye(4))
+    shared = ["--volume", "v.nii", "--model_config", "model.yaml", "--slices", "4", "--crop", "24"]
+    truth = np.zeros((2, 4, 4), np.float32)
+    assert not np.array_equal(*(volume_denoising.noisy(truth, 5, seed) for seed in (0, 1)))
+    args = volume_denoising.parse_args([*shared, "--middle", "3", "--seed", "1"])
+    assert (args.middle, args.seed) == (3, 1)
+    assert volume_denoising.part_of(args, truth) == "v 2×4×4 about slice 3, seed 1"
