@@ -38,6 +38,7 @@ EVERYWHERE = (*PAGES, "DMPS.ipynb")
 NOT_IN_THE_REPOSITORY = ("results/", "path/to/", "models/mine", "models/model080000.pt")
 NOT_IN_THE_REPOSITORY += ("models/256x256_diffusion_uncond.pt", "models/first", "models/second")
 NOT_IN_THE_REPOSITORY += ("models/third", "models/fourth", "models/fifth", "models/sixth")
+NOT_IN_THE_REPOSITORY += ("models/seventh",)
 OF_OTHER_PROGRAMS = {"help", "depth", "nproc", "diffusion_steps", "predict_xstart", "learn_sigma"}
 BENCHMARKS = ("accelerator", "noise_ahead", "run_all", "speed", "thick_slices")
 BENCHMARKS += ("volume_denoising", "volume_memory", "volume_real", "volume_samples")
