@@ -83,6 +83,12 @@ def test_a_mask_leaves_out_what_lies_outside_it():
     assert image_metrics(only_left, truth, half)["psnr"] == np.inf
 
 
+def test_haarpsi_of_a_volume_is_the_mean_of_its_slices():
+    volume = np.random.default_rng(2).uniform(-1, 1, (2, 19, 24, 24))  # more than at once
+    each = [image_metrics(x[None], t[None])["haarpsi"] for x, t in zip(*volume, strict=True)]
+    assert image_metrics(*volume)["haarpsi"] == pytest.approx(np.mean(each), rel=1e-9)
+
+
 def test_haarpsi_against_its_definition():
     """Reisenhofer et al. 2018, eq. 7-12: C = 30, α = 4.2, weights of the third scale."""
     rng = np.random.default_rng(1)

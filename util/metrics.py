@@ -12,6 +12,7 @@ from skimage.metrics import structural_similarity
 from util.errors import UserError
 
 HAARPSI_SIDE = 16  # pixels, at least
+AT_ONCE = 16  # channels, so that a volume's many wavelets need not be in memory together
 Mask = NDArray[np.bool_] | None  # (H, W) or (C, H, W), the pixels that count; None for all
 
 
@@ -79,8 +80,11 @@ def haarpsi(x: NDArray, truth: NDArray, mask: Mask = None) -> float:
         ) from None
 
     images = [torch.from_numpy(v if mask is None else np.where(mask, v, 0)) for v in (x, truth)]
-    pair = [v[:, None].double() for v in images]  # each channel an image
-    return float(piq.haarpsi(*pair, data_range=1.0))
+    scores = [
+        piq.haarpsi(*(v[:, None].double() for v in few), data_range=1.0, reduction="none")
+        for few in zip(*(v.split(AT_ONCE) for v in images), strict=True)  # each channel an image
+    ]
+    return float(torch.cat(scores).mean())
 
 
 METRICS: dict[str, Metric] = {
