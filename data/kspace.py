@@ -26,10 +26,10 @@ class Acquisition:
 
     Attributes:
         kspace: (C, H, W) complex64, its axes those of the image; lines not measured are 0.
-        mask: (N,) bool, the lines that the file measured.
+        mask: what the file measured, (N,) bool, lines, or (H, W) bool, points.
         axis: along which phase is encoded, "columns" or "rows".
         white: the scan's value that is shown white, see `Volume.scale`.
-        complete: whether the file has all lines, so that the truth is known.
+        complete: whether the file has all of k-space, so that the truth is known.
     """
 
     kspace: NDArray[np.complex64]
@@ -82,11 +82,12 @@ class KSpaceVolume(Volume):
         return self._raw
 
     def _check_complete(self, mask):
-        seen = np.flatnonzero(mask)
-        gaps = np.count_nonzero(~mask[seen[0] : seen[-1] + 1])
-        if gaps:
+        seen = np.nonzero(mask)
+        block = mask[tuple(slice(i.min(), i.max() + 1) for i in seen)]
+        if gaps := np.count_nonzero(~block):
+            what = "lines" if mask.ndim == 1 else "points"
             raise UserError(
-                f"{self.label}: {gaps} of {len(mask)} lines of k-space are empty, so it cannot be "
+                f"{self.label}: {gaps} of {mask.size} {what} of k-space are empty, so it cannot be "
                 "undersampled and compared; restore it as it is with data.measured: true or "
                 "--measured"
             )

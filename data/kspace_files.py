@@ -13,6 +13,7 @@ from util.errors import UserError
 
 NAMES = ("slice", "coil", "ky", "kx")
 ORDERS = {2: "ky kx", 3: "coil ky kx", 4: "slice coil ky kx"}
+WHOLE = 0.9  # share of a line's points that are not 0, from which on it is one: echoes may be partial
 DATASETS = ("kspace", "ksp", "k_space", "data")  # names that k-space goes by, the likelier first
 
 
@@ -22,7 +23,7 @@ class Raw:
 
     Attributes:
         kspace: (slices, coils, H, W) complex64, centred; its axes are those of the image.
-        mask: (N,) bool, the lines along the phase encoding that were measured.
+        mask: what was measured, (N,) bool, lines along the phase encoding, or (H, W) bool, points.
         axis: along which phase is encoded: "columns", or "rows".
         spacing: mm between rows, columns and slices.
         size: (H, W) of the reconstruction, the centre of the image; None: all of it.
@@ -213,24 +214,29 @@ def _complex_array(path, label):
 
 
 def _checked(kspace, axis, label, mask, **more):
-    """`Raw`, its mask that of the file or that of the lines that are not empty."""
+    """`Raw`, its mask that of the file and of what is not empty."""
     kspace = np.ascontiguousarray(kspace, dtype=np.complex64)
     if not np.isfinite(kspace).all():
         raise UserError(f"{label}: holds values that are not finite")
     samples = np.abs(kspace).max(axis=(0, 1)) > 0  # (H, W), measured in any slice
-    lines = samples.any(axis=-2 if axis == "columns" else -1)
-    if not lines.any():
-        raise UserError(f"{label}: every value is 0, so there is no image in it")
     if mask is not None:
-        mask = np.asarray(mask).reshape(-1).astype(bool)
-        if len(mask) != len(lines):
-            raise UserError(f"{label}: mask: {len(mask)} lines, and k-space has {len(lines)}")
-        lines = lines & mask
-    measured = samples[:, lines] if axis == "columns" else samples[lines]
-    if measured.mean() < 0.9:
-        raise UserError(
-            f"{label}: only {measured.mean():.0%} of the points of the lines that it measures are "
-            "there; masks that leave out single points of a line are not supported"
-        )
+        samples = samples & _broadcast(np.asarray(mask).squeeze(), samples.shape, axis, label)
+    if not samples.any():
+        raise UserError(f"{label}: every value is 0, so there is no image in it")
+    lines = samples.any(axis=-2 if axis == "columns" else -1)
+    if (samples[:, lines] if axis == "columns" else samples[lines]).mean() < WHOLE:
+        return Raw(kspace * samples, samples, axis, **more)
     kspace = kspace * (lines if axis == "columns" else lines[:, None])
     return Raw(kspace, lines, axis, **more)
+
+
+def _broadcast(mask, shape, axis, label):
+    """A file's own mask, of lines or of points, as one of points."""
+    lines = shape[-1 if axis == "columns" else -2]
+    if mask.ndim != 2 and mask.size != lines:
+        raise UserError(f"{label}: mask: {mask.size} lines, and k-space has {lines}")
+    if mask.ndim == 2 and mask.shape != shape:
+        found, expected = ("×".join(map(str, s)) for s in (mask.shape, shape))
+        raise UserError(f"{label}: mask: {found} points, and k-space has {expected}")
+    mask = mask.astype(bool)
+    return mask if mask.ndim == 2 else mask.reshape((1, -1) if axis == "columns" else (-1, 1))

@@ -168,7 +168,7 @@ def measured(measurement, operator, images, names, seed, sigma, volume):
 
     σ is one number, or (rows, 1, 1, 1) where it was estimated.
     """
-    device = operator.singular_values.device
+    device = operator.device
     if measurement.simulated:
         x = images.reshape(-1, *operator.in_shape).to(device)
         noise = noise_of(measurement)

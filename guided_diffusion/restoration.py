@@ -35,13 +35,14 @@ from guided_diffusion.methods import (
     METHODS,
     VANILLA,
     check_conditioning,
+    check_svd,
     get_conditioning_method,
 )
 from guided_diffusion.methods.start import start_state, useful_levels
 from guided_diffusion.noise_maps import by_levels, figures_of
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.base import Operator, Sigma
-from guided_diffusion.operators.mri import Scanned
+from guided_diffusion.operators.scanned import Scanned
 from guided_diffusion.prior import Prior
 from guided_diffusion.sampling import Kept, Watch, Watched, identity_of, part_of, sample
 from guided_diffusion.scan import Scan
@@ -70,7 +71,7 @@ class Restored:
             ‖y - A x̂‖/(σ√m), and "sigma", where it was estimated.
         residuals: (c, h, w) for each image, (y - A x̂)/σ; None where σ is 0, for samples of the
             prior, and where y is no image.
-        lines: (1, N) or (N, 1), the lines of k-space along columns or rows that were measured;
+        sampled: what of k-space was measured, (1, N) or (N, 1), columns or rows, or (H, W), points;
             None for other operators than mri.
     """
 
@@ -79,7 +80,7 @@ class Restored:
     measurements: list[NDArray[np.float32] | None]
     figures: list[dict[str, float]]
     residuals: list[NDArray[np.float32] | None]
-    lines: NDArray[np.bool_] | None = None
+    sampled: NDArray[np.bool_] | None = None
 
     @property
     def std(self) -> NDArray[np.float32] | None:
@@ -207,10 +208,10 @@ def check_restoration(
         create_sampler(**schedule.sampler_arguments())
         return check_conditioning(VANILLA, params)
     size, name = config.image_size, measurement.operator.name
-    if operator_class(name).of_volumes:  # which each volume completes
-        operator_class(name).check(measurement.operator.params)
-    else:
-        operator_of(measurement, (config.in_channels, size, size), torch.device("cpu"))
+    parameters = operator_class(name).check(measurement.operator.params)
+    if not operator_class(name).of_volumes:  # which each volume completes
+        sides = operator_class(name).expected_size((size, size), parameters)
+        check_svd(method, operator_of(measurement, (config.in_channels, *sides), torch.device("cpu")))
     noise_of(measurement)
     # A task's own noise level matters to "auto" alone.
     create_sampler(**schedule.sampler_arguments(), levels=(1, 1))
@@ -251,7 +252,7 @@ def begin(
     unclipped_from = METHODS[method].unclipped_from
     diffusion = create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from)
     if schedule.start != "":
-        x_T = start_state(*known, diffusion, x_T, statistics.mean_intensity)
+        x_T = start_state(*known, diffusion, x_T, statistics)
     built = get_conditioning_method(method, *known, statistics, slices, **params)
     return diffusion, x_T, built.step
 
@@ -357,9 +358,9 @@ def _restore(
     figures = figures_of_images(residuals, sigma, padding)
     shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
     measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
-    lines = operator.lines if isinstance(operator, Scanned) else None
-    seen_of = [None if lines is not None or r is None else r.cpu().numpy() for r in residuals]
-    return Restored(samples, mean.numpy(), list(measurements), figures, seen_of, lines)
+    sampled = operator.sampled if isinstance(operator, Scanned) else None
+    seen_of = [None if sampled is not None or r is None else r.cpu().numpy() for r in residuals]
+    return Restored(samples, mean.numpy(), list(measurements), figures, seen_of, sampled)
 
 
 def _restore_by_levels(

@@ -262,7 +262,7 @@ class Run:
             padding=[self._not_counted(i) for i in items] if measured else None,
             state_file=self._state_file(items[0]),
         )
-        self._tell_lines(restored)
+        self._tell_sampled(restored)
         seconds = (time.perf_counter() - start) / len(items)
         for i, item in enumerate(items):
             if restored.finite[i]:
@@ -291,12 +291,12 @@ class Run:
             ImageRandom([image_generator(item.name, "phase", self.job.options.seed)]).randn_like,
         )
 
-    def _tell_lines(self, restored: Restored) -> None:
-        lines = restored.lines
-        if lines is not None:
+    def _tell_sampled(self, restored: Restored) -> None:
+        mask = restored.sampled
+        if mask is not None:
             self.tell(
-                f"{lines.sum()} of {lines.size} lines of k-space are measured: "
-                f"acceleration {lines.size / lines.sum():.3g}"
+                f"{mask.sum()} of {mask.size} {'lines' if 1 in mask.shape else 'points'} of "
+                f"k-space are measured: acceleration {mask.size / mask.sum():.3g}"
             )
 
     def _as_volume(self, item: Any) -> AsVolume | None:
@@ -345,7 +345,7 @@ class Run:
             gif=options.record,
             mp4=options.video,
             source="" if item.label.startswith(stem) else item.label,
-            lines=restored.lines,
+            sampled=restored.sampled,
         )
         if (state_file := self._state_file(item)) is not None:
             forget(state_file)

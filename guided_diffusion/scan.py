@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data.kspace import Acquisition
 from guided_diffusion.dct import dct_matrix
@@ -23,9 +24,16 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sample
 from guided_diffusion.methods.start import FINISH
 from guided_diffusion.operators.coils import estimate_maps, noise_of_coils
 from guided_diffusion.operators.fourier import ifft1c, low_pass
-from guided_diffusion.operators.masks import cartesian_mask
-from guided_diffusion.operators.mri import AXES, EVERYWHERE, LOCAL, Coils, first_amplitude
-from guided_diffusion.operators.solver import FrequencyPosterior, local_std, scaled
+from guided_diffusion.operators.masks import on_kspace, sampling_mask
+from guided_diffusion.operators.scanned import AXES, first_amplitude
+from guided_diffusion.operators.several_coils import SeveralCoils, several_coils
+from guided_diffusion.operators.solver import (
+    EVERYWHERE,
+    LOCAL,
+    FrequencyPosterior,
+    local_std,
+    scaled,
+)
 from guided_diffusion.prior import Prior
 from guided_diffusion.statistics import PriorStatistics
 from util.errors import UserError
@@ -53,7 +61,7 @@ class Scan:
         zero_filled: (1, 1, H, W) in [-1, 1].
     """
 
-    operator: Coils
+    operator: SeveralCoils
     y: torch.Tensor
     sigma: float
     first: "FirstLook"
@@ -78,22 +86,18 @@ class Scan:
         return self.first.filled_in(z).abs().square().sum(dim=1).sqrt()
 
 
-def lines_of(acquisition: Acquisition, parameters: Mapping[str, Any]) -> np.ndarray:
-    """The mask: the file's own or, of a complete file, that of the task.
+def mask_of(acquisition: Acquisition, parameters: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """The mask, lines or points: the file's own or, of a complete file, that of the task.
 
     Raises:
-        UserError: no such mask, see `cartesian_mask`.
+        UserError: no such mask, see `sampling_mask`.
     """
     if not acquisition.complete:
         return acquisition.mask
-    keys = ("acceleration", "center_fraction")
-    mask = cartesian_mask(
-        parameters["mask"],
-        len(acquisition.mask),
-        seed=parameters["mask_seed"],
-        **{k: parameters[k] for k in keys},
-    )
-    return mask & acquisition.mask
+    height, width = acquisition.kspace.shape[-2:]
+    mask = sampling_mask(height, width, acquisition.axis, parameters)
+    measured = acquisition.mask
+    return mask & (measured if mask.ndim == 1 else on_kspace(measured, acquisition.axis))
 
 
 def prepare(
@@ -116,7 +120,7 @@ def prepare(
         UserError: too few lines about the centre, or no noise to measure.
     """
     first = look(acquisition, parameters, sigma, prior.statistics, prior.device)
-    mask, axis, sigma = lines_of(acquisition, parameters), acquisition.axis, first.sigma
+    mask, axis, sigma = mask_of(acquisition, parameters), acquisition.axis, first.sigma
     arguments = {**schedule, "clip_denoised": False, "start": "", "eta": 0.0}
     arguments |= {"timestep_respacing": f"logsnr{STEPS}", "start": "auto"}
     widest = first_amplitude(mask, prior.statistics)
@@ -125,10 +129,9 @@ def prepare(
 
     beside = torch.cat([1j * z[:1].imag, z[1:]])
     left = first.hybrid - first.forward(beside)
-    index = torch.from_numpy(mask).to(prior.device).nonzero()[:, 0]
-    left = left.index_select(first.dim, index)
-    operator = Coils(mask, first.maps[0] * first.turn[0, 0], axis, device=prior.device)
-    y = torch.cat([left.real, left.imag], dim=first.dim) - operator.offset()
+    maps, threshold = first.maps[0] * first.turn[0, 0], parameters["singular_value_threshold"]
+    operator = several_coils(mask, maps, axis, threshold, prior.device)
+    y = operator.gathered(left) - operator.offset()
     zero_filled = first.adjoint(first.hybrid).abs().square().sum(dim=0, keepdim=True).sqrt() - 1
     return Scan(operator, y, sigma, first, beside, zero_filled)
 
@@ -141,31 +144,32 @@ def look(
     device: torch.device,
 ) -> "FirstLook":
     """A slice's k-space with its coils' maps; see `prepare`."""
-    mask, axis = lines_of(acquisition, parameters), acquisition.axis
+    mask, axis = mask_of(acquisition, parameters), acquisition.axis
     if axis != parameters["axis"] and parameters["axis"] != "columns":
         raise UserError(f"measurement.operator.axis: {parameters['axis']}, and the file has {axis}")
-    dim = AXES[axis]
-    kspace = torch.from_numpy(acquisition.kspace) * (2 / acquisition.white)
-    kept = torch.from_numpy(mask)
-    kspace = kspace * (kept if dim == -1 else kept[:, None])
+    dims = (-2, -1) if mask.ndim == 2 else (AXES[axis],)
+    kept = torch.from_numpy(on_kspace(mask, axis).copy())
+    kspace = torch.from_numpy(acquisition.kspace) * (2 / acquisition.white) * kept
     if sigma is None:
         sigma = float(noise_of_coils(kspace, mask, axis).square().mean().sqrt())
     maps = estimate_maps(kspace, mask, axis).to(device)
-    hybrid = to_hybrid_image(kspace, dim).to(device)
-    return FirstLook(maps, hybrid, kept.to(device), dim, sigma, statistics)
+    hybrid = to_hybrid_image(kspace, dims).to(device)
+    return FirstLook(maps, hybrid, kept.to(device), dims, sigma, statistics)
 
 
-def to_hybrid_image(kspace: torch.Tensor, dim: int) -> torch.Tensor:
-    """(C, H, W) k-space → (1, C, H, W), transformed back along the readout."""
-    return ifft1c(kspace, -3 - dim)[None]
+def to_hybrid_image(kspace: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    """(C, H, W) k-space → (1, C, H, W), transformed back along the axes that are not in `dims`."""
+    for dim in {-2, -1} - set(dims):
+        kspace = ifft1c(kspace, dim)
+    return kspace[None]
 
 
 class FirstLook:
     """The first reconstruction: a complex image, and a second one that folds over.
 
     Args:
-        maps: (2, C, H, W), see `estimate_maps`; hybrid: (1, C, H, W) complex, lines that are not
-            measured 0; kept: (N,) bool; dim: the phase encoding's axis.
+        maps: (2, C, H, W), see `estimate_maps`; hybrid: (1, C, H, W) complex, 0 where nothing is
+            measured; kept: bool, broadcasts to (H, W); dims: the axes of phase encoding.
 
     Attributes:
         turn: (1, 1, H, W), e^{iφ}, φ the phase found so far that is not in `maps`.
@@ -177,14 +181,14 @@ class FirstLook:
         maps: torch.Tensor,
         hybrid: torch.Tensor,
         kept: torch.Tensor,
-        dim: int,
+        dims: tuple[int, ...],
         sigma: float,
         statistics: PriorStatistics,
     ):
-        self.maps, self.hybrid, self.dim, self.sigma = maps, hybrid, dim, sigma
+        self.maps, self.hybrid, self.dims, self.sigma = maps, hybrid, dims, sigma
         # In the order of frequencies that FFTs have, so that maps need not be copied each time.
-        self._kept = torch.fft.ifftshift(kept if dim == -1 else kept[:, None], dim)
-        self._maps = torch.fft.ifftshift(maps, dim)
+        self._kept = torch.fft.ifftshift(kept, dims)
+        self._maps = torch.fft.ifftshift(maps, dims)
         self.power = statistics.power_spectrum(*maps.shape[-2:]).to(hybrid.real)
         self.mean_intensity = statistics.mean_intensity
         self.dct = [dct_matrix(n).to(self.power) for n in self.power.shape]
@@ -193,23 +197,23 @@ class FirstLook:
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """(2, 1, H, W), the two images, their phase turned by `turn` → (1, C, H, W)."""
-        image = torch.fft.ifftshift(self.turn * z, self.dim)
-        kspace = torch.fft.fft((self._maps * image).sum(dim=0), dim=self.dim, norm="ortho")
-        return torch.fft.fftshift(self._kept * kspace, self.dim)[None]
+        image = torch.fft.ifftshift(self.turn * z, self.dims)
+        kspace = torch.fft.fftn((self._maps * image).sum(dim=0), dim=self.dims, norm="ortho")
+        return torch.fft.fftshift(self._kept * kspace, self.dims)[None]
 
     def adjoint(self, hybrid: torch.Tensor) -> torch.Tensor:
-        kspace = self._kept * torch.fft.ifftshift(hybrid[0], self.dim)
-        image = torch.fft.ifft(kspace, dim=self.dim, norm="ortho")
+        kspace = self._kept * torch.fft.ifftshift(hybrid[0], self.dims)
+        image = torch.fft.ifftn(kspace, dim=self.dims, norm="ortho")
         image = (self._maps.conj() * image).sum(dim=1, keepdim=True)
-        return self.turn.conj() * torch.fft.fftshift(image, self.dim)
+        return self.turn.conj() * torch.fft.fftshift(image, self.dims)
 
     def normal(self, z: torch.Tensor) -> torch.Tensor:
         """`adjoint` of `forward`."""
-        image = torch.fft.ifftshift(self.turn * z, self.dim)
-        kspace = torch.fft.fft((self._maps * image).sum(dim=0), dim=self.dim)
-        image = torch.fft.ifft(self._kept * kspace, dim=self.dim)
+        image = torch.fft.ifftshift(self.turn * z, self.dims)
+        kspace = torch.fft.fftn((self._maps * image).sum(dim=0), dim=self.dims)
+        image = torch.fft.ifftn(self._kept * kspace, dim=self.dims)
         image = (self._maps.conj() * image).sum(dim=1, keepdim=True)
-        return self.turn.conj() * torch.fft.fftshift(image, self.dim)
+        return self.turn.conj() * torch.fft.fftshift(image, self.dims)
 
     def solve(self, x_0: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """The posterior mean of both images, x_0 + 1 the first one's mean before.
@@ -227,12 +231,12 @@ class FirstLook:
         # Four real images as channels of one: real and imaginary parts of either.
         shares = [IMAGINARY * self.power] + 2 * [FOLDED * self.power]
         information = float(self._kept.float().mean()) / self.sigma**2
-        solver = FrequencyPosterior(torch.stack([variance, *shares]), information)
 
         def weigh(x: torch.Tensor) -> torch.Tensor:
             return _as_real(self.normal(_as_complex(x))) / self.sigma**2
 
-        z = mean + _as_complex(solver.solve(weigh, _as_real(b), self.local))
+        solver = FrequencyPosterior(weigh, torch.stack([variance, *shares]), information)
+        z = mean + _as_complex(solver.solve(_as_real(b), self.local))
         squares = _as_real(z - mean).square()
         real = local_std(squares[:, :1], LOCAL, EVERYWHERE)
         imaginary = local_std(squares[:, 1:2], *SPARSE)
@@ -269,11 +273,11 @@ class FirstLook:
 
     def filled_in(self, z: torch.Tensor) -> torch.Tensor:
         """The coils' images (1, C, H, W) of z, measured lines in the place of its own."""
-        image = torch.fft.ifftshift(self.turn * z, self.dim)
-        kspace = torch.fft.fft((self._maps * image).sum(dim=0), dim=self.dim, norm="ortho")
-        kspace = torch.where(self._kept, torch.fft.ifftshift(self.hybrid[0], self.dim), kspace)
-        images = torch.fft.ifft(kspace, dim=self.dim, norm="ortho")
-        return torch.fft.fftshift(images, self.dim)[None]
+        image = torch.fft.ifftshift(self.turn * z, self.dims)
+        kspace = torch.fft.fftn((self._maps * image).sum(dim=0), dim=self.dims, norm="ortho")
+        kspace = torch.where(self._kept, torch.fft.ifftshift(self.hybrid[0], self.dims), kspace)
+        images = torch.fft.ifftn(kspace, dim=self.dims, norm="ortho")
+        return torch.fft.fftshift(images, self.dims)[None]
 
     def _turned(self, z: torch.Tensor, width: float) -> torch.Tensor:
         """z with its first image's phase, averaged over `width` pixels, moved into `turn`."""

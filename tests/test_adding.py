@@ -61,7 +61,7 @@ class Pull(Method):
 
     def step(self, diffusion, model, x, t, randn_like):
         x, x_0 = diffusion.p_sample(model, x, t, randn_like)
-        change = self.operator.posterior_mean(x, self.Uty, 0.0, 1.0) - x
+        change = self.operator.posterior_mean(x, self.reduced, 0.0, 1.0) - x
         return x + self.share * change, x_0
 
 

@@ -158,6 +158,13 @@ def task(root, **changed):
     return ["--task_config", "task.yaml", "--diffusion_config"]
 
 
+def points(height=48, width=40, seed=0):
+    """Six points in ten, and the centre."""
+    mask = np.random.default_rng(seed).random((height, width)) < 0.6
+    mask[height // 2 - 6 : height // 2 + 6, width // 2 - 6 : width // 2 + 6] = True
+    return mask
+
+
 FAST = "configs/diffusion_config_fast.yaml"
 
 
@@ -192,6 +199,42 @@ class TestRuns:
         assert main.main([*prior, "--measured", *task("scan.h5"), FAST]) == 0
         assert "20 of 40 lines of k-space are measured: acceleration 2" in capfd.readouterr().err
         assert np.array_equal(np.load(f"{self.folder}/mask/scan_z000.npy"), lines())
+
+    def test_points_are_restored_as_they_were_measured(self, prior, capfd):
+        k, _ = head()
+        np.save("scan.npy", k[0] * points())
+        assert main.main([*prior, "--measured", *task("scan.npy"), FAST]) == 0
+        said = f"{points().sum()} of 1920 points of k-space are measured: acceleration 1.5"
+        assert said in capfd.readouterr().err
+        folder = "out/untrained/mri/equispaced_fraction_R3/auto"
+        assert np.array_equal(np.load(f"{folder}/mask/scan_z000.npy"), points())
+        picture = read_png(f"{folder}/mask/scan_z000.png")[0]
+        assert np.array_equal(picture > 0, points())
+
+    @pytest.mark.parametrize("coils", [1, 4])
+    def test_complete_files_are_undersampled_by_points(self, prior, coils):
+        k, _ = head(coils=coils)
+        write_fastmri("scan.h5", k)
+        operator = {"name": "mri", "mask": "poisson", "acceleration": 3, "center_fraction": 0.3}
+        config = task("scan.h5", measurement__operator=operator)
+        assert main.main([*prior, *config, FAST]) == 0
+        mask = np.load("out/untrained/mri/poisson_R3/auto/mask/scan_z000.npy")
+        assert mask.shape == (48, 40) and mask.sum() == 640
+
+    @pytest.mark.parametrize("method", ["dmps", "diffpir", "pigdm", "dps", "spectral_sample"])
+    def test_points_of_images(self, prior, method):
+        """Of a size that is not the prior's, by a mask in a file, in every method that can."""
+        np.save("mask.npy", points())
+        np.save("image.npy", np.random.default_rng(0).random((48, 40)).astype(np.float32))
+        operator = {"name": "mri", "mask": "mask.npy", "coils": 3}
+        config = task(
+            "image.npy",
+            conditioning__method=method,
+            measurement__operator=operator,
+            measurement__noise__sigma=0.1,
+        )
+        write_yaml("steps.yaml", {"steps": 1000, "timestep_respacing": "2", "clip_denoised": True})
+        assert main.main([*prior, *config, "steps.yaml"]) == 0
 
     @pytest.mark.parametrize("method", ["ddrm", "ddnm", "diffpir", "pigdm", "dps", "dmps"])
     def test_every_method(self, prior, method):
@@ -299,12 +342,30 @@ class TestRefused:
         error = self.refused(capfd, [*prior, *task("scan.h5"), FAST])
         assert "lines of k-space are empty" in error and "--measured" in error
 
-    def test_masks_of_points(self, prior, capfd):
+    def test_points_that_were_measured_cannot_be_undersampled(self, prior, capfd):
         k, _ = head()
-        random = np.random.default_rng(0)
-        np.save("scan.npy", k[0] * (random.random((48, 40)) < 0.3))
-        error = self.refused(capfd, [*prior, "--measured", *task("scan.npy"), FAST])
-        assert "single points of a line" in error
+        np.save("scan.npy", k[0] * points())
+        error = self.refused(capfd, [*prior, *task("scan.npy"), FAST])
+        assert "points of k-space are empty" in error and "--measured" in error
+
+    def test_methods_that_need_an_svd(self, prior, capfd):
+        """Said at the door where the task has the points, otherwise when the scan is read."""
+        k, _ = head()
+        np.save("scan.npy", k[0] * points())
+        config = task("scan.npy", conditioning__method="ddnm")
+        said = "ddnm needs A's singular value decomposition"
+        assert main.main([*prior, "--measured", *config, "configs/diffusion_config_100.yaml"]) != 0
+        assert said in capfd.readouterr().err
+        operator = {"name": "mri", "mask": "poisson", "coils": 4}
+        np.save("scan.npy", np.zeros((48, 40), np.float32))
+        config = task(
+            "scan.npy",
+            conditioning__method="ddnm",
+            measurement__operator=operator,
+            measurement__noise__sigma=0.1,
+        )
+        error = self.refused(capfd, [*prior, *config, "configs/diffusion_config_100.yaml"])
+        assert said in error and "dmps, dps, pigdm, diffpir, spectral" in error
 
     @pytest.mark.parametrize("order", ["coil ky", "coil ky ky", "coil kx kz", "ky kx coil slice"])
     def test_order(self, prior, capfd, order):

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guided_diffusion.operators.masks import MASKS, calibration_lines, cartesian_mask
+from guided_diffusion.operators import operator_class
+from guided_diffusion.operators.masks import MASKS, cartesian_mask, measured_centre, sampling_mask
 from util.errors import UserError
 
 GOLDEN = np.load(Path(__file__).parent / "fixtures" / "kspace.npz")
@@ -26,48 +27,103 @@ def test_every_kind_was_compared():
     assert {key.split("/")[1] for key in DRAWN} == set(MASKS)
 
 
+def mask_of(height=60, width=64, axis="columns", **changed):
+    """The mask of a task file with these keys."""
+    return sampling_mask(height, width, axis, operator_class("mri").check(changed))
+
+
 @pytest.mark.parametrize(
     "changed, found",
     [
-        ({"acceleration": 0.5}, "acceleration: expected 1 to the 64 lines, found 0.5"),
+        ({"acceleration": 100}, "acceleration: expected 1 to the 64 lines, found 100"),
         ({"center_fraction": 0.3}, "center_fraction: 0.3 are 19 of 64 lines"),
-        ({"center_fraction": -0.1}, "center_fraction: expected 0 to 1"),
-        ({"kind": "poisson"}, "mask: expected one of random"),
-        ({"kind": "gone.npy"}, "gone.npy: no such file"),
+        ({"center_fraction": 1.1}, "center_fraction: expected 0 to 1"),
+        ({"mask": "poison"}, "mask: expected one of random, .*, poisson or a .npy file"),
+        ({"mask": "gone.npy"}, "gone.npy: no such file"),
+        ({"mask": "poisson", "acceleration": 5000}, "acceleration: expected 1 to the 3840 points"),
+        ({"mask": "poisson", "center_fraction": 0.6}, "0.6 of each axis are 0.36 of all points"),
     ],
 )
 def test_impossible_masks(changed, found):
     with pytest.raises(UserError, match=found):
-        cartesian_mask(**{"kind": "random", "lines": 64, **changed})
+        mask_of(**changed)
 
 
 @pytest.mark.parametrize(
     "array, found",
     [
         (np.ones(60), "60 lines, and k-space has 64"),
-        (np.ones((64, 64)), "single points"),
-        (np.zeros(64), "no line is measured"),
+        (np.ones((64, 64)), "64×64 points, and k-space has 60×64"),
+        (np.ones((2, 60, 64)), "expected lines or points, found 3 axes"),
+        (np.zeros(64), "nothing is measured"),
         (np.arange(64), "expected 0 and 1 alone"),
-        (np.array(["x"] * 64), "expected 0 and 1, found"),
+        (np.array(["x"] * 64), "expected 0 and 1 alone"),
     ],
 )
 def test_files_that_hold_no_mask(tmp_path, array, found):
     path = tmp_path / "mask.npy"
     np.save(path, array)
     with pytest.raises(UserError, match=found):
-        cartesian_mask(str(path), 64)
+        mask_of(mask=str(path))
 
 
 def test_a_mask_from_a_file(tmp_path):
-    mask = np.arange(64) % 4 == 0
-    np.save(tmp_path / "mask.npy", mask[:, None].astype(np.float32))
-    assert np.array_equal(cartesian_mask(str(tmp_path / "mask.npy"), 64), mask)
+    path, mask = str(tmp_path / "mask.npy"), np.arange(64) % 4 == 0
+    np.save(path, mask[:, None].astype(np.float32))
+    assert np.array_equal(mask_of(mask=path), mask)
 
 
-def test_calibration_lines_are_the_block_about_the_centre():
+def test_points_from_a_file_that_are_whole_lines_are_lines(tmp_path):
+    path, mask = str(tmp_path / "mask.npy"), np.random.default_rng(0).random((60, 64)) < 0.3
+    for points in (mask, np.broadcast_to(mask[0], mask.shape)):
+        np.save(path, points)
+        assert np.array_equal(mask_of(mask=path), points if points is mask else mask[0])
+    assert np.array_equal(mask_of(mask=path, axis="rows"), np.broadcast_to(mask[0], mask.shape))
+
+
+class TestPoissonDisc:
+    def points(self, height=120, width=100, **changed):
+        changed = {"mask": "poisson", "acceleration": 4, "center_fraction": 0.1, **changed}
+        return mask_of(height, width, **changed)
+
+    def test_as_many_as_asked_for_and_the_centre(self):
+        mask = self.points()
+        assert mask.shape == (120, 100) and mask.sum() == 3000
+        assert mask[54:66, 45:55].all()
+        assert not mask[:5, :5].any() and not mask[-5:, -5:].any()
+
+    def test_points_keep_a_distance_that_grows(self):
+        """No two points but those of the centre are nearer than the law of distances lets them."""
+        mask = self.points(acceleration=10)
+        rows, cols = np.nonzero(mask)
+        rho = np.hypot((rows - 60) / 60, (cols - 50) / 50)
+        apart = np.hypot(rows[:, None] - rows, cols[:, None] - cols) + 1e9 * np.eye(len(rows))
+        nearest = apart.min(axis=1)
+        outside = (np.abs(rows - 60) > 6) | (np.abs(cols - 50) > 5)
+        inner, outer = (nearest[outside & (rho > a) & (rho < b)] for a, b in ((0.1, 0.3), (0.7, 1)))
+        assert outer.min() > 1.4 and outer.mean() > 1.4 * inner.mean()
+
+    def test_density_falls_from_the_centre(self):
+        mask = self.points(200, 200, acceleration=6)
+        rho = np.hypot(*np.ogrid[-1:1:200j, -1:1:200j])
+        shares = [mask[(rho >= a) & (rho < a + 0.2)].mean() for a in (0.1, 0.3, 0.5, 0.7)]
+        assert shares == sorted(shares, reverse=True) and shares[0] > 2 * shares[-1]
+
+    def test_the_seed_decides(self):
+        assert np.array_equal(self.points(mask_seed="a.h5"), self.points(mask_seed="a.h5"))
+        assert not np.array_equal(self.points(mask_seed=0), self.points(mask_seed=1))
+
+    def test_no_acceleration_measures_all(self):
+        assert self.points(acceleration=1).all()
+
+
+def test_the_measured_centre_is_the_block_about_the_middle():
     mask = np.zeros(20, dtype=bool)
     mask[[1, 8, 9, 10, 11, 15]] = True
-    assert calibration_lines(mask) == (8, 12)
+    assert measured_centre(mask) == ((8, 12),)
     mask[10] = False
-    assert calibration_lines(mask) == (10, 10)
-    assert calibration_lines(np.ones(20, dtype=bool)) == (0, 20)
+    assert measured_centre(mask) == ((10, 10),)
+    assert measured_centre(np.ones(20, dtype=bool)) == ((0, 20),)
+    points = np.zeros((20, 30), dtype=bool)
+    points[7:14, 10:18] = points[::3, ::3] = True
+    assert measured_centre(points) == ((7, 14), (10, 18))

@@ -9,7 +9,7 @@ from guided_diffusion.config import read_schedule
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.coils import birdcage_maps
 from guided_diffusion.operators.fourier import fft2c
-from guided_diffusion.operators.mri import Coils
+from guided_diffusion.operators.several_coils import several_coils
 from guided_diffusion.scan import FirstLook, Scan, prepare, to_hybrid_image
 from guided_diffusion.statistics import PriorStatistics
 
@@ -90,9 +90,9 @@ def known(k, maps, mask, sigma):
     """A scan of known maps, with nothing imaginary and nothing that folds over."""
     kept = torch.from_numpy(mask)
     pair = torch.stack([maps, torch.zeros_like(maps)])
-    first = FirstLook(pair, to_hybrid_image(k * kept, -1), kept, -1, sigma, LAW)
+    first = FirstLook(pair, to_hybrid_image(k * kept, (-1,)), kept, (-1,), sigma, LAW)
     nothing = torch.zeros(2, 1, HEIGHT, WIDTH, dtype=torch.complex64)
-    operator = Coils(mask, maps, "columns")
+    operator = several_coils(mask, maps, "columns")
     return Scan(operator, torch.empty(0), sigma, first, nothing, nothing[:1].real)
 
 

@@ -88,7 +88,7 @@ class Nudge(Method):
 
     def step(self, diffusion, model, x, t, randn_like):
         x, x_0 = diffusion.p_sample(model, x, t, randn_like)
-        measured, _ = self.operator.inverted(self.Uty, self.sigma)
+        measured, _ = self.operator.inverted(self.reduced, self.sigma)
         return x + self.share * self.operator.correction(x, measured), x_0
 
 

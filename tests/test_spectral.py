@@ -127,7 +127,7 @@ class TestStart:
         r = (1 - alpha_bar) / alpha_bar
         y = operator.forward(noise(1, *operator.in_shape))
         draws = noise(4000, *operator.in_shape, seed=1)
-        states = start_state(operator, y, sigma, diffusion, draws, -0.8) / math.sqrt(alpha_bar)
+        states = start_state(operator, y, sigma, diffusion, draws, HEADS) / math.sqrt(alpha_bar)
         s = operator.singular_values
         used = (s > 0) & ((sigma / s.clamp(min=1e-9)) ** 2 <= r)
         assert used.any()
@@ -149,7 +149,7 @@ class TestStart:
         )
         y = noise(2, 1, SIZE, SIZE)
         draws = noise(2, 1, SIZE, SIZE, seed=1)
-        state = start_state(operator, y, sigma, diffusion, draws, HEADS.mean_intensity)
+        state = start_state(operator, y, sigma, diffusion, draws, HEADS)
         assert diffusion.num_timesteps == 1
         torch.testing.assert_close(state / math.sqrt(diffusion.alphas_cumprod[0]), y)
         x_0 = torch.ones_like(y)
@@ -165,7 +165,7 @@ class TestStart:
         )
         assert diffusion.timestep_map == [0]
         y, draws = noise(1, 1, SIZE, SIZE), noise(1, 1, SIZE, SIZE, seed=1)
-        state = start_state(operator, y, sigma, diffusion, draws, HEADS.mean_intensity)
+        state = start_state(operator, y, sigma, diffusion, draws, HEADS)
         alpha_bar = diffusion.alphas_cumprod[0]
         left = (state / math.sqrt(alpha_bar) - y).std().item()
         assert left == pytest.approx(math.sqrt((1 - alpha_bar) / alpha_bar - sigma**2), rel=0.1)
@@ -410,7 +410,7 @@ class TestSample:
         y = y.expand(count, *y.shape[1:])
         x_T = draws(noise(count, *operator.in_shape))
         if start == "auto":
-            x_T = start_state(operator, y, sigma, diffusion, x_T, mean)
+            x_T = start_state(operator, y, sigma, diffusion, x_T, statistics)
         method = SpectralSample(operator, y, sigma, statistics)
         return diffusion.p_sample_loop(denoise, x_T, method.step, draws)
 
@@ -514,7 +514,7 @@ class TestSample:
                 return torch.stack([torch.randn(shape, generator=g).to(x) for g in generators])
 
             sigma = sigmas[rows]
-            x_T = start_state(operator, y[rows], sigma, diffusion, draws(y[rows]), -0.8)
+            x_T = start_state(operator, y[rows], sigma, diffusion, draws(y[rows]), HEADS)
             method = SpectralSample(operator, y[rows], sigma, HEADS)
             return diffusion.p_sample_loop(lambda x, t: 0.9 * x, x_T, method.step, draws)
 

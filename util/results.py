@@ -256,7 +256,7 @@ class Results:
         frames: Sequence[NDArray[np.uint8]],
         gif: bool,
         mp4: bool,
-        lines: NDArray[np.bool_] | None = None,
+        sampled: NDArray[np.bool_] | None = None,
         source: str = "",
     ) -> str:
         """Write an image's files, and last its row of metrics.csv, which says that it is done.
@@ -270,7 +270,7 @@ class Results:
             other: x as a simpler way restores it, for a picture beside; None for none.
             figures: what is known without a truth, see `FIGURES`.
             frames: uint8 frames of the sampling, for progress/ and a GIF, an MP4, or both.
-            lines: (1, N) or (N, 1), the lines of k-space that were measured, for mask/; None where
+            sampled: (1, N), (N, 1) or (H, W), what of k-space was measured, for mask/; None where
                 there are none.
             source: what the image is called where `item.name` is not its own name.
 
@@ -295,8 +295,8 @@ class Results:
             if len(samples) > 1:
                 single = image_metrics(samples[0], truth, mask)
                 row |= {f"sample_{k}": v for k, v in single.items()}
-        if lines is not None:
-            self._write_scan(item, mean, samples, lines)
+        if sampled is not None:
+            self._write_scan(item, mean, samples, sampled)
         if gif:
             for i, frame in enumerate(frames):
                 write_png(self.path(os.path.join("progress", name), f"{i:04d}.png"), frame)
@@ -324,11 +324,11 @@ class Results:
         write_floats(self.path("std", f"{name}.npy"), std)
         write_std_map(self.path("std", f"{name}.png"), item.picture(std).clip(min=0))
 
-    def _write_scan(self, item: Item, mean: NDArray, samples: NDArray, lines: NDArray) -> None:
+    def _write_scan(self, item: Item, mean: NDArray, samples: NDArray, sampled: NDArray) -> None:
         """What scans have besides: their mask and, of several samples, the 90 % intervals."""
         name = item.name
-        write_floats(self.path("mask", f"{name}.npy"), lines.reshape(-1))
-        mask = np.broadcast_to(2.0 * lines - 1, (1, *mean.shape[-2:]))
+        write_floats(self.path("mask", f"{name}.npy"), sampled.squeeze())
+        mask = np.broadcast_to(2.0 * sampled - 1, (1, *mean.shape[-2:]))
         write_png(self.path("mask", f"{name}.png"), mask)
         if len(samples) > 1:
             bounds = interval(samples)

@@ -59,6 +59,17 @@ def check_conditioning(
     return method_class(name).check(parameters, operator)
 
 
+def check_svd(name: str, operator: Operator) -> None:
+    """Raise the UserError of a method that needs an SVD that the operator does not have."""
+    if name == VANILLA or operator.has_svd or not METHODS[name].needs_svd:
+        return
+    others = ", ".join(other for other, method in METHODS.items() if not method.needs_svd)
+    raise UserError(
+        f"conditioning.method: {name} needs A's singular value decomposition, and several coils that "
+        f"see single points of k-space have none; these methods do without: {others}"
+    )
+
+
 def get_conditioning_method(
     name: str,
     operator: Operator,
@@ -74,6 +85,7 @@ def get_conditioning_method(
         operator, y, sigma, statistics, slices, parameters: see `Method`.
 
     Raises:
-        UserError: an unknown method or parameter, or a value out of its range.
+        UserError: an unknown method or parameter, a value out of its range, or see `check_svd`.
     """
+    check_svd(name, operator)
     return method_class(name)(operator, y, sigma, statistics, slices, **parameters)

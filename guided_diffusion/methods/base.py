@@ -35,6 +35,7 @@ class Method:
         label: in plots and tables for people, with the source.
         parameters: its keys under conditioning.params; each becomes an attribute.
         needs_gradient: whether it differentiates the network.
+        needs_svd: whether it looks into A's singular directions, and not only at posterior means.
         draws_samples: whether it draws from the posterior where one evaluation of the network
             would give the mean; with ``start: auto`` its levels then go on below the measurement's.
         honest_spread: whether the spread of its samples is meant to be the posterior's.
@@ -45,13 +46,15 @@ class Method:
 
     Attributes:
         operator, y, sigma, statistics, slices: as given.
-        Uty: Uᵀy, which never changes during a run.
+        reduced: what counts of y, `Operator.reduced`, or Uᵀy if it `needs_svd`; it never changes
+            during a run.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     parameters: ClassVar[Parameters] = {}
     needs_gradient: ClassVar[bool] = False
+    needs_svd: ClassVar[bool] = False
     draws_samples: ClassVar[bool] = False
     honest_spread: ClassVar[bool] = True
     unclipped_from: ClassVar[float] = math.inf
@@ -82,7 +85,7 @@ class Method:
         """
         self.operator, self.y, self.sigma, self.statistics = operator, y, sigma, statistics
         self.slices = slices
-        self.Uty = operator.Ut(y)
+        self.reduced = operator.Ut(y) if self.needs_svd else operator.reduced(y)
         for key, value in self.check(parameters, operator.name).items():
             setattr(self, key, value)
 

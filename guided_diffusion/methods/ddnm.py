@@ -21,6 +21,7 @@ class DDNM(Method):
     label = "DDNM+ (Wang et al. 2023)"
     parameters = {"eta": share(0.85, "η, the share of noise that is fresh")}
     unclipped_from = 20
+    needs_svd = True
     eta: float
 
     def step(
@@ -40,7 +41,7 @@ class DDNM(Method):
         noise = randn_like(x) if t > 0 else torch.zeros_like(x)
 
         unseen = signal * x_0 + sigma_t * (kept * eps + eta * noise)
-        y_bar, y_std = operator.inverted(self.Uty, self.sigma)
+        y_bar, y_std = operator.inverted(self.reduced, self.sigma)
         y_std = signal * y_std  # in the next state
         clean, hidden = y_std == 0, sigma_t >= y_std
         lambda_t = torch.where(hidden, 1.0, sigma_t * kept / y_std.clamp(min=1e-12))

@@ -26,6 +26,7 @@ class DDRM(Method):
         "eta_b": share(1.0, "η_b, the weight of a measurement that is cleaner than the state"),
     }
     unclipped_from = 20
+    needs_svd = True
     eta: float
     eta_b: float
 
@@ -45,7 +46,7 @@ class DDRM(Method):
         noise = randn_like(x) if t > 0 else torch.zeros_like(x)
 
         unseen = x_0 + sigma_next * (kept * diffusion.eps_from_xstart(x, x_0, t) + eta * noise)
-        y_bar, y_std = operator.inverted(self.Uty, self.sigma)
+        y_bar, y_std = operator.inverted(self.reduced, self.sigma)
         x_0_bar, noise_bar = operator.Vt(x_0), operator.Vt(noise)
         # What ȳ's error tells of the state takes the place of the old noise.
         error = torch.where(y_std > 0, (y_bar - x_0_bar) / y_std.clamp(min=1e-12), 0.0)

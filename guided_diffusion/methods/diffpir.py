@@ -49,6 +49,6 @@ class DiffPIR(Method):
         a, a_prev = diffusion.alphas_cumprod[t], diffusion.alphas_cumprod_prev[t]
         x_0 = diffusion.predict(model, x, t)["pred_xstart"]
         variance = 4 / self.lambda_ * (1 - a) / a  # σ²/ρ_t
-        x_0 = self.operator.posterior_mean(x_0, self.Uty, self.sigma, variance)
+        x_0 = self.operator.posterior_mean(x_0, self.reduced, self.sigma, variance)
         fresh = math.sqrt(self.zeta * (1 - a_prev))
         return diffusion.ddim_step(x, x_0, t, fresh, randn_like), x_0

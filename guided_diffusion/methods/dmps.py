@@ -10,13 +10,12 @@ from guided_diffusion.operators.base import Operator, Sigma
 from util.parameters import Parameter
 
 
-def _spectral_score(
-    operator: Operator, x: torch.Tensor, Uty: torch.Tensor, sigma: Sigma, alpha_bar: float
+def _score(
+    operator: Operator, x: torch.Tensor, reduced: torch.Tensor, sigma: Sigma, alpha_bar: float
 ) -> torch.Tensor:
-    """`pseudo_likelihood_score` with Uᵀy at hand."""
-    r_t = (1 - alpha_bar) / alpha_bar
-    residual = Uty - operator.singular_values * operator.Vt(x) / math.sqrt(alpha_bar)
-    return operator.V(operator.gain(sigma, r_t) * residual) / math.sqrt(alpha_bar)
+    """`pseudo_likelihood_score` with `Operator.reduced` of y at hand."""
+    r_t, signal = (1 - alpha_bar) / alpha_bar, math.sqrt(alpha_bar)
+    return operator.score(x / signal, reduced, sigma, r_t) / signal
 
 
 def pseudo_likelihood_score(
@@ -37,7 +36,7 @@ def pseudo_likelihood_score(
     Returns:
         (N, C, H, W).
     """
-    return _spectral_score(operator, x, operator.Ut(y), sigma, alpha_bar)
+    return _score(operator, x, operator.reduced(y), sigma, alpha_bar)
 
 
 class DMPS(Method):
@@ -63,5 +62,5 @@ class DMPS(Method):
     ) -> Step:
         sample, pred_xstart = diffusion.p_sample(model, x, t, randn_like)
         alpha, alpha_bar = diffusion.alphas[t], diffusion.alphas_cumprod[t]
-        score = _spectral_score(self.operator, sample, self.Uty, self.sigma, alpha_bar)
+        score = _score(self.operator, sample, self.reduced, self.sigma, alpha_bar)
         return sample + self.scale * (1 - alpha) / math.sqrt(alpha) * score, pred_xstart

@@ -47,7 +47,7 @@ class PiGDM(Method):
 
         def inner(x_0: torch.Tensor) -> torch.Tensor:
             # its gradient is vᵀ ∂x̂_0/∂x_t with v held fixed
-            mean = self.operator.posterior_mean(x_0.detach(), self.Uty, self.sigma, variance)
+            mean = self.operator.posterior_mean(x_0.detach(), self.reduced, self.sigma, variance)
             return ((mean - x_0).detach() * x_0).sum()
 
         out, guidance = through_the_network(diffusion, model, x, t, inner)

@@ -11,18 +11,15 @@ from typing import Any
 
 import torch
 
-from guided_diffusion.dct import dct_matrix
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.methods.base import Method, Network, RandnLike, Step
 from guided_diffusion.methods.start import is_the_state
 from guided_diffusion.operators.base import Operator, Sigma
-from guided_diffusion.operators.solver import scaled
+from guided_diffusion.operators.spread import Spread
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from util.parameters import Parameter
 
 KAPPA = "κ, how far x̂_0 is from the truth: 1, a Wiener filter's error"
-# A number for each DCT frequency, (H, W), and for each singular direction, a spectrum
-Weights = tuple[torch.Tensor, torch.Tensor]
 
 
 class Spectral(Method):
@@ -72,16 +69,13 @@ class Spectral(Method):
         **parameters: Any,
     ):
         super().__init__(operator.in_frequencies(), y, sigma, statistics, slices, **parameters)
-        s = self.operator.singular_values
-        sides = operator.in_shape[1:]
-        self.S = self.statistics.power_spectrum(*sides).to(s)
-        self.dct = [dct_matrix(n).to(s) for n in sides]
+        S = self.statistics.power_spectrum(*operator.in_shape[1:])
+        self.S = S.to(operator.device, operator.dtype)
         self._begin()
 
     def _begin(self) -> None:
         """Forget the steps done."""
         self._mean: torch.Tensor | None = None  # m̄_{t+1}
-        self._kept: Weights | None = None  # φ r_t/r_{t+1}, the weight of m̄_{t+1}
         self._drawn: torch.Tensor | None = None  # noise that the next step mirrors
 
     def step(
@@ -94,19 +88,20 @@ class Spectral(Method):
     ) -> Step:
         if t == diffusion.num_timesteps - 1:
             self._begin()
-        mean, variances = self.posterior(diffusion, self._predict(diffusion, model, x, t), t)
-        if self._mean is not None and self._kept is not None:
-            mean = mean + self.weighted(self._mean - mean, self._kept)
+        mean = self.posterior_mean(diffusion, self._predict(diffusion, model, x, t), t)
+        r = noise_variance(diffusion, t)
+        if self._mean is not None:  # m̄_{t+1} counts φ r_t/r_{t+1}
+            drawn = self.spread(diffusion, t + 1).remainder(self._mean - mean, r)
+            mean = mean + drawn / noise_variance(diffusion, t + 1)
         if t == 0:
             return mean, mean
-        r, r_prev = noise_variance(diffusion, t), noise_variance(diffusion, t - 1)
-        left = (r_prev - variances[0]).clamp(min=0), (r_prev - variances[1]).clamp(min=0)
-        self._mean, self._kept = mean, (left[0] / r, left[1] / r)
+        self._mean = mean
         if self._drawn is None:
             noise = self._drawn = randn_like(x)
         else:
             noise, self._drawn = -self._drawn, None
-        return self.noised(diffusion, mean, noise, left, t), mean
+        noise = self.spread(diffusion, t).fill(noise, noise_variance(diffusion, t - 1))
+        return math.sqrt(diffusion.alphas_cumprod_prev[t]) * (mean + noise), mean
 
     def _predict(
         self, diffusion: GaussianDiffusion, model: Network, x: torch.Tensor, t: int
@@ -120,40 +115,28 @@ class Spectral(Method):
         found = [diffusion.predict(network, x, t)["pred_xstart"] for network in networks]
         return sum(found[1:], start=found[0]) / len(found)
 
-    def posterior(
+    def posterior_mean(
         self, diffusion: GaussianDiffusion, x_0: torch.Tensor, t: int
-    ) -> tuple[torch.Tensor, Weights]:
-        """The Gaussian posterior about the network's x̂_0 of step t: its mean, and variances P."""
-        operator, s = self.operator, self.operator.singular_values
-        r = noise_variance(diffusion, t)
-        v_dct = self.kappa * r * self.S / (self.kappa * r + self.S)
-        sigma = self._news(diffusion) if t == diffusion.num_timesteps - 1 else self.sigma
-        mean = operator.frequency_posterior_mean(x_0, self.Uty, sigma, v_dct)
-        v = operator.frequency_variance(v_dct)
-        return mean, (v_dct, v * self.sigma**2 / (self.sigma**2 + v * s**2))
-
-    def noised(
-        self,
-        diffusion: GaussianDiffusion,
-        mean: torch.Tensor,
-        noise: torch.Tensor,
-        variances: Weights,
-        t: int,
     ) -> torch.Tensor:
-        """x_{t-1} about a mean, with noise of these variances."""
-        std = variances[0].sqrt(), variances[1].sqrt()
-        return math.sqrt(diffusion.alphas_cumprod_prev[t]) * (mean + self.weighted(noise, std))
+        """m_t, from the network's x̂_0 of step t."""
+        first = t == diffusion.num_timesteps - 1 and not self.operator.solves
+        sigma = self._news(diffusion) if first else self.sigma
+        v = self.error_variance(diffusion, t)
+        return self.operator.frequency_posterior_mean(x_0, self.reduced, sigma, v)
 
-    def weighted(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
-        """x times the direction's weight in what A sees, and times the frequency's in the rest."""
-        by_frequency = scaled(x, weights[0], self.dct)
-        seen = weights[1] * self.operator.Vt(x)
-        return by_frequency + self.operator.correction(by_frequency, seen)
+    def spread(self, diffusion: GaussianDiffusion, t: int) -> Spread:
+        """What the posterior of step t leaves open."""
+        return self.operator.spread(self.error_variance(diffusion, t), self.sigma)
+
+    def error_variance(self, diffusion: GaussianDiffusion, t: int) -> torch.Tensor:
+        """v of x̂_0 of step t, (H, W), for each DCT coefficient."""
+        r = noise_variance(diffusion, t)
+        return self.kappa * r * self.S / (self.kappa * r + self.S)
 
     def _news(self, diffusion: GaussianDiffusion) -> torch.Tensor:
         """σ of what y still adds to a first state that holds it: 1/σ² = 1/(s² r) + 1/news²."""
         r = noise_variance(diffusion, -1)
-        _, std = self.operator.inverted(self.Uty, self.sigma)
+        _, std = self.operator.inverted(self.reduced, self.sigma)
         variance = std**2
         left = (r - variance).clamp(min=1e-6 * r)
         news = torch.where(variance <= r, self.sigma**2 * r / left, self.sigma**2).sqrt()

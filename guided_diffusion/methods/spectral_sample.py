@@ -1,5 +1,7 @@
 """Samples of the posterior in few steps, with the Gaussian of `spectral`."""
 
+import math
+
 import torch
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -62,19 +64,19 @@ class SpectralSample(Spectral):
     ) -> Step:
         """A draw from the Gaussian, with the noise of the next level in one draw."""
         x_0 = diffusion.predict(model, x, t)["pred_xstart"]
-        mean, variances = self.posterior(diffusion, x_0, t)
+        mean = self.posterior_mean(diffusion, x_0, t)
         if t == 0:
             return mean, mean
-        r = noise_variance(diffusion, t - 1)
-        whole = r + variances[0], r + variances[1]
-        return self.noised(diffusion, mean, randn_like(x), whole, t), mean
+        noise = self.spread(diffusion, t).draw(x, noise_variance(diffusion, t - 1), randn_like)
+        return math.sqrt(diffusion.alphas_cumprod_prev[t]) * (mean + noise), mean
 
     def _y_is_the_first_state(self, diffusion: GaussianDiffusion) -> torch.Tensor:
         """Whether y's noise is nearly all of the first state's, (N, 1, 1, 1) or (1, 1, 1, 1)."""
-        a = diffusion.alphas_cumprod[-1]
-        r = (1 - a) / a
-        _, std = self.operator.inverted(self.Uty, self.sigma)
+        if not self.operator.sees_all:
+            return torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+        r = noise_variance(diffusion, -1)
+        _, std = self.operator.inverted(self.reduced, self.sigma)
         variance = std**2
         near = (variance > NEARLY * r) & (variance <= r)
         all_near = near.reshape(-1, self.operator.singular_values.numel()).all(dim=1)
-        return (all_near & self.operator.sees_all)[:, None, None, None]
+        return all_near[:, None, None, None]

@@ -29,14 +29,13 @@ def useful_levels(
     For denoising all are σ, and one evaluation of the network is the posterior mean; a `sample` of
     the posterior goes on from there, like everywhere else.
     """
-    s = operator.singular_values
     widest, narrowest = (
         (float(sigma.max()), float(sigma.min())) if torch.is_tensor(sigma) else (sigma, sigma)
     )
-    low = narrowest / float(s.max())
+    low = narrowest / operator.norm
     high = min(WIDEST_STD, operator.widest_std(statistics))
     if operator.sees_all:
-        high = min(high, widest / float(s.min()))
+        high = min(high, widest / float(operator.singular_values.min()))
     if sample:
         return high, SAMPLE_FINISH * low
     return (high, FINISH * low) if high > low else (low, low)
@@ -48,28 +47,34 @@ def start_state(
     sigma: Sigma,
     diffusion: GaussianDiffusion,
     noise: torch.Tensor,
-    mean_intensity: float,
+    statistics: PriorStatistics,
 ) -> torch.Tensor:
     """x_t at the diffusion's first step t, from the measurement instead of pure noise.
 
     A direction whose measurement has less noise than the state starts there, noise filled up, or
-    if it `is_the_state`, as it is; the others at the prior's mean intensity.
+    if it `is_the_state`, as it is; the others at the prior's mean intensity. An operator that
+    `solves` starts from the posterior's mean under the prior's power spectrum, and noise about it.
 
     Args:
         y: (N, *operator.out_shape); sigma: its noise, a number or (N, 1, 1, 1).
         noise: (N, C, H, W) standard normal.
-        mean_intensity: see `guided_diffusion.statistics.PriorStatistics`.
+        statistics: of the prior's images.
 
     Returns:
         (N, C, H, W).
     """
     alpha_bar = diffusion.alphas_cumprod[-1]
     r = (1 - alpha_bar) / alpha_bar
+    if operator.solves:
+        power = statistics.power_spectrum(*operator.in_shape[1:]).to(noise)
+        mean = torch.full_like(noise, statistics.mean_intensity)
+        mean = operator.frequency_posterior_mean(mean, operator.reduced(y), sigma, power)
+        return math.sqrt(alpha_bar) * (mean + operator.spread(power, sigma).fill(noise, r))
     measured, std = operator.inverted(operator.Ut(y), sigma)
     variance = std**2
     same = is_the_state(variance, diffusion)
     used = (variance <= r) | same
-    state = mean_intensity + math.sqrt(r) * noise
+    state = statistics.mean_intensity + math.sqrt(r) * noise
     fill = torch.where(same, 0.0, r - torch.where(used, variance, 0.0)).clamp(min=0).sqrt()
     target = measured + fill * operator.Vt(noise)
     return math.sqrt(alpha_bar) * (state + operator.correction(state, target, where=used))

@@ -17,7 +17,10 @@ and, if it acts along a volume's slice axis, `of_volumes`, `on_grid`, `restored_
 only needs `factors_of`, see `separable.py`.
 
 Everything that methods do with a measurement in the singular directions is written here once:
-`inverted`, `correction`, `gain`, `posterior_mean`.
+`inverted`, `correction`, `gain`, `score`, `posterior_mean`. One whose SVD is out of reach (`has_svd`
+is False, see `points.py`) gives `forward`, `transpose`, `reduced`, `score`,
+`frequency_posterior_mean`, `spread`, `device`, `dtype` and `norm` instead, all by conjugate
+gradients, and methods that look into singular directions say `needs_svd`.
 """
 
 import math
@@ -28,6 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from guided_diffusion.operators.spread import Spread
 from guided_diffusion.statistics import PriorStatistics
 from util.errors import UserError
 from util.parameters import Parameters, check_parameters
@@ -56,6 +60,7 @@ class Operator:
         in_shape, out_shape: (C, H, W) of x and of y.
         of_volumes: whether it acts along the slices of a volume, which are then x's channels.
         from_all_sides: whether a volume is better restored when the network sees all its planes.
+        has_svd: whether it has `singular_values, U, Ut, V, Vt`.
         singular_values: of the shape that spectra have without their batch axis. Spectra, the
             tensors that `Ut` and `Vt` return, hold one coefficient for each singular direction.
             Directions that A does not see may be left out, or have singular value 0.
@@ -65,6 +70,7 @@ class Operator:
     parameters: ClassVar[Parameters] = {}
     of_volumes: ClassVar[bool] = False
     from_all_sides: ClassVar[bool] = True
+    has_svd: ClassVar[bool] = True
 
     in_shape: Shape
     out_shape: Shape
@@ -112,6 +118,15 @@ class Operator:
     def takes_volumes(cls, parameters: Mapping[str, Any]) -> bool:
         """Whether the channels of x may be the slices of a volume."""
         return True
+
+    @classmethod
+    def expected_size(cls, size: tuple[int, int], parameters: Mapping[str, Any]) -> tuple[int, int]:
+        """(H, W) of images that its parameters are made for; `size`, where they suit any.
+
+        Raises:
+            UserError: parameters that suit no image.
+        """
+        return size
 
     @classmethod
     def on_grid(cls, parameters: Mapping[str, Any], grid: Grid, simulated: bool) -> dict[str, Any]:
@@ -198,6 +213,27 @@ class Operator:
         return math.inf
 
     @property
+    def solves(self) -> bool:
+        """Whether `frequency_posterior_mean` counts all of C, so that a state needs no directions.
+
+        Few steps then start from such a mean, and need not know what of y a state already holds.
+        """
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        return self.singular_values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.singular_values.dtype
+
+    @property
+    def norm(self) -> float:
+        """The largest singular value."""
+        return float(self.singular_values.max())
+
+    @property
     def sees_all(self) -> bool:
         """Whether no direction of the image is lost."""
         s = self.singular_values
@@ -230,6 +266,10 @@ class Operator:
         where = self.singular_values > 0 if where is None else where
         return self.V(torch.where(where, spectrum - self.Vt(x), 0.0))
 
+    def reduced(self, y: torch.Tensor) -> torch.Tensor:
+        """The sufficient statistic of y that `score` and posterior means take: Uᵀy, a spectrum."""
+        return self.Ut(y)
+
     def gain(self, sigma: Sigma, variance: Sigma) -> torch.Tensor:
         """Σ (σ² I + variance Σ²)⁻¹, the diagonal of Aᵀ (σ² I + variance A Aᵀ)⁻¹ between V and Uᵀ.
 
@@ -241,21 +281,31 @@ class Operator:
         s = self.singular_values
         return torch.where(s > 0, s / (sigma**2 + variance * s**2), 0.0)
 
-    def posterior_mean(
-        self, x_0: torch.Tensor, Uty: torch.Tensor, sigma: Sigma, variance: Sigma
+    def score(
+        self, x: torch.Tensor, reduced: torch.Tensor, sigma: Sigma, variance: Sigma
     ) -> torch.Tensor:
-        """E[x | y] for x ~ N(x_0, V variance Vᵀ) and y = A x + σ n.
+        """∇_x log N(y; A x, σ² I + variance A Aᵀ) = Aᵀ (σ² I + variance A Aᵀ)⁻¹ (y - A x).
+
+        Args:
+            x: (N, C, H, W); reduced: see `reduced`; sigma, variance: see `gain`.
+        """
+        residual = reduced - self.singular_values * self.Vt(x)
+        return self.V(self.gain(sigma, variance) * residual)
+
+    def posterior_mean(
+        self, x_0: torch.Tensor, reduced: torch.Tensor, sigma: Sigma, variance: float
+    ) -> torch.Tensor:
+        """E[x | y] for x ~ N(x_0, variance I) and y = A x + σ n.
 
             x_0 + variance Aᵀ (σ² I + variance A Aᵀ)⁻¹ (y - A x_0)
 
         Args:
-            x_0: (N, C, H, W); Uty: Uᵀy, a spectrum; sigma, variance: see `gain`.
+            x_0, reduced, sigma: see `score`.
         """
-        residual = Uty - self.singular_values * self.Vt(x_0)
-        return x_0 + self.V(variance * self.gain(sigma, variance) * residual)
+        return x_0 + variance * self.score(x_0, reduced, sigma, variance)
 
     def frequency_posterior_mean(
-        self, x_0: torch.Tensor, Uty: torch.Tensor, sigma: Sigma, variance: torch.Tensor
+        self, x_0: torch.Tensor, reduced: torch.Tensor, sigma: Sigma, variance: torch.Tensor
     ) -> torch.Tensor:
         """E[x | y] for x ~ N(x_0, C), C diagonal in the DCT, and y = A x + σ n.
 
@@ -263,10 +313,19 @@ class Operator:
         better replaces this.
 
         Args:
-            x_0, Uty, sigma: see `posterior_mean`.
+            x_0, reduced, sigma: see `score`.
             variance: (H, W), of each DCT coefficient.
         """
-        return self.posterior_mean(x_0, Uty, sigma, self.frequency_variance(variance))
+        v = self.frequency_variance(variance)
+        residual = reduced - self.singular_values * self.Vt(x_0)
+        return x_0 + self.V(v * self.gain(sigma, v) * residual)
+
+    def spread(self, variance: torch.Tensor, sigma: Sigma) -> Spread:
+        """The covariance that such an x has given y.
+
+        Args: see `frequency_posterior_mean`.
+        """
+        return Spread(self, variance, sigma)
 
 
 def expect(condition: bool, key: str, expected: str, found: Any) -> None:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from guided_diffusion.operators.fourier import ifft2c
-from guided_diffusion.operators.masks import calibration_lines
+from guided_diffusion.operators.masks import measured_centre, on_kspace
 from util.errors import UserError
 
 CALIBRATION = 32  # samples along the readout, and at most along the phase encoding
@@ -99,19 +99,20 @@ def calibration_block(
     Raises:
         UserError: fewer than `LEAST_CALIBRATION` lines about the centre are measured.
     """
-    first, end = calibration_lines(mask)
-    if end - first < LEAST_CALIBRATION:
+    size = kspace.shape[-2:]
+    ends = measured_centre(np.broadcast_to(on_kspace(mask, axis), size))
+    least = min(end - first for first, end in ends)
+    if least < LEAST_CALIBRATION:
         raise UserError(
-            f"{end - first} lines about the centre of k-space are measured, and coil maps need "
+            f"{least} lines about the centre of k-space are measured, and coil maps need "
             f"{LEAST_CALIBRATION} to be calibrated"
         )
-    centre = len(mask) // 2
-    first, end = max(first, centre - CALIBRATION // 2), min(end, centre + CALIBRATION // 2)
-    other = kspace.shape[-2 if axis == "columns" else -1]
-    half = min(CALIBRATION, other) // 2
-    readout, phase = slice(other // 2 - half, other // 2 + half), slice(first, end)
-    where = (readout, phase) if axis == "columns" else (phase, readout)
-    return kspace[:, where[0], where[1]], where
+    half = CALIBRATION // 2
+    rows, cols = (
+        slice(max(first, n // 2 - half), min(end, n // 2 + half))
+        for (first, end), n in zip(ends, size, strict=True)
+    )
+    return kspace[:, rows, cols], (rows, cols)
 
 
 def estimate_maps(kspace: torch.Tensor, mask: NDArray[np.bool_], axis: str) -> torch.Tensor:
@@ -123,7 +124,7 @@ def estimate_maps(kspace: torch.Tensor, mask: NDArray[np.bool_], axis: str) -> t
     the second is at a right angle to it, 0 where there is no second eigenvalue.
 
     Args:
-        kspace: (C, H, W) complex; mask, axis: its measured lines.
+        kspace: (C, H, W) complex; mask, axis: what of it is measured, see `Scanned`.
 
     Returns:
         (2, C, H, W) complex64, of root sum of squares 1 or, in the second, less.
@@ -162,18 +163,25 @@ def noise_of_coils(kspace: torch.Tensor, mask: NDArray[np.bool_], axis: str) -> 
     """Standard deviation of each coil's noise, of real and imaginary part, (C,).
 
     By the median of |k|², 2 ln 2 σ², in the outer corners of k-space, where there is hardly any
-    signal. Samples that are exactly 0 were filled in.
+    signal; of single points in the same share of them, those farthest from the centre. Samples that
+    are exactly 0 were filled in.
 
     Raises:
         UserError: no noise is there.
     """
-    lines = kspace.mT if axis == "rows" else kspace
-    measured = np.flatnonzero(mask)
-    count = max(1, round(CORNER * len(measured)))
-    lines = lines[:, :, np.r_[measured[:count], measured[-count:]]]
-    count = max(1, round(CORNER * lines.shape[1]))
-    corners = torch.cat([lines[:, :count], lines[:, -count:]], dim=1).flatten(1).abs().square()
-    found = [float(c[c > 0].median()) if (c > 0).any() else 0.0 for c in corners]
+    if mask.ndim == 2:
+        radius = np.hypot(*np.ogrid[[slice(-1, 1, 1j * n) for n in mask.shape]])[mask]
+        count = max(1, round((2 * CORNER) ** 2 * len(radius)))
+        corners = kspace[:, torch.from_numpy(mask.copy())][:, np.argsort(radius)[-count:].copy()]
+    else:
+        lines = kspace.mT if axis == "rows" else kspace
+        measured = np.flatnonzero(mask)
+        count = max(1, round(CORNER * len(measured)))
+        lines = lines[:, :, np.r_[measured[:count], measured[-count:]]]
+        count = max(1, round(CORNER * lines.shape[1]))
+        corners = torch.cat([lines[:, :count], lines[:, -count:]], dim=1).flatten(1)
+    squares = corners.abs().square()
+    found = [float(c[c > 0].median()) if (c > 0).any() else 0.0 for c in squares]
     sigma = torch.tensor(found).div(2 * math.log(2)).sqrt()
     if not (sigma > 0).all():
         raise UserError("the corners of k-space hold no noise; give measurement.noise.sigma")

@@ -1,23 +1,66 @@
-"""Cartesian undersampling of k-space: fastMRI's masks, line for line (Zbontar et al. 2018).
+"""Undersampling of k-space: fastMRI's Cartesian masks (Zbontar et al. 2018), and single points.
 
-The draws are those of `fastmri.data.subsample` (MIT licence) with numpy's legacy generator, so a
-seed, or a file's name, has the mask here that it has in the published challenge.
+The draws of lines are those of `fastmri.data.subsample` (MIT licence) with numpy's legacy
+generator, so a seed, or a file's name, has the mask here that it has in the published challenge.
 """
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from guided_diffusion.operators.poisson import poisson_disc
 from util.errors import UserError
 
 WHERE = "measurement.operator"
+POISSON = "poisson"  # the kind of mask that has points, not lines
+
+
+def sampling_mask(
+    height: int, width: int, axis: str, parameters: Mapping[str, Any]
+) -> NDArray[np.bool_]:
+    """What of k-space is measured.
+
+    Args:
+        axis: along which phase is encoded, where lines are measured.
+        parameters: of the operator `mri`, complete; of `poisson`, `acceleration` counts points, and
+            `center_fraction` is that of either axis.
+
+    Returns:
+        Lines, (N,) bool, or points, (H, W) bool.
+
+    Raises:
+        UserError: an impossible number, or a file that holds no such mask.
+    """
+    kind, lines = parameters["mask"], width if axis == "columns" else height
+    acceleration, fraction = parameters["acceleration"], parameters["center_fraction"]
+    seed = parameters["mask_seed"]
+    if kind not in KINDS:
+        return fitted(read_mask(kind), height, width, axis, f"{WHERE}.mask: {kind}")
+    if kind in MASKS or acceleration == 1:
+        kind = kind if kind in MASKS else "random"  # all lines, of whatever kind
+        return cartesian_mask(kind, lines, acceleration, fraction, seed)
+    if not 1 <= acceleration <= height * width:
+        raise UserError(
+            f"{WHERE}.acceleration: expected 1 to the {height * width} points, found "
+            f"{acceleration:g}"
+        )
+    if fraction**2 >= 1 / acceleration:
+        raise UserError(
+            f"{WHERE}.center_fraction: {fraction:g} of each axis are {fraction**2:.2g} of all "
+            f"points, and acceleration {acceleration:g} leaves {1 / acceleration:.2g} in all"
+        )
+    seed = tuple(map(ord, seed)) if isinstance(seed, str) else seed
+    return poisson_disc(height, width, float(acceleration), float(fraction), seed)
 
 
 def cartesian_mask(kind, lines, acceleration=4, center_fraction=0.08, seed=0):
     """Which lines of k-space are measured.
 
     Args:
-        kind: one of `MASKS`, or the path of a .npy file that holds a mask.
+        kind: one of `MASKS`.
         lines: N, the number of phase-encoding lines.
         acceleration: R, N divided by the lines that are aimed at; `equispaced` and `magic` keep
             the centre on top of every R-th line.
@@ -28,10 +71,8 @@ def cartesian_mask(kind, lines, acceleration=4, center_fraction=0.08, seed=0):
         (N,) bool.
 
     Raises:
-        UserError: an impossible number, or a file that holds no such mask.
+        UserError: an impossible number.
     """
-    if kind not in MASKS:
-        return _read(kind, lines)
     if not 1 <= acceleration <= lines:
         raise UserError(
             f"{WHERE}.acceleration: expected 1 to the {lines} lines, found {acceleration:g}"
@@ -94,53 +135,86 @@ MASKS = {
 }
 
 
-def _read(path, lines):
-    """The mask a .npy file holds."""
-    if not path.endswith(".npy"):
-        raise UserError(
-            f"{WHERE}.mask: expected one of {', '.join(MASKS)} or a .npy file, found {path!r}"
-        )
-    if not os.path.exists(path):
-        raise UserError(f"{WHERE}.mask: {path}: no such file")
-    try:
-        mask = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        raise UserError(f"{WHERE}.mask: {path}: cannot be read as .npy") from None
-    return check_lines(mask, lines, f"{WHERE}.mask: {path}")
+KINDS = (*MASKS, POISSON)
 
 
-def check_lines(mask, lines, where):
-    """A mask array, of any shape with one axis longer than 1, as (N,) bool.
+def read_mask(path: str) -> NDArray[np.bool_]:
+    """The mask that a .npy file holds: one value for each line, (N,), or for each point, (H, W).
 
     Raises:
-        UserError: it is not one row of 0 and 1, has another length, or is empty.
+        UserError: there is no such file, or it holds no mask.
     """
-    mask = np.asarray(mask)
-    longer = [n for n in mask.shape if n > 1]
-    if mask.dtype.kind not in "buif":
-        raise UserError(f"{where}: expected 0 and 1, found {mask.dtype}")
-    if len(longer) != 1:
-        shape = "×".join(map(str, mask.shape))
+    where = f"{WHERE}.mask: {path}"
+    if not path.endswith(".npy"):
         raise UserError(
-            f"{where}: expected one value for each phase-encoding line, found {shape} values: "
-            "masks that leave out single points of a line are not supported"
+            f"{WHERE}.mask: expected one of {', '.join(KINDS)} or a .npy file, found {path!r}"
         )
-    mask = mask.reshape(-1)
-    if len(mask) != lines:
-        raise UserError(f"{where}: {len(mask)} lines, and k-space has {lines}")
-    if not np.isin(mask, (0, 1)).all():
+    if not os.path.exists(path):
+        raise UserError(f"{where}: no such file")
+    try:
+        mask = np.load(path, allow_pickle=False).squeeze()
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"{where}: cannot be read as .npy") from None
+    if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
         raise UserError(f"{where}: expected 0 and 1 alone")
-    if not mask.any():
-        raise UserError(f"{where}: no line is measured")
+    if mask.ndim not in (1, 2):
+        raise UserError(f"{where}: expected lines or points, found {mask.ndim} axes")
     return mask.astype(bool)
 
 
-def calibration_lines(mask):
-    """The unbroken block of measured lines about the centre N // 2, as (first, past the last)."""
-    centre = len(mask) // 2
-    if not mask[centre]:
-        return centre, centre
-    gaps = np.flatnonzero(~mask)
-    first = gaps[gaps < centre].max(initial=-1) + 1
-    last = gaps[gaps > centre].min(initial=len(mask))
-    return int(first), int(last)
+def fitted(
+    mask: NDArray[np.bool_], height: int, width: int, axis: str, where: str
+) -> NDArray[np.bool_]:
+    """A mask (N,) or (H, W), as lines if it leaves out no point of one that it measures.
+
+    Raises:
+        UserError: it has another size, or measures nothing.
+    """
+    lines = width if axis == "columns" else height
+    if mask.ndim == 1 and len(mask) != lines:
+        raise UserError(f"{where}: {len(mask)} lines, and k-space has {lines}")
+    if mask.ndim == 2 and mask.shape != (height, width):
+        shape = "×".join(map(str, mask.shape))
+        raise UserError(f"{where}: {shape} points, and k-space has {height}×{width}")
+    if not mask.any():
+        raise UserError(f"{where}: nothing is measured")
+    return as_lines(mask, axis)
+
+
+def as_lines(mask: NDArray[np.bool_], axis: str) -> NDArray[np.bool_]:
+    """A mask of points, (H, W), as lines, (N,), where it leaves out no part of any."""
+    if mask.ndim == 1:
+        return mask
+    along = mask if axis == "columns" else mask.T
+    return along[0] if (along == along[0]).all() else mask
+
+
+def on_kspace(mask: NDArray[np.bool_], axis: str) -> NDArray[np.bool_]:
+    """Lines, (N,), or points, (H, W), as an array that broadcasts to k-space (H, W)."""
+    if mask.ndim == 2:
+        return mask
+    return mask.reshape((1, -1) if axis == "columns" else (-1, 1))
+
+
+def measured_centre(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
+    """The unbroken block about the centre N // 2, as (first, past the last) along each axis.
+
+    Args:
+        mask: (N,) or (H, W). The block of points is a rectangle, grown evenly to all sides.
+    """
+    centre = [n // 2 for n in mask.shape]
+    if not mask[tuple(centre)]:
+        return tuple((n, n) for n in centre)
+    first, end = list(centre), [n + 1 for n in centre]
+    growing = True
+    while growing:
+        growing = False
+        for ends, step in ((first, -1), (end, 1)):
+            for i in range(mask.ndim):
+                ends[i] += step
+                block = tuple(slice(a, b) for a, b in zip(first, end, strict=True))
+                if 0 <= first[i] and end[i] <= mask.shape[i] and mask[block].all():
+                    growing = True
+                else:
+                    ends[i] -= step
+    return tuple(zip(first, end, strict=True))

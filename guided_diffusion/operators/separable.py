@@ -137,7 +137,7 @@ class SeparableOperator(Operator):
         return rows.mT @ variance @ cols  # (i, j)
 
     def frequency_posterior_mean(
-        self, x_0: torch.Tensor, Uty: torch.Tensor, sigma: Sigma, variance: torch.Tensor
+        self, x_0: torch.Tensor, reduced: torch.Tensor, sigma: Sigma, variance: torch.Tensor
     ) -> torch.Tensor:
         """See `Operator.frequency_posterior_mean`; exact where no two directions share a frequency.
 
@@ -145,8 +145,8 @@ class SeparableOperator(Operator):
         x_0 + C V Σ (σ² I + Σ Vᵀ C V Σ)⁻¹ Uᵀ(y - A x_0).
         """
         if not self._frequencies_apart:
-            return super().frequency_posterior_mean(x_0, Uty, sigma, variance)
-        residual = Uty - self.singular_values * self.Vt(x_0)
+            return super().frequency_posterior_mean(x_0, reduced, sigma, variance)
+        residual = reduced - self.singular_values * self.Vt(x_0)
         told = self.gain(sigma, self.frequency_variance(variance)) * residual
         dct = [dct_matrix(n).to(x_0) for n in self.in_shape[1:]]
         return x_0 + scaled(self.V(told), variance, dct)

@@ -29,7 +29,8 @@ from guided_diffusion.config import read_schedule
 from guided_diffusion.operators import get_operator
 from guided_diffusion.operators.base import Operator
 from guided_diffusion.operators.coils import simulated_maps, smooth_phase
-from guided_diffusion.operators.mri import MRI, Coils, from_hybrid
+from guided_diffusion.operators.mri import MRI, from_hybrid
+from guided_diffusion.operators.several_coils import Coils
 from guided_diffusion.scan import look, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
 from tests.benchmarks import deepinv_methods
@@ -118,8 +119,8 @@ CLASSICAL = {
     "zero_filled": (zero_filled, (0.0,)),
     "sense": (sense, (0.001, 0.003, 0.01, 0.03, 0.1)),
     "wavelet": (wavelet, (0.001, 0.003, 0.008, 0.02, 0.05)),
-    "tv": (total_variation, (0.001, 0.003, 0.008, 0.02, 0.05)),
-    "tv_estimated": (total_variation, (0.001, 0.003, 0.008, 0.02, 0.05)),
+    "tv": (total_variation, (0.0003, 0.001, 0.003, 0.008, 0.02, 0.05)),
+    "tv_estimated": (total_variation, (0.0003, 0.001, 0.003, 0.008, 0.02, 0.05)),
 }
 ESTIMATED = "_estimated"
 PEERS = {"deepinv_ddrm_20": "deepinv_ddrm", "deepinv_diffpir_20": "deepinv_diffpir"}
@@ -189,13 +190,6 @@ class Case:
         return get_operator("mri", shape, **self.parameters_of(name))
 
 
-def normal_of(operator: Operator) -> Normal:
-    """AᵀA."""
-    if isinstance(operator, Coils):
-        return operator.normal
-    return lambda u: operator.transpose(operator.forward(u))
-
-
 def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tensor, prior):
     """(restored (1, H, W) in [-1, 1], seconds, the operator)."""
     operator = case.operator(name, tuple(truth.shape))
@@ -211,7 +205,7 @@ def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tens
             x = deepinv_methods.restore(PEERS[method], *known, PEER_STEPS, 0)[0]
             return x, time.perf_counter() - start, operator
         b = operator.transpose(y + operator.offset())
-        x = CLASSICAL[method][0](normal_of(operator), b, weight)[0] - 1
+        x = CLASSICAL[method][0](operator.normal, b, weight)[0] - 1
     else:
         schedule, of = SCHEDULES[method]
         measurement = Measurement(
@@ -323,7 +317,7 @@ def lines(table: Table) -> Iterator[str]:
             group = ("coils", "mask", "R", "sigma", "method", "weight")
             groups.setdefault(tuple(row[k] for k in group), []).append(row)
     for (coils, mask, R, sigma, method, weight), rows in sorted(groups.items()):
-        mean = {k: np.mean([float(r[k]) for r in rows]) for k in COLUMNS[-4:] + ("true_R",)}
+        mean = {k: np.mean([float(r[k]) for r in rows]) for k in COLUMNS[-5:-1] + ("true_R",)}
         shown = weight if float(weight) else ""
         yield (
             f"| {coils} | {mask} | {R} ({mean['true_R']:.2f}) | {sigma} | {method} | {shown} | "
