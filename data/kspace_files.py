@@ -13,7 +13,7 @@ from util.errors import UserError
 
 NAMES = ("slice", "coil", "ky", "kx")
 ORDERS = {2: "ky kx", 3: "coil ky kx", 4: "slice coil ky kx"}
-WHOLE = 0.9  # share of a line's points that are not 0, from which on it is one: echoes may be partial
+WHOLE = 0.9  # share of a line's points from which on it is one: echoes may be partial
 DATASETS = ("kspace", "ksp", "k_space", "data")  # names that k-space goes by, the likelier first
 
 

@@ -211,7 +211,8 @@ def check_restoration(
     parameters = operator_class(name).check(measurement.operator.params)
     if not operator_class(name).of_volumes:  # which each volume completes
         sides = operator_class(name).expected_size((size, size), parameters)
-        check_svd(method, operator_of(measurement, (config.in_channels, *sides), torch.device("cpu")))
+        in_shape = (config.in_channels, *sides)
+        check_svd(method, operator_of(measurement, in_shape, torch.device("cpu")))
     noise_of(measurement)
     # A task's own noise level matters to "auto" alone.
     create_sampler(**schedule.sampler_arguments(), levels=(1, 1))

@@ -25,7 +25,7 @@ from guided_diffusion.methods.start import FINISH
 from guided_diffusion.operators.coils import estimate_maps, noise_of_coils
 from guided_diffusion.operators.fourier import ifft1c, low_pass
 from guided_diffusion.operators.masks import on_kspace, sampling_mask
-from guided_diffusion.operators.scanned import AXES, first_amplitude
+from guided_diffusion.operators.scanned import AXES
 from guided_diffusion.operators.several_coils import SeveralCoils, several_coils
 from guided_diffusion.operators.solver import (
     EVERYWHERE,
@@ -123,7 +123,9 @@ def prepare(
     mask, axis, sigma = mask_of(acquisition, parameters), acquisition.axis, first.sigma
     arguments = {**schedule, "clip_denoised": False, "start": "", "eta": 0.0}
     arguments |= {"timestep_respacing": f"logsnr{STEPS}", "start": "auto"}
-    widest = first_amplitude(mask, prior.statistics)
+    # Their phase is not known yet, but how much it leaves open does not depend on it.
+    smooth = several_coils(mask, first.maps[0], axis, device=prior.device)
+    widest = 0.0 if mask.all() else smooth.widest_std(prior.statistics, sigma)
     diffusion = create_sampler(**arguments, levels=(max(widest, 2 * sigma), FINISH * sigma))
     z = first.run(diffusion, prior.network, randn_like)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from guided_diffusion.operators import get_operator
-from tests.benchmarks.kspace import sense, total_variation, wavelet
+from tests.benchmarks.kspace_classical import sense, total_variation, wavelet
 
 
 def rnd(*shape, seed=0):

@@ -9,6 +9,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from guided_diffusion.dct import dct_matrix
+from guided_diffusion.methods.start import useful_levels
 from guided_diffusion.operators import solver
 from guided_diffusion.operators.fourier import fft2c, ifft2c
 from guided_diffusion.operators.masks import cartesian_mask
@@ -293,28 +294,37 @@ class TestPosterior:
         assert torch.allclose(found.mT @ found, P + r * torch.eye(size), atol=1e-6)
 
 
-@pytest.mark.parametrize("coils", [1, 3])
-def test_the_first_level_is_the_images_amplitude_where_the_centre_ends(coils):
-    """Five cycles in 40 lines, ten half cycles, is the first frequency that is not measured."""
-    mask = np.zeros(40, bool)
-    mask[15:26] = mask[::4] = True
-    mask[14], mask[26] = False, False
-    law = PriorStatistics(-0.8, (1.0, 400.0), (300.0, 300.0 / 400**2), "1/f²")
-    if coils == 1:
-        operator = OneCoil.of_lines((1, 32, 40), mask)
-    else:
-        operator = Coils(mask, torch.ones(3, 32, 40) + 0j)
-    frequency = 2 * 5 * 256 / 40
-    assert operator.widest_std(law) == pytest.approx((300 / frequency**2) ** 0.5)
+class TestFirstLevel:
+    """How much y leaves open of the band of frequencies that it tells least of."""
 
+    LAW = PriorStatistics(-0.8, (1.0, 400.0), (300.0, 300.0 / 400**2), "1/f²")
 
-def test_of_points_the_axis_counts_whose_centre_is_shorter():
-    """Three cycles in 40 rows are the first that are not measured, and six in 40 columns."""
-    mask = np.zeros((40, 40), bool)
-    mask[18:23, 15:26] = True
-    law = PriorStatistics(-0.8, (1.0, 400.0), (300.0, 300.0 / 400**2), "1/f²")
-    operator = Points(mask, torch.ones(3, 40, 40) + 0j)
-    assert operator.widest_std(law) == pytest.approx((300 / (2 * 2 * 256 / 40) ** 2) ** 0.5)
+    @pytest.mark.parametrize("kind", [k for k in KINDS if k[1] != "all"])
+    def test_it_is_that_of_the_dense_posterior(self, kind):
+        operator, sigma = build(kind, height=24, width=20), 0.3
+        power = self.LAW.power_spectrum(24, 20)
+        A, C = matrix(operator), covariance(operator, power)
+        rows, cols = (dct_matrix(n) for n in (24, 20))
+        D = torch.kron(rows, cols)
+        P = (D @ (C - gaussian(A, C, sigma) @ A @ C) @ D.mT).diagonal().reshape(24, 20)
+        radius = torch.hypot(torch.arange(24.0)[:, None], torch.arange(20.0))
+        edges = [0, *(2 ** (i / 2) for i in range(5, 11))]
+        bands = [(radius >= a) & (radius < b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        expected = max(P[band].mean().sqrt().item() for band in bands if band.any())
+        assert operator.widest_std(self.LAW, sigma) == pytest.approx(expected, rel=0.4)
+
+    def test_fewer_coils_leave_more_open(self):
+        mask, maps = cartesian_mask("equispaced", 64, 4, 0.1, 0), torch.randn(6, 64, 64) + 0j
+        levels = [
+            Coils(mask, maps[:count]).widest_std(self.LAW, 0.01) for count in (1, 3, 6)
+        ]
+        assert levels[0] > 2 * levels[1] > 4 * levels[2]
+
+    def test_a_complete_scan_leaves_its_noise(self):
+        assert build((3, "all")).widest_std(self.LAW, 0.1) == float("inf")
+        mask = np.ones(16, bool)
+        unit = CompleteCoils(mask, torch.full((4, 16, 16), 0.5) + 0j)
+        assert useful_levels(unit, 0.1, statistics=self.LAW) == pytest.approx((0.1, 0.1))
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -65,8 +65,8 @@ def check_svd(name: str, operator: Operator) -> None:
         return
     others = ", ".join(other for other, method in METHODS.items() if not method.needs_svd)
     raise UserError(
-        f"conditioning.method: {name} needs A's singular value decomposition, and several coils that "
-        f"see single points of k-space have none; these methods do without: {others}"
+        f"conditioning.method: {name} needs A's singular value decomposition, and several coils "
+        f"that see single points of k-space have none; these methods do without: {others}"
     )
 
 

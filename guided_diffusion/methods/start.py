@@ -33,7 +33,7 @@ def useful_levels(
         (float(sigma.max()), float(sigma.min())) if torch.is_tensor(sigma) else (sigma, sigma)
     )
     low = narrowest / operator.norm
-    high = min(WIDEST_STD, operator.widest_std(statistics))
+    high = min(WIDEST_STD, operator.widest_std(statistics, widest))
     if operator.sees_all:
         high = min(high, widest / float(operator.singular_values.min()))
     if sample:

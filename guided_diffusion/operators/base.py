@@ -17,10 +17,10 @@ and, if it acts along a volume's slice axis, `of_volumes`, `on_grid`, `restored_
 only needs `factors_of`, see `separable.py`.
 
 Everything that methods do with a measurement in the singular directions is written here once:
-`inverted`, `correction`, `gain`, `score`, `posterior_mean`. One whose SVD is out of reach (`has_svd`
-is False, see `points.py`) gives `forward`, `transpose`, `reduced`, `score`,
-`frequency_posterior_mean`, `spread`, `device`, `dtype` and `norm` instead, all by conjugate
-gradients, and methods that look into singular directions say `needs_svd`.
+`inverted`, `correction`, `gain`, `score`, `posterior_mean`. One whose SVD is out of reach
+(`has_svd` is False, see `several_coils.Points`) gives `forward`, `transpose`, `reduced`, `score`,
+`frequency_posterior_mean`, `spread`, `device`, `dtype`, `norm` and `sees_all` instead; methods that
+look into singular directions say so, `needs_svd`.
 """
 
 import math
@@ -204,11 +204,11 @@ class Operator:
         """What is shown of a measurement: an image (N, C, h, w) in [-1, 1]; y, where it is one."""
         return y
 
-    def widest_std(self, statistics: PriorStatistics) -> float:
-        """√r_t above which A knows all that a state could hold; infinite where it may be blind.
+    def widest_std(self, statistics: PriorStatistics, sigma: float) -> float:
+        """√r_t above which y knows all that a state could hold; infinite where A may be blind.
 
         Args:
-            statistics: of the prior's images.
+            statistics: of the prior's images; sigma: of the noise.
         """
         return math.inf
 
@@ -282,7 +282,7 @@ class Operator:
         return torch.where(s > 0, s / (sigma**2 + variance * s**2), 0.0)
 
     def score(
-        self, x: torch.Tensor, reduced: torch.Tensor, sigma: Sigma, variance: Sigma
+        self, x: torch.Tensor, reduced: torch.Tensor, sigma: Sigma, variance: float
     ) -> torch.Tensor:
         """∇_x log N(y; A x, σ² I + variance A Aᵀ) = Aᵀ (σ² I + variance A Aᵀ)⁻¹ (y - A x).
 

@@ -89,7 +89,8 @@ class OneCoilPoints(Scanned):
         z = fft2c(spectrum)
         return z.real - z.imag
 
-    Vt = V
+    def Vt(self, x: torch.Tensor) -> torch.Tensor:
+        return self.V(x)
 
     def U(self, spectrum: torch.Tensor) -> torch.Tensor:
         return self.forward(self.V(self._over_s(spectrum)))

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from guided_diffusion.dct import dct_matrix
 from guided_diffusion.operators.base import Operator, Sigma
-from guided_diffusion.operators.masks import measured_centre, on_kspace
+from guided_diffusion.operators.masks import on_kspace
 from guided_diffusion.operators.solver import FrequencyPosterior, scaled
 from guided_diffusion.operators.spread import Spread
 from guided_diffusion.statistics import PriorStatistics
 
 AXES = {"columns": -1, "rows": -2}  # along which axis of the image phase is encoded
+LOWEST = 4  # half cycles: bands of frequencies below it are one, for they have few
 LEAST_SIGMA = 1e-3  # conjugate gradients take less noise for this
 
 
@@ -39,9 +40,27 @@ class Scanned(Operator):
         """Aᵀ A x."""
         return self.transpose(self.forward(x))
 
-    def widest_std(self, statistics: PriorStatistics) -> float:
-        """√r_t to start from: the images' own amplitude where the measured centre ends."""
-        return first_amplitude(self.mask, statistics)
+    def widest_std(self, statistics: PriorStatistics, sigma: float) -> float:
+        """√r_t to start from: the most that y leaves open in any half octave of frequencies.
+
+        That is the root mean square of the error that the posterior mean makes under the prior's
+        power spectrum, of one draw.
+        """
+        if not self.solves:
+            return math.inf
+        power = statistics.power_spectrum(*self.in_shape[1:]).to(self.device, self.dtype)
+        random = torch.Generator().manual_seed(0)
+        error = self.spread(power, sigma).draw(
+            torch.zeros(1, *self.in_shape, device=self.device, dtype=self.dtype),
+            0.0,
+            lambda x: torch.randn(x.shape, generator=random).to(x),
+        )
+        rows, cols = (dct_matrix(n).to(error) for n in error.shape[-2:])
+        squares = (rows @ error @ cols.mT).square().mean(dim=(0, 1))
+        f, g = (torch.arange(n).to(error) for n in squares.shape)
+        bands = (2 * torch.hypot(f[:, None], g).clamp(min=LOWEST).log2()).long().flatten()
+        sums = torch.bincount(bands, weights=squares.flatten())
+        return math.sqrt(float((sums / torch.bincount(bands).clamp(min=1)).max()))
 
     def offset(self) -> torch.Tensor:
         """A 1, (1, *out_shape): what black at -1 instead of 0 takes from a scan."""
@@ -78,9 +97,7 @@ class Scanned(Operator):
     def solver(self, variance: torch.Tensor, sigma: Sigma) -> FrequencyPosterior:
         """Of b = Aᵀ(y - A x_0)/σ² it makes what the posterior mean of N(x_0, C) adds to x_0."""
         square = at_least(sigma) ** 2
-        return FrequencyPosterior(
-            lambda x: self.normal(x) / square, variance, self.sight / square
-        )
+        return FrequencyPosterior(lambda x: self.normal(x) / square, variance, self.sight / square)
 
     def spread(self, variance: torch.Tensor, sigma: Sigma) -> Spread:
         if not self.solves:
@@ -105,20 +122,6 @@ def kspace_of(y: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     kspace = torch.zeros(*real.shape[:-1], *points.shape, dtype=y.dtype.to_complex()).to(y.device)
     kspace[..., points] = torch.complex(real, imag)
     return kspace
-
-
-def first_amplitude(mask: NDArray[np.bool_], statistics: PriorStatistics) -> float:
-    """Standard deviation of the images at the first frequency that is not measured.
-
-    Args:
-        mask: (N,) or (H, W); of points, the axis counts whose measured centre is shorter.
-    """
-    amplitudes = []
-    for (first, end), size in zip(measured_centre(mask), mask.shape, strict=True):
-        cycles = max(min(size // 2 - first, end - size // 2), 1)
-        spectrum = statistics.power_spectrum(1, size)[0]
-        amplitudes.append(math.sqrt(float(spectrum[min(2 * cycles, size - 1)])))  # half cycles
-    return max(amplitudes)
 
 
 class ScannedSpread(Spread):

@@ -224,7 +224,8 @@ class CompleteCoils(Lines):
     def V(self, spectrum: torch.Tensor) -> torch.Tensor:
         return spectrum
 
-    Vt = V
+    def Vt(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
     def reduced(self, y: torch.Tensor) -> torch.Tensor:
         return self.Ut(y)
@@ -295,7 +296,7 @@ class Coils(Lines):
         return torch.einsum("lpk,nlp->nlk", self._svd[0], self._lines(x)[:, 0])[:, None]
 
     def score(
-        self, x: torch.Tensor, reduced: torch.Tensor, sigma: Sigma, variance: Sigma
+        self, x: torch.Tensor, reduced: torch.Tensor, sigma: Sigma, variance: float
     ) -> torch.Tensor:
         s = self.singular_values
         residual = self.Vt(self.pull(x, reduced))  # Σ Uᵀ(y - A x)

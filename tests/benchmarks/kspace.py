@@ -5,17 +5,17 @@ own name, so that the offsets of the masks are averaged over, and restores the s
 all methods. All of them know the coils' maps and the object's phase, and that the image is real;
 those named `_estimated` find maps and phase by themselves, and restore a complex image.
 Weights of the classical methods are chosen on other slices, the tuning ones. Writes one row for
-each image to saved_results/benchmarks/kspace.csv, and resumes; --table prints the means.
+each image to saved_results/benchmarks/kspace.csv, and resumes; --plan says how long it would take.
 """
 
 import argparse
 import csv
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,147 +30,56 @@ from guided_diffusion.operators import get_operator
 from guided_diffusion.operators.base import Operator
 from guided_diffusion.operators.coils import simulated_maps, smooth_phase
 from guided_diffusion.operators.mri import MRI, from_hybrid
-from guided_diffusion.operators.several_coils import Coils
+from guided_diffusion.operators.scanned import kspace_of
+from guided_diffusion.operators.several_coils import several_coils
 from guided_diffusion.scan import look, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
 from tests.benchmarks import deepinv_methods
+from tests.benchmarks.kspace_classical import CLASSICAL
 from tests.benchmarks.rows import FOLDER
+from tests.benchmarks.run_all import Speed, duration
 from util.errors import ArgumentParser
 from util.files import replacing_text
-from util.metrics import image_metrics
+from util.metrics import calibration, image_metrics
 from util.random import ImageRandom, image_generator
 
 CENTRE = {4: 0.08, 8: 0.04}
 EVERY, TUNING = 26, 13  # every so many slices from the first; the tuning ones from this on
-COLUMNS = ("coils", "mask", "R", "true_R", "sigma", "method", "weight", "set", "image")
-COLUMNS += ("psnr", "ssim", "haarpsi", "seconds", "prior")
-KEY = COLUMNS[:3] + COLUMNS[4:9]
-SCHEDULES = {  # method: the schedule and the method's name
-    "spectral_10": ("configs/diffusion_config_fast.yaml", "spectral"),
-    "spectral_10_estimated": ("configs/diffusion_config_fast.yaml", "spectral"),
-    "dmps_100": ("configs/diffusion_config_100.yaml", "dmps"),
-}
-Normal = Callable[[torch.Tensor], torch.Tensor]
-
-
-def zero_filled(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
-    """Aᵀy alone."""
-    return b
-
-
-def sense(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
-    """CG-SENSE (Pruessmann et al. 2001): (AᵀA + λ) u = Aᵀy by 30 conjugate gradients."""
-    u, left = torch.zeros_like(b), b
-    direction, square = left, left.square().sum()
-    enough = 1e-10 * square  # beyond it float32 has nothing to say
-    for _ in range(30):
-        if square <= enough:
-            break
-        image = normal(direction) + weight * direction
-        step = square / (direction * image).sum()
-        u, left = u + step * direction, left - step * image
-        new = left.square().sum()
-        direction, square = left + new / square * direction, new
-    return u
-
-
-def total_variation(normal: Normal, b: torch.Tensor, weight: float, steps=800) -> torch.Tensor:
-    """min ½‖Au - y‖² + λ‖∇u‖₁ to convergence, by Condat & Vũ (2013); anisotropic, circular."""
-    dual = 0.01
-    primal = 1 / (0.5 + 8 * dual)
-    u, p, q = b, torch.zeros_like(b), torch.zeros_like(b)
-    for _ in range(steps):
-        back = p.roll(1, -1) - p + q.roll(1, -2) - q
-        new = u - primal * (normal(u) - b + back)
-        ahead = 2 * new - u
-        p = within(p + dual * (ahead.roll(-1, -1) - ahead), weight)
-        q = within(q + dual * (ahead.roll(-1, -2) - ahead), weight)
-        u = new
-    return u
-
-
-def within(x: torch.Tensor, radius: float) -> torch.Tensor:
-    """x, real or complex, its magnitude at most `radius`."""
-    if not x.is_complex():
-        return x.clamp(-radius, radius)
-    return x * (radius / x.abs().clamp(min=radius))
-
-
-def wavelet(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
-    """min ½‖Au - y‖² + λ‖Wu‖₁, W Daubechies 4, by 100 steps of FISTA (Beck & Teboulle 2009)."""
-    import pywt  # optional, of tests/requirements.txt
-
-    u, ahead, t = b, b, 1.0
-    for _ in range(100):
-        image = (ahead - normal(ahead) + b)[0, 0].numpy()
-        levels = pywt.wavedec2(image, "db4", mode="periodization", level=4)
-        array, slices = pywt.coeffs_to_array(levels)
-        coarse = array[slices[0]].copy()
-        array = np.sign(array) * np.maximum(np.abs(array) - weight, 0)
-        array[slices[0]] = coarse
-        levels = pywt.array_to_coeffs(array, slices, output_format="wavedec2")
-        new = torch.from_numpy(pywt.waverec2(levels, "db4", mode="periodization"))[None, None]
-        later = (1 + math.sqrt(1 + 4 * t * t)) / 2
-        ahead, u, t = new + (t - 1) / later * (new - u), new, later
-    return u
-
-
-CLASSICAL = {
-    "zero_filled": (zero_filled, (0.0,)),
-    "sense": (sense, (0.001, 0.003, 0.01, 0.03, 0.1)),
-    "wavelet": (wavelet, (0.001, 0.003, 0.008, 0.02, 0.05)),
-    "tv": (total_variation, (0.0003, 0.001, 0.003, 0.008, 0.02, 0.05)),
-    "tv_estimated": (total_variation, (0.0003, 0.001, 0.003, 0.008, 0.02, 0.05)),
-}
+COLUMNS = ("coils", "mask", "R", "true_R", "seen", "sigma", "method", "weight", "set", "image")
+COLUMNS += ("psnr", "ssim", "haarpsi", "in_90", "seconds", "prior")
+KEY = ("coils", "mask", "R", "sigma", "method", "weight", "set", "image")
+MEANS = ("psnr", "ssim", "haarpsi", "seconds", "true_R")
 ESTIMATED = "_estimated"
 PEERS = {"deepinv_ddrm_20": "deepinv_ddrm", "deepinv_diffpir_20": "deepinv_diffpir"}
+UNKNOWN_SECONDS = 20.0  # of an image by a classical method that has no row yet
 PEER_STEPS = 20  # of deepinv's methods, which pip install deepinv brings
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--val", metavar="PATH", required=True, help="folder of validation slices, not shipped")
-    add("--coils", nargs="+", type=int, default=[1, 8])
-    add("--accelerations", nargs="+", type=int, default=[4, 8], choices=CENTRE)
-    add("--sigmas", nargs="+", type=float, default=[0.01, 0.05])
-    add("--masks", nargs="+", default=["equispaced_fraction"])
-    known = [*CLASSICAL, *SCHEDULES, *PEERS]
-    add("--methods", nargs="+", default=[*CLASSICAL, *SCHEDULES], choices=known)
-    add("--images", nargs="+", type=int, default=range(10), help="which of the ten slices")
-    add("--tuning_images", nargs="+", type=int, default=[2, 6], help="of the ten tuning slices")
-    add("--table", action="store_true", help="print the means of what is measured")
-    return parser.parse_args(argv)
+class Ours(NamedTuple):
+    """A method of this program, with its schedule.
 
-
-class Table:
-    """kspace.csv; every row is on the disk when `add` returns.
-
-    Rows of another prior than `digest` are left out; "" takes them all.
+    Attributes:
+        evaluations: of the network, of one sample.
+        first: of the first reconstruction besides, where maps and phase are estimated.
     """
 
-    def __init__(self, path: str, digest: str = ""):
-        self.path, self.digest, self.rows = path, digest, {}
-        if not os.path.exists(path):
-            return
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if not digest or row["prior"] in ("", digest):
-                    self.rows[tuple(row[k] for k in KEY)] = row
-        if digest:
-            with replacing_text(path) as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(self.rows.values())
+    schedule: str
+    method: str
+    evaluations: int
+    samples: int = 1
+    first: int = 0
 
-    def add(self, row: dict[str, str]) -> None:
-        new = not os.path.exists(self.path)
-        self.rows[tuple(row[k] for k in KEY)] = row
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+
+FAST = "configs/diffusion_config_fast.yaml"
+OURS = {
+    "spectral_10": Ours(FAST, "spectral", 10),
+    "spectral_10_estimated": Ours(FAST, "spectral", 10, first=10),
+    "dmps_100": Ours("configs/diffusion_config_100.yaml", "dmps", 100),
+    "spectral_10x8": Ours(FAST, "spectral", 10, samples=8),
+    "spectral_sample_20x8": Ours("configs/diffusion_config_samples.yaml", "spectral_sample", 20, 8),
+}
+SELECTED = (2, 5, 8)  # of the ten slices, those that several samples are drawn of
+METHODS = (*CLASSICAL, *OURS, *PEERS)
 
 
 class Case:
@@ -189,10 +98,85 @@ class Case:
     def operator(self, name: str, shape: tuple[int, ...]) -> Operator:
         return get_operator("mri", shape, **self.parameters_of(name))
 
+    def suits(self, method: str) -> bool:
+        """Whether the method can restore it: deepinv's need an SVD."""
+        return not (method in PEERS and self.coils > 1 and self.mask == "poisson")
+
+
+LINES = "equispaced_fraction"
+CASES = {
+    f"{coils}x{R}_{sigma}": Case(coils, LINES, R, sigma)
+    for coils in (1, 8)
+    for R in (4, 8)
+    for sigma in (0.01, 0.05)
+}
+CASES |= {
+    f"{coils}x{R}_{sigma}_poisson": Case(coils, "poisson", R, sigma)
+    for coils, R, sigma in ((1, 4, 0.01), (8, 4, 0.01), (8, 8, 0.01), (8, 8, 0.05))
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--val", metavar="PATH", required=True, help="folder of validation slices, not shipped")
+    help = "coils x acceleration _ noise; by default all"
+    add("--cases", nargs="+", default=list(CASES), choices=CASES, help=help)
+    help = "by default all but deepinv's"
+    add("--methods", nargs="+", default=[*CLASSICAL, *OURS], choices=METHODS, help=help)
+    add("--images", nargs="+", type=int, default=range(10), help="which of the ten slices")
+    add("--tuning_images", nargs="+", type=int, default=[2, 6], help="of the ten tuning slices")
+    add("--plan", action="store_true", help="only say how long it would take")
+    add("--table", action="store_true", help="print the means of what is measured")
+    return parser.parse_args(argv)
+
+
+class Table:
+    """kspace.csv; every row is on the disk when `add` returns.
+
+    Rows of another prior than `digest` are left out; "" takes them all.
+    """
+
+    def __init__(self, path: str, digest: str = ""):
+        self.path, self.digest, self.rows = path, digest, {}
+        if not os.path.exists(path):
+            return
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if not digest or row["prior"] in ("", digest):
+                    self.rows[key_of(row)] = row
+
+    def write(self) -> None:
+        with replacing_text(self.path) as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
+            writer.writeheader()
+            writer.writerows(self.rows.values())
+
+    def add(self, row: dict[str, str]) -> None:
+        self.rows[key_of(row)] = row
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+
+    def forget_weights(self, case: Case, method: str, weight: float) -> None:
+        """Drop validation rows of a weight that is not the best of tuning any more."""
+        of = [str(v) for v in (case.coils, case.mask, case.R, case.sigma, method)]
+        stale = [
+            key
+            for key in self.rows
+            if [*key[:5]] == of and key[6] == "val" and float(key[5]) != weight
+        ]
+        if stale:
+            self.rows = {key: row for key, row in self.rows.items() if key not in stale}
+            self.write()
+
+
+def key_of(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[k] for k in KEY)
+
 
 def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tensor, prior):
-    """(restored (1, H, W) in [-1, 1], seconds, the operator)."""
-    operator = case.operator(name, tuple(truth.shape))
+    """(restored (1, H, W) in [-1, 1], samples (K, 1, H, W) or None, seconds, the operator)."""
+    operator, samples = case.operator(name, tuple(truth.shape)), None
     start = time.perf_counter()
     if method.endswith(ESTIMATED):
         x = estimated(case, method, weight, name, truth, operator.mask, prior)
@@ -203,19 +187,23 @@ def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tens
         if method in PEERS:
             known = operator, y, case.sigma, SimpleNamespace(truth=truth[None], name=name), prior
             x = deepinv_methods.restore(PEERS[method], *known, PEER_STEPS, 0)[0]
-            return x, time.perf_counter() - start, operator
-        b = operator.transpose(y + operator.offset())
-        x = CLASSICAL[method][0](operator.normal, b, weight)[0] - 1
+        else:
+            b = operator.transpose(y + operator.offset())
+            x = CLASSICAL[method][0](operator.normal, b, weight)[0] - 1
     else:
-        schedule, of = SCHEDULES[method]
+        ours = OURS[method]
         measurement = Measurement(
             OperatorConfig("mri", case.parameters_of(name)),
             NoiseConfig("gaussian", case.sigma),
             simulated=True,
         )
-        found = restore(truth[None], measurement, prior, of, schedule, names=[name])
+        found = restore(
+            truth[None], measurement, prior, ours.method, ours.schedule,
+            names=[name], num_samples=ours.samples,
+        )  # fmt: skip
         x = torch.from_numpy(found.mean[0])
-    return x, time.perf_counter() - start, operator
+        samples = found.samples[0] if ours.samples > 1 else None
+    return x, samples, time.perf_counter() - start, operator
 
 
 def scanned(case: Case, name: str, truth: torch.Tensor, mask) -> Acquisition:
@@ -223,10 +211,12 @@ def scanned(case: Case, name: str, truth: torch.Tensor, mask) -> Acquisition:
     height, width = truth.shape[-2:]
     phase = smooth_phase(height, width)[None]
     maps = torch.polar(torch.ones_like(phase), phase)
-    operator = Coils(mask, maps if case.coils == 1 else simulated_maps(case.coils, height, width))
-    y = operator.forward(truth[None] + 1)
+    maps = maps if case.coils == 1 else simulated_maps(case.coils, height, width)
+    y = several_coils(mask, maps, "columns").forward(truth[None] + 1)
     y = y + case.sigma * ImageRandom([image_generator(name, "measurement", 0)]).randn_like(y)
-    return Acquisition(from_hybrid(y, mask)[0].numpy(), mask, "columns", 2.0, complete=False)
+    points = mask.ndim == 2
+    kspace = kspace_of(y, torch.from_numpy(mask.copy())) if points else from_hybrid(y, mask)
+    return Acquisition(kspace[0].numpy(), mask, "columns", 2.0, complete=False)
 
 
 def estimated(case: Case, method: str, weight: float, name: str, truth, mask, prior):
@@ -236,15 +226,32 @@ def estimated(case: Case, method: str, weight: float, name: str, truth, mask, pr
         first = look(acquisition, parameters, case.sigma, NATURAL_IMAGES, torch.device("cpu"))
         z = CLASSICAL[method][0](first.normal, first.adjoint(first.hybrid), weight)
         return z.abs().square().sum(dim=0).sqrt() - 1
-    schedule, of = SCHEDULES[method]
-    arguments = read_schedule(schedule).sampler_arguments()
+    ours = OURS[method]
+    arguments = read_schedule(ours.schedule).sampler_arguments()
     random = ImageRandom([image_generator(name, "phase", 0)])
     scan = prepare(acquisition, parameters, case.sigma, prior, arguments, random.randn_like)
     measurement = Measurement(
         OperatorConfig("mri", {}), NoiseConfig("gaussian", case.sigma), simulated=False
     )
-    found = restore(truth[None], measurement, prior, of, schedule, names=[name], scan=scan)
+    found = restore(
+        truth[None], measurement, prior, ours.method, ours.schedule, names=[name], scan=scan
+    )
     return torch.from_numpy(found.mean[0])
+
+
+def seen(operator: Operator, sigma: float) -> str:
+    """Share of the image's directions that y tells more of than noise: singular values above σ."""
+    if not operator.has_svd:
+        return ""
+    count = int((operator.singular_values > sigma).sum())
+    return f"{count / np.prod(operator.in_shape):.3f}"
+
+
+def known_seen(table: Table, row: dict[str, str]) -> str:
+    """What another method's row of the same scan says, to save the SVD."""
+    scan = ("coils", "mask", "R", "sigma", "image")
+    same = (other for other in table.rows.values() if all(other[k] == row[k] for k in scan))
+    return next((other["seen"] for other in same if other.get("seen")), "")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -258,53 +265,105 @@ def main(argv: list[str] | None = None) -> int:
     sets = {"val": paths[::EVERY], "tuning": paths[TUNING::EVERY]}
     prior = None if set(args.methods) <= set(CLASSICAL) else load_prior()
     table = Table(path, prior.digest[:8] if prior else "")
-    for coils in args.coils:
-        for mask in args.masks:
-            for R in args.accelerations:
-                for sigma in args.sigmas:
-                    run(Case(coils, mask, R, sigma), args, sets, table, prior)
+    if args.plan:
+        print("\n".join(plan(args, sets, table, prior)))
+        return 0
+    table.write()
+    for name in args.cases:
+        for method in args.methods:
+            if CASES[name].suits(method):
+                run(CASES[name], method, args, sets, table, prior)
     print("\n".join(lines(table)))
     return 0
 
 
-def run(case: Case, args: argparse.Namespace, sets: dict, table: Table, prior) -> None:
-    """Measure one case by all methods; the weight of each is that of the best PSNR in tuning."""
-    for method in args.methods:
-        weights = CLASSICAL[method][1] if method in CLASSICAL else (0.0,)
-        best = weights[0]
-        if len(weights) > 1:
-            found = {
-                w: np.mean([
-                    row_of(case, method, w, "tuning", sets["tuning"][i], table, prior)
-                    for i in args.tuning_images
-                ])
-                for w in weights
-            }  # fmt: skip
-            best = max(found, key=lambda w: found[w])
-        for i in args.images:
-            row_of(case, method, best, "val", sets["val"][i], table, prior)
+def images_of(method: str, args: argparse.Namespace) -> list[int]:
+    """Which of the ten slices a method restores."""
+    several = method in OURS and OURS[method].samples > 1
+    return [i for i in args.images if not several or i in SELECTED]
+
+
+def run(case: Case, method: str, args: argparse.Namespace, sets: dict, table: Table, prior) -> None:
+    """Measure one case by one method; its weight is that of the best PSNR in tuning."""
+    weights = CLASSICAL[method][1] if method in CLASSICAL else (0.0,)
+    best = weights[0]
+    if len(weights) > 1:
+        found = {
+            w: np.mean([
+                row_of(case, method, w, "tuning", sets["tuning"][i], table, prior)
+                for i in args.tuning_images
+            ])
+            for w in weights
+        }  # fmt: skip
+        best = max(found, key=lambda w: found[w])
+        table.forget_weights(case, method, best)
+    for i in images_of(method, args):
+        row_of(case, method, best, "val", sets["val"][i], table, prior)
+
+
+def identified(case: Case, method: str, weight: float, where: str, path: str) -> dict[str, str]:
+    """The columns that tell a row from others."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    values = (case.coils, case.mask, case.R, case.sigma, method, weight, where, name)
+    return {k: str(v) for k, v in zip(KEY, values, strict=True)}
 
 
 def row_of(case: Case, method: str, weight: float, where: str, path: str, table: Table, prior):
     """The PSNR of one image, from the table if it is there."""
-    name = os.path.splitext(os.path.basename(path))[0]
-    row = {
-        "coils": case.coils, "mask": case.mask, "R": case.R, "sigma": case.sigma,
-        "method": method, "weight": weight, "set": where, "image": name,
-    }  # fmt: skip
-    row = {k: str(v) for k, v in row.items()}
-    key = tuple(row[k] for k in KEY)
+    row = identified(case, method, weight, where, path)
+    key = key_of(row)
     if key not in table.rows:
         truth = torch.from_numpy(read_image(path))
-        x, seconds, operator = measure(case, method, weight, name, truth, prior)
+        found = measure(case, method, weight, row["image"], truth, prior)
+        x, samples, seconds, operator = found
         metrics = image_metrics(x.numpy(), truth.numpy())
-        lines_measured = np.asarray(operator.mask).mean()
-        row |= {"true_R": f"{1 / lines_measured:.3f}", "seconds": f"{seconds:.3g}"}
+        row |= {"true_R": f"{1 / operator.mask.mean():.3f}", "seconds": f"{seconds:.3g}"}
         row |= {k: f"{metrics[k]:.5g}" for k in ("psnr", "ssim", "haarpsi")}
+        row["seen"] = known_seen(table, row) or seen(operator, case.sigma)
+        row["in_90"] = ""
+        if samples is not None:
+            row["in_90"] = f"{calibration(samples, truth.numpy())['in_90']:.3f}"
         row["prior"] = "" if method in CLASSICAL else table.digest
         table.add({k: row[k] for k in COLUMNS})
         print(*(table.rows[key][k] for k in COLUMNS), flush=True)
     return float(table.rows[key]["psnr"])
+
+
+def plan(args: argparse.Namespace, sets: dict, table: Table, prior) -> Iterator[str]:
+    """What is left to measure of each method, with the time that it takes here."""
+    speed, whole = Speed(prior) if prior else None, 0.0
+    for method in args.methods:
+        left = []
+        for case in (CASES[name] for name in args.cases if CASES[name].suits(method)):
+            weights = CLASSICAL[method][1] if method in CLASSICAL else (0.0,)
+            rows = [("val", i, None) for i in images_of(method, args)]
+            if len(weights) > 1:
+                rows += [("tuning", i, w) for i in args.tuning_images for w in weights]
+            for where, i, weight in rows:
+                known = (
+                    identified(case, method, w, where, sets[where][i])
+                    for w in ((weight,) if weight is not None else weights)
+                )
+                if not any(key_of(row) in table.rows for row in known):
+                    left.append(seconds_of(case, method, table, speed))
+        whole += sum(left)
+        yield f"{method}: {len(left)} images, about {duration(sum(left))}"
+    yield f"all: about {duration(whole)}"
+
+
+def seconds_of(case: Case, method: str, table: Table, speed: Speed | None) -> float:
+    """Of one image: those of the table's rows, or else the network's evaluations alone."""
+    rows = [
+        float(row["seconds"])
+        for row in table.rows.values()
+        if row["method"] == method and row["coils"] == str(case.coils)
+    ]
+    if rows or speed is None or method in CLASSICAL:
+        return float(np.median(rows)) if rows else UNKNOWN_SECONDS
+    if method in PEERS:
+        return PEER_STEPS * speed.seconds(False)
+    ours = OURS[method]
+    return (ours.samples * ours.evaluations + ours.first) * speed.seconds(False)
 
 
 def lines(table: Table) -> Iterator[str]:
@@ -314,10 +373,9 @@ def lines(table: Table) -> Iterator[str]:
     groups: dict[tuple, list[dict]] = {}
     for row in table.rows.values():
         if row["set"] == "val":
-            group = ("coils", "mask", "R", "sigma", "method", "weight")
-            groups.setdefault(tuple(row[k] for k in group), []).append(row)
+            groups.setdefault(key_of(row)[:6], []).append(row)
     for (coils, mask, R, sigma, method, weight), rows in sorted(groups.items()):
-        mean = {k: np.mean([float(r[k]) for r in rows]) for k in COLUMNS[-5:-1] + ("true_R",)}
+        mean = {k: np.mean([float(r[k]) for r in rows]) for k in MEANS}
         shown = weight if float(weight) else ""
         yield (
             f"| {coils} | {mask} | {R} ({mean['true_R']:.2f}) | {sigma} | {method} | {shown} | "

@@ -1,0 +1,83 @@
+"""Reconstructions of k-space without a learned prior, of one weight λ each.
+
+All see AᵀA and Aᵀy, real or complex, and return the object's image u, black at 0.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+Normal = Callable[[torch.Tensor], torch.Tensor]
+
+
+def zero_filled(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """Aᵀy alone."""
+    return b
+
+
+def sense(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """CG-SENSE (Pruessmann et al. 2001): (AᵀA + λ) u = Aᵀy by 30 conjugate gradients."""
+    u, left = torch.zeros_like(b), b
+    direction, square = left, left.square().sum()
+    enough = 1e-10 * square  # beyond it float32 has nothing to say
+    for _ in range(30):
+        if square <= enough:
+            break
+        image = normal(direction) + weight * direction
+        step = square / (direction * image).sum()
+        u, left = u + step * direction, left - step * image
+        new = left.square().sum()
+        direction, square = left + new / square * direction, new
+    return u
+
+
+def total_variation(normal: Normal, b: torch.Tensor, weight: float, steps=800) -> torch.Tensor:
+    """min ½‖Au - y‖² + λ‖∇u‖₁ to convergence, by Condat & Vũ (2013); anisotropic, circular."""
+    dual = 0.01
+    primal = 1 / (0.5 + 8 * dual)
+    u, p, q = b, torch.zeros_like(b), torch.zeros_like(b)
+    for _ in range(steps):
+        back = p.roll(1, -1) - p + q.roll(1, -2) - q
+        new = u - primal * (normal(u) - b + back)
+        ahead = 2 * new - u
+        p = within(p + dual * (ahead.roll(-1, -1) - ahead), weight)
+        q = within(q + dual * (ahead.roll(-1, -2) - ahead), weight)
+        u = new
+    return u
+
+
+def within(x: torch.Tensor, radius: float) -> torch.Tensor:
+    """x, real or complex, its magnitude at most `radius`."""
+    if not x.is_complex():
+        return x.clamp(-radius, radius)
+    return x * (radius / x.abs().clamp(min=radius))
+
+
+def wavelet(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """min ½‖Au - y‖² + λ‖Wu‖₁, W Daubechies 4, by 100 steps of FISTA (Beck & Teboulle 2009)."""
+    import pywt  # optional, of tests/requirements.txt
+
+    u, ahead, t = b, b, 1.0
+    for _ in range(100):
+        image = (ahead - normal(ahead) + b)[0, 0].numpy()
+        levels = pywt.wavedec2(image, "db4", mode="periodization", level=4)
+        array, slices = pywt.coeffs_to_array(levels)
+        coarse = array[slices[0]].copy()
+        array = np.sign(array) * np.maximum(np.abs(array) - weight, 0)
+        array[slices[0]] = coarse
+        levels = pywt.array_to_coeffs(array, slices, output_format="wavedec2")
+        new = torch.from_numpy(pywt.waverec2(levels, "db4", mode="periodization"))[None, None]
+        later = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        ahead, u, t = new + (t - 1) / later * (new - u), new, later
+    return u
+
+
+CLASSICAL = {  # method: its function, and the weights of which the best in tuning is taken
+    "zero_filled": (zero_filled, (0.0,)),
+    "sense": (sense, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)),
+    "wavelet": (wavelet, (0.001, 0.003, 0.008, 0.02, 0.05)),
+    "tv": (total_variation, (0.0003, 0.001, 0.003, 0.008, 0.02, 0.05)),
+    "tv_estimated": (total_variation, (0.0003, 0.001, 0.003, 0.008, 0.02, 0.05)),
+}
