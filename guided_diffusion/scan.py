@@ -24,7 +24,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sample
 from guided_diffusion.methods.start import FINISH
 from guided_diffusion.operators.coils import estimate_maps, noise_of_coils
 from guided_diffusion.operators.fourier import ifft1c, low_pass
-from guided_diffusion.operators.masks import on_kspace, sampling_mask
+from guided_diffusion.operators.masks import measured_centre, on_kspace, sampling_mask
 from guided_diffusion.operators.scanned import AXES
 from guided_diffusion.operators.several_coils import SeveralCoils, several_coils
 from guided_diffusion.operators.solver import (
@@ -123,9 +123,7 @@ def prepare(
     mask, axis, sigma = mask_of(acquisition, parameters), acquisition.axis, first.sigma
     arguments = {**schedule, "clip_denoised": False, "start": "", "eta": 0.0}
     arguments |= {"timestep_respacing": f"logsnr{STEPS}", "start": "auto"}
-    # Their phase is not known yet, but how much it leaves open does not depend on it.
-    smooth = several_coils(mask, first.maps[0], axis, device=prior.device)
-    widest = 0.0 if mask.all() else smooth.widest_std(prior.statistics, sigma)
+    widest = first_amplitude(mask, prior.statistics)
     diffusion = create_sampler(**arguments, levels=(max(widest, 2 * sigma), FINISH * sigma))
     z = first.run(diffusion, prior.network, randn_like)
 
@@ -136,6 +134,24 @@ def prepare(
     y = operator.gathered(left) - operator.offset()
     zero_filled = first.adjoint(first.hybrid).abs().square().sum(dim=0, keepdim=True).sqrt() - 1
     return Scan(operator, y, sigma, first, beside, zero_filled)
+
+
+def first_amplitude(mask: NDArray[np.bool_], statistics: PriorStatistics) -> float:
+    """Standard deviation of the images at the first frequency that is not measured.
+
+    While the phase is unknown, the first reconstruction starts there: the lower level at which an
+    operator starts, `Scanned.widest_std`, was better on one slice by 0.2 dB and worse on three by
+    up to 1.
+
+    Args:
+        mask: (N,) or (H, W); of points, the axis counts whose measured centre is shorter.
+    """
+    amplitudes = []
+    for (first, end), size in zip(measured_centre(mask), mask.shape, strict=True):
+        cycles = max(min(size // 2 - first, end - size // 2), 1)
+        spectrum = statistics.power_spectrum(1, size)[0]
+        amplitudes.append(math.sqrt(float(spectrum[min(2 * cycles, size - 1)])))  # half cycles
+    return max(amplitudes)
 
 
 def look(

@@ -18,6 +18,7 @@ from guided_diffusion.operators.one_coil import OneCoil, OneCoilPoints
 from guided_diffusion.operators.scanned import kspace_of, points_of
 from guided_diffusion.operators.several_coils import Coils, CompleteCoils, Points
 from guided_diffusion.operators.solver import EVERYWHERE, LOCAL
+from guided_diffusion.scan import first_amplitude
 from guided_diffusion.statistics import PriorStatistics
 
 GOLDEN = np.load(Path(__file__).parent / "fixtures" / "kspace.npz")
@@ -313,11 +314,20 @@ class TestFirstLevel:
         expected = max(P[band].mean().sqrt().item() for band in bands if band.any())
         assert operator.widest_std(self.LAW, sigma) == pytest.approx(expected, rel=0.4)
 
+    def test_with_the_phase_unknown_it_is_the_images_amplitude_where_the_centre_ends(self):
+        """Five cycles in 40 lines, ten half cycles, is the first frequency that is not measured."""
+        lines = np.zeros(40, bool)
+        lines[15:26] = lines[::4] = True
+        lines[14], lines[26] = False, False
+        points = np.zeros((40, 40), bool)
+        points[18:23, 15:26] = True  # two cycles in rows, five in columns
+        for mask, cycles in ((lines, 5), (points, 2)):
+            frequency = 2 * cycles * 256 / 40
+            assert first_amplitude(mask, self.LAW) == pytest.approx((300 / frequency**2) ** 0.5)
+
     def test_fewer_coils_leave_more_open(self):
         mask, maps = cartesian_mask("equispaced", 64, 4, 0.1, 0), torch.randn(6, 64, 64) + 0j
-        levels = [
-            Coils(mask, maps[:count]).widest_std(self.LAW, 0.01) for count in (1, 3, 6)
-        ]
+        levels = [Coils(mask, maps[:n]).widest_std(self.LAW, 0.01) for n in (1, 3, 6)]
         assert levels[0] > 2 * levels[1] > 4 * levels[2]
 
     def test_a_complete_scan_leaves_its_noise(self):

@@ -32,7 +32,7 @@ from guided_diffusion.operators.coils import simulated_maps, smooth_phase
 from guided_diffusion.operators.mri import MRI, from_hybrid
 from guided_diffusion.operators.scanned import kspace_of
 from guided_diffusion.operators.several_coils import several_coils
-from guided_diffusion.scan import look, prepare
+from guided_diffusion.scan import Scan, look, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
 from tests.benchmarks import deepinv_methods
 from tests.benchmarks.kspace_classical import CLASSICAL
@@ -219,6 +219,14 @@ def scanned(case: Case, name: str, truth: torch.Tensor, mask) -> Acquisition:
     return Acquisition(kspace[0].numpy(), mask, "columns", 2.0, complete=False)
 
 
+class Noiseless(Scan):
+    """A scan that is shown without its lines' noise, for the truth here has none either."""
+
+    def _shown(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.beside + torch.cat([x + 1, torch.zeros_like(x)])
+        return z.abs().square().sum(dim=0).sqrt()
+
+
 def estimated(case: Case, method: str, weight: float, name: str, truth, mask, prior):
     """The magnitude, (1, H, W), maps and phase being estimated."""
     acquisition, parameters = scanned(case, name, truth, mask), MRI.check({})
@@ -230,6 +238,7 @@ def estimated(case: Case, method: str, weight: float, name: str, truth, mask, pr
     arguments = read_schedule(ours.schedule).sampler_arguments()
     random = ImageRandom([image_generator(name, "phase", 0)])
     scan = prepare(acquisition, parameters, case.sigma, prior, arguments, random.randn_like)
+    scan = Noiseless(**vars(scan))
     measurement = Measurement(
         OperatorConfig("mri", {}), NoiseConfig("gaussian", case.sigma), simulated=False
     )
