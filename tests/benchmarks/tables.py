@@ -21,6 +21,7 @@ from tests.benchmarks.cells import (
     titles,
 )
 from tests.benchmarks.classical import CLASSICAL
+from tests.benchmarks.kspace_tables import kspace, kspace_intervals
 from tests.benchmarks.rows import HEADLINE
 from tests.benchmarks.sweeps import ahead, settings_table, tuning
 from tests.benchmarks.tuned import tuned
@@ -222,29 +223,6 @@ def table_of(name: str, *bold: str) -> str:
     return markdown(head, lines)
 
 
-def kspace() -> str:
-    """Accelerated MRI: each method on the slices that all methods of its case have restored."""
-    cases: dict[tuple[str, ...], dict[str, dict[str, dict[str, str]]]] = {}
-    path = os.path.join(rows.FOLDER, "kspace.csv")
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["set"] == "val":
-                case = (row["coils"], row["mask"], row["R"], row["sigma"])
-                of = cases.setdefault(case, {}).setdefault(row["method"], {})
-                of[row["image"]] = row
-    lines = []
-    for case, methods in cases.items():
-        common = frozenset.intersection(*(frozenset(found) for found in methods.values()))
-        for method, found in methods.items():
-            cells = [
-                f"{statistics.fmean(float(found[image][metric]) for image in common):.{digits}f}"
-                for metric, digits in (("psnr", 2), ("ssim", 3), ("haarpsi", 3), ("true_R", 2))
-            ]
-            lines.append([*case, method, " / ".join(cells[:3]), cells[3], str(len(common))])
-    head = ["coils", "mask", "R", "σ", "method", "PSNR (dB) / SSIM / HaarPSI", "true R", "slices"]
-    return markdown(head, lines)
-
-
 TABLES: dict[str, Callable[..., str]] = {
     "frontier": frontier,
     "sharpness": sharpness,
@@ -260,6 +238,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "deepinv": deepinv,
     "measured": measured,
     "kspace": kspace,
+    "kspace_intervals": kspace_intervals,
     "volume_denoising": lambda: markdown(*compared("volume_denoising", NOISE, QUALITY)),
     "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
     "volume_samples": lambda: table_of("volume_samples"),
