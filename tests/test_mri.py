@@ -333,7 +333,8 @@ class TestFirstLevel:
     def test_a_complete_scan_leaves_its_noise(self):
         assert build((3, "all")).widest_std(self.LAW, 0.1) == float("inf")
         mask = np.ones(16, bool)
-        unit = CompleteCoils(mask, torch.full((4, 16, 16), 0.5) + 0j)
+        maps = torch.randn(4, 16, 16, dtype=torch.complex64)
+        unit = CompleteCoils(mask, maps / maps.abs().square().sum(0).sqrt())
         assert useful_levels(unit, 0.1, statistics=self.LAW) == pytest.approx((0.1, 0.1))
 
 

@@ -27,6 +27,7 @@ from guided_diffusion.methods import METHODS, method_names
 from guided_diffusion.noise import NOISES
 from guided_diffusion.operators import OPERATORS
 from guided_diffusion.training.config import TrainConfig
+from tests.benchmarks import kspace
 from tests.conftest import REPOSITORY
 from util.config import config_fields, read_yaml
 
@@ -159,6 +160,7 @@ def test_every_flag_that_is_named_exists(name):
     for benchmark in BENCHMARKS:
         module = importlib.import_module(f"tests.benchmarks.{benchmark}")
         known |= {*vars(module.parse_args([]))}
+    known |= {*flags_of(kspace, "val")}
     assert named <= known | OF_OTHER_PROGRAMS
 
 
@@ -225,7 +227,7 @@ def test_every_task_key_is_in_a_table_with_its_default():
     assert set(rows) == set(task_keys())
     for key, default in task_keys().items():
         if rows[key][0] == "see right":  # the text says which for which type
-            assert key.endswith((".type", ".kernel_size"))
+            assert key.endswith((".type", ".kernel_size", ".singular_value_threshold"))
         else:
             check_default(rows[key][0], default)
     for key, known in (("operator", OPERATORS), ("noise", NOISES)):

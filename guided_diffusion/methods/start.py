@@ -11,6 +11,7 @@ from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 WIDEST_STD = 3.0  # √r_t above which an image is lost in noise, and steps would be wasted
 FINISH = 0.1  # of the best direction's noise: how far below it the prior goes on cleaning up
 SAMPLE_FINISH = 0.1  # the same, where what the measurement leaves open is to be drawn
+ROUNDED = 1.001  # ratio of levels that rounding alone may make of equal ones
 SAME = 1.5  # ratio of variances that timesteps next to each other have at most
 
 
@@ -38,7 +39,7 @@ def useful_levels(
         high = min(high, widest / float(operator.singular_values.min()))
     if sample:
         return high, SAMPLE_FINISH * low
-    return (high, FINISH * low) if high > low else (low, low)
+    return (high, FINISH * low) if high > ROUNDED * low else (low, low)
 
 
 def start_state(

@@ -3,7 +3,8 @@
 Undersamples validation slices as `configs/mri_recon_config.yaml` does, with a mask of each slice's
 own name, so that the offsets of the masks are averaged over, and restores the same measurements by
 all methods. All of them know the coils' maps and the object's phase, and that the image is real;
-those named `_estimated` find maps and phase by themselves, and restore a complex image.
+those named `_estimated` find maps and phase by themselves, restore a complex image, and keep the
+lines that were measured.
 Weights of the classical methods are chosen on other slices, the tuning ones. Writes one row for
 each image to saved_results/benchmarks/kspace.csv, and resumes; --plan says how long it would take.
 """
@@ -32,7 +33,7 @@ from guided_diffusion.operators.coils import simulated_maps, smooth_phase
 from guided_diffusion.operators.mri import MRI, from_hybrid
 from guided_diffusion.operators.scanned import kspace_of
 from guided_diffusion.operators.several_coils import several_coils
-from guided_diffusion.scan import Scan, look, prepare
+from guided_diffusion.scan import look, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
 from tests.benchmarks import deepinv_methods
 from tests.benchmarks.kspace_classical import CLASSICAL
@@ -219,26 +220,17 @@ def scanned(case: Case, name: str, truth: torch.Tensor, mask) -> Acquisition:
     return Acquisition(kspace[0].numpy(), mask, "columns", 2.0, complete=False)
 
 
-class Noiseless(Scan):
-    """A scan that is shown without its lines' noise, for the truth here has none either."""
-
-    def _shown(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.beside + torch.cat([x + 1, torch.zeros_like(x)])
-        return z.abs().square().sum(dim=0).sqrt()
-
-
 def estimated(case: Case, method: str, weight: float, name: str, truth, mask, prior):
     """The magnitude, (1, H, W), maps and phase being estimated."""
     acquisition, parameters = scanned(case, name, truth, mask), MRI.check({})
     if method in CLASSICAL:
         first = look(acquisition, parameters, case.sigma, NATURAL_IMAGES, torch.device("cpu"))
         z = CLASSICAL[method][0](first.normal, first.adjoint(first.hybrid), weight)
-        return z.abs().square().sum(dim=0).sqrt() - 1
+        return first.filled_in(z).abs().square().sum(dim=1).sqrt() - 1  # as `Scan` is shown
     ours = OURS[method]
     arguments = read_schedule(ours.schedule).sampler_arguments()
     random = ImageRandom([image_generator(name, "phase", 0)])
     scan = prepare(acquisition, parameters, case.sigma, prior, arguments, random.randn_like)
-    scan = Noiseless(**vars(scan))
     measurement = Measurement(
         OperatorConfig("mri", {}), NoiseConfig("gaussian", case.sigma), simulated=False
     )
