@@ -2,7 +2,6 @@
 
 import csv
 import os
-import statistics
 from collections.abc import Callable
 
 from guided_diffusion.methods import METHODS
