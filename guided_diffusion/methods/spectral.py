@@ -47,8 +47,8 @@ class Spectral(Method):
     is all of it where the singular directions are cosines (denoising, color), or where S is the
     same at all frequencies. Elsewhere correlations between directions are left out, for a blur
     mixes frequencies at the image's edges, unless the operator knows better
-    (`Operator.frequency_posterior_mean`): the mean is exact in super-resolution, too. In accelerated
-    MRI it is solved for by conjugate gradients, and P = C (`operators.scanned.ScannedSpread`).
+    (`Operator.frequency_posterior_mean`): the mean is exact in super-resolution, too. In
+    accelerated MRI it is solved for by conjugate gradients, and P = C (`operators.scanned.ScannedSpread`).
     """
 
     name = "spectral"
