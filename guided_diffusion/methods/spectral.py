@@ -48,7 +48,8 @@ class Spectral(Method):
     same at all frequencies. Elsewhere correlations between directions are left out, for a blur
     mixes frequencies at the image's edges, unless the operator knows better
     (`Operator.frequency_posterior_mean`): the mean is exact in super-resolution, too. In
-    accelerated MRI it is solved for by conjugate gradients, and P = C (`operators.scanned.ScannedSpread`).
+    accelerated MRI it is solved for by conjugate gradients, and P = C
+    (`operators.scanned.ScannedSpread`).
     """
 
     name = "spectral"
