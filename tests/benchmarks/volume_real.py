@@ -9,8 +9,8 @@ removed     its root mean square, in units of σ: 1, if all the noise was taken 
 edges       the same in the tenth of the voxels where brightness changes most, over that of the
             others: 1 for noise, more where edges were taken with it
 in_plane    its largest autocorrelation over lags of about 1 to 7 pixels; across: with the next
-            slice. 0 for white noise. A scanner that filters or interpolates makes noise that is not
-            white, so compare the methods, and with "air", the scan's own noise outside of the head
+            slice. 0 for white noise; a scanner that filters or interpolates makes noise that is not
+            white, so compare the methods
 
 Writes a row for each method to saved_results/benchmarks/volume_real.csv, measures only what is
 missing there, and makes saved_results/volume_real.png anew when something was.
@@ -28,7 +28,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_gradient_magnitude, uniform_filter
+from scipy.ndimage import gaussian_gradient_magnitude
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
@@ -45,15 +45,14 @@ from tests.benchmarks.thick_slices import cut
 from tests.benchmarks.volume_denoising import Volume, methods
 from tests.benchmarks.volume_rows import Rows
 from util.errors import ArgumentParser
-from util.files import replacing
 from util.flags import positive
+from util.image_files import write_png
 
 COLUMNS = ("scan", "shape", "sigma_percent", "method", "removed", "edges", "in_plane", "across")
 COLUMNS += ("seconds", "prior")
 KEY = ("scan", "shape", "method")
 EDGES = 0.1  # share of the head's voxels that are called edges
 SMOOTH = 1.0  # voxels: of the gradient that finds them
-LEAST_AIR = 0.01  # share of the voxels, to say something of
 FIGURE = os.path.join(REPOSITORY, "saved_results", "volume_real.png")
 Shown = tuple[str, NDArray[np.float32], NDArray[np.float32]]  # see `Case.shown`
 
@@ -66,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scans", nargs="+", default=[], help="NIfTI files or folders of a DICOM series")
     add("--model_config", default=SHIPPED, help="YAML of the prior")
     add("--slices", type=positive, default=16, help="of each scan, about its middle")
-    add("--crop", type=positive, default=160, help="rows and columns, about the middle")
+    add("--crop", type=positive, default=128, help="rows and columns, about the middle")
     add("--out", default=os.path.join(FOLDER, "volume_real.csv"), help="the CSV")
     add("--figure", default=FIGURE, help="the picture")
     return parser.parse_args(argv)
@@ -86,7 +85,6 @@ class Case:
 
     Attributes:
         y: as it was scanned; sigma: of its noise; head: where it is, (D, H, W).
-        air: the correlations of the noise outside of the head; none where too little is there.
         restoring: what restores y, by its name; the first gives y itself.
         restored: what has been.
     """
@@ -94,16 +92,14 @@ class Case:
     y: Volume
     sigma: float
     head: NDArray[np.bool_]
-    air: Mapping[str, float | str] = field(default_factory=dict)
     restoring: dict[str, Callable[[], Volume]] = field(default_factory=dict)
     restored: dict[str, Volume] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scan: Scan, slices: int, crop: int) -> "Case":
         sigma = get_noise("rician", "auto").estimate(scan.sample(), scan.sample_padding())
-        wide = cut(scan.read_all(), slices, max(scan.shape_of_slices))
-        head = np.stack([head_mask(piece[None]) for piece in wide])
-        return cls(cut(wide, slices, crop), sigma, cut(head, slices, crop), air_of(wide, head))
+        y = cut(scan.read_all(), slices, crop)
+        return cls(y, sigma, np.stack([head_mask(piece[None]) for piece in y]))
 
     def result(self, name: str) -> Volume:
         if name not in self.restored:
@@ -111,14 +107,14 @@ class Case:
         return self.restored[name]
 
     def figures(self, name: str) -> dict[str, float | str]:
-        """A row: what is known of a method's result without the truth; or of the scan's air."""
+        """A row of the table."""
         start = time.process_time()
-        none = {"removed": "", "edges": "", "in_plane": "", "across": ""}
-        found = none | dict(self.air) if name == "air" else self._of(self.result(name))
+        x = self.result(name)
         seconds = time.process_time() - start
-        return {"sigma_percent": 100 * self.sigma / 2, **found, "seconds": seconds}
+        return {"sigma_percent": 100 * self.sigma / 2, **self.judged(x), "seconds": seconds}
 
-    def _of(self, x: Volume) -> dict[str, float | str]:
+    def judged(self, x: Volume) -> dict[str, float | str]:
+        """What is known of a result without the truth."""
         residual = (self.y - x) / self.sigma
         change = gaussian_gradient_magnitude(self.y, SMOOTH)
         edge = self.head & (change > np.quantile(change[self.head], 1 - EDGES))
@@ -126,7 +122,12 @@ class Case:
             float(np.sqrt(np.mean(residual[where].astype(np.float64) ** 2)))
             for where in (self.head, edge, self.head & ~edge)
         ]
-        return {"removed": rms[0], "edges": rms[1] / rms[2], **correlations(residual, self.head)}
+        return {
+            "removed": rms[0],
+            "edges": rms[1] / rms[2],
+            "in_plane": float(rings(autocorrelation(residual, self.head)).max()),
+            "across": across_slices(residual, self.head),
+        }
 
     def shown(self) -> list[Shown]:
         """Of each method its name, the middle slice, and what was taken out of it in σ."""
@@ -135,25 +136,11 @@ class Case:
         return [(name, x, (y[middle] - x) / self.sigma) for name, x in found]
 
 
-def air_of(y: Volume, head: NDArray[np.bool_]) -> dict[str, float | str]:
-    """The noise itself, where there is no head, and nothing painted over."""
-    varies = uniform_filter((np.diff(y, axis=2, prepend=0) != 0).astype(float), (1, 5, 5)) > 0.5
-    air = ~head & varies
-    if air.mean() < LEAST_AIR:
-        return {}
-    return correlations(y - y[air].mean(), air)
-
-
-def correlations(residual: Volume, where: NDArray[np.bool_]) -> dict[str, float | str]:
-    in_plane = float(rings(autocorrelation(residual, where)).max())
-    return {"in_plane": in_plane, "across": across_slices(residual, where)}
-
-
 def draw(path: str, scans: Mapping[str, Sequence[Shown]]) -> None:
     """For each scan a row of restored slices, and below it what was taken out, from -3 to 3 σ."""
     widest = max(len(shown) for shown in scans.values())
     figure = Figure(figsize=(2 * widest, 4.5 * len(scans)), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(2 * len(scans), widest, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -163,8 +150,8 @@ def draw(path: str, scans: Mapping[str, Sequence[Shown]]) -> None:
             axes[2 * i, j].set_title(f"{scan}, {name}" if j == 0 else name, fontsize=8)
             if j:
                 axes[2 * i + 1, j].imshow(residual, cmap="gray", vmin=-3, vmax=3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", pil_kwargs={"optimize": True})
+    canvas.draw()
+    write_png(path, np.asarray(canvas.buffer_rgba())[..., 0])  # all of it is grey
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         case.restoring |= methods(prior, case.y, case.sigma, way_of(scan))
         if not way_of(scan).in_turn:  # main.py's volume is its slices
             del case.restoring["ours, volume"]
-        for name in ("air", *list(case.restoring)[1:]):
+        for name in list(case.restoring)[1:]:
             key = {"scan": scan.name, "shape": "×".join(map(str, case.y.shape)), "method": name}
             rows.measure(key, partial(case.figures, name))
         anew = anew or bool(case.restored)
