@@ -78,6 +78,18 @@ def test_maps_of_undersampled_data_hold_the_objects_phase(axis):
     assert second.abs()[:, u > 0].max() < 0.2  # nothing folds over
 
 
+def test_maps_of_points_are_calibrated_by_their_centre():
+    k, true, u, _ = scene()
+    mask = np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.3
+    mask[38:58, 28:52] = True  # a rectangle of 20 × 24
+    maps, _ = estimate_maps(k * torch.from_numpy(mask), mask, "columns")
+    assert error(maps, true, u)[0] < 0.02
+    mask[48, 42:46] = False
+    with pytest.raises(UserError, match="3 lines about the centre"):
+        mask[48, 37:39] = False
+        estimate_maps(k * torch.from_numpy(mask), mask, "columns")
+
+
 def test_second_maps_hold_what_folds_over():
     """A head twice as wide as the field of view: two points of it in every pixel."""
     k, true, u, phase = scene(0)
@@ -103,6 +115,9 @@ def test_noise_is_found_in_the_corners():
     mask = np.ones(80, bool)
     assert torch.allclose(noise_of_coils(k, mask, "columns"), sigma, rtol=0.15)
     assert torch.allclose(noise_of_coils(k.mT, mask, "rows"), sigma, rtol=0.15)
+    points = random.manual_seed(1) and torch.rand(96, 80, generator=random) < 0.5
+    k[:, ~points] = 0
+    assert torch.allclose(noise_of_coils(k, points.numpy(), ""), sigma, rtol=0.15)
     with pytest.raises(UserError, match="no noise"):
         noise_of_coils(0 * k, mask, "columns")
 

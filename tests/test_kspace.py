@@ -306,10 +306,11 @@ class TestRefused:
         error = self.refused(capfd, [*prior, *config, FAST])
         assert "mask.npy: 32 lines, and k-space has" in error
 
-    def test_a_files_own_mask_of_another_width(self, prior, capfd):
+    @pytest.mark.parametrize("shape, said", [((32,), "32 lines"), ((32, 40), "32×40 points")])
+    def test_a_files_own_mask_of_another_size(self, prior, capfd, shape, said):
         k, _ = head()
-        write_fastmri("scan.h5", k, mask=np.ones(32))
-        assert "mask: 32 lines" in self.refused(capfd, [*prior, *task("scan.h5"), FAST])
+        write_fastmri("scan.h5", k, mask=np.ones(shape))
+        assert f"mask: {said}" in self.refused(capfd, [*prior, *task("scan.h5"), FAST])
 
     def test_nan(self, prior, capfd):
         k, _ = head()

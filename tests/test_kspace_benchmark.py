@@ -1,10 +1,15 @@
 """What accelerated MRI is compared with: the classical methods reach their objectives' minima."""
 
+import os
+
 import pytest
 import torch
 
 from guided_diffusion.operators import get_operator
-from tests.benchmarks.kspace_classical import sense, total_variation, wavelet
+from tests.benchmarks import rows
+from tests.benchmarks.kspace import CASES, COLUMNS, Table, identified, parse_args, plan
+from tests.benchmarks.kspace_classical import CLASSICAL, sense, total_variation, wavelet
+from tests.benchmarks.kspace_tables import kspace, kspace_intervals
 
 
 def rnd(*shape, seed=0):
@@ -55,3 +60,71 @@ def test_wavelets_of_a_complete_scan_are_soft_thresholded():
         levels[i] = tuple(pywt.threshold(d, 0.3, "soft") for d in details)
     expected = pywt.waverec2(levels, "db4", mode="periodization")
     assert torch.allclose(found[0, 0], torch.from_numpy(expected))
+
+
+class TestRows:
+    """What is kept, and what is still to be measured."""
+
+    CASE = CASES["8x4_0.01"]
+
+    def row(self, method="tv", weight=0.001, where="val", image="a", **more):
+        key = identified(self.CASE, method, weight, where, f"{image}.png")
+        rest = dict.fromkeys(COLUMNS, "")
+        return {**rest, "psnr": "30", "seconds": "7", **key, **more}
+
+    @pytest.fixture
+    def table(self, tmp_path):
+        table = Table(str(tmp_path / "kspace.csv"))
+        table.write()
+        return table
+
+    def test_other_priors_are_left_out_and_older_columns_filled(self, table):
+        for prior in ("", "new", "old"):
+            table.add(self.row(image=f"by {prior}", prior=prior))
+        again = Table(table.path, "new")
+        assert [row["image"] for row in again.rows.values()] == ["by ", "by new"]
+        with open(table.path, "w") as file:  # as it was before a column came
+            file.write("coils,mask,R,sigma,method,weight,set,image,psnr,prior\n")
+            file.write("8,magic,4,0.01,tv,0.001,val,a,30,\n")
+        older = Table(table.path)
+        older.write()
+        (row,) = Table(table.path).rows.values()
+        assert row["in_90"] == "" and row["psnr"] == "30" and tuple(row) == COLUMNS
+
+    def test_rows_of_a_weight_that_is_not_the_best_any_more_go(self, table):
+        for weight, where in ((0.001, "val"), (0.003, "val"), (0.003, "tuning")):
+            table.add(self.row(weight=weight, where=where))
+        table.add(self.row("sense", 0.003))
+        table.forget_weights(self.CASE, "tv", 0.001)
+        left = [(r["method"], r["weight"], r["set"]) for r in Table(table.path).rows.values()]
+        expected = [("tv", "0.001", "val"), ("tv", "0.003", "tuning"), ("sense", "0.003", "val")]
+        assert left == expected
+
+    def test_the_plan_counts_what_is_left(self, table):
+        paths = [f"{letter}.png" for letter in "abcdefghij"]
+        options = ["--val", "x", "--cases", "8x4_0.01", "--methods", "tv", "zero_filled"]
+        args = parse_args([*options, "--images", "0", "1", "2"])
+        table.add(self.row(image="b"))
+        table.add(self.row(where="tuning", image="c", weight=0.02))
+        found = list(plan(args, {"val": paths, "tuning": paths}, table, None))
+        tuning = 2 * len(CLASSICAL["tv"][1]) - 1
+        assert found[0].startswith(f"tv: {2 + tuning} images")
+        assert found[0].endswith(f"about 0 h {round((2 + tuning) * 7 / 60):02d} min")
+        assert found[1].startswith("zero_filled: 3 images")
+
+    def test_single_points_of_several_coils_are_not_for_methods_that_need_an_svd(self):
+        assert not CASES["8x4_0.01_poisson"].suits("deepinv_ddrm_20")
+        assert CASES["1x4_0.01_poisson"].suits("deepinv_ddrm_20")
+
+    def test_tables(self, table, monkeypatch):
+        """Single samples on the slices that all have restored; several in a table of their own."""
+        monkeypatch.setattr(rows, "FOLDER", os.path.dirname(table.path))
+        more = {"ssim": "0.9", "haarpsi": "0.8", "true_R": "4", "seen": "0.5"}
+        for image in "ab":
+            table.add(self.row(image=image, **more))
+        table.add(self.row("spectral_10", 0.0, image="b", **{**more, "psnr": "40"}))
+        table.add(self.row("spectral_10x8", 0.0, image="c", **{**more, "in_90": "0.91"}))
+        assert "| spectral_10 | 40.00 / 0.900 / 0.800 | 4.00 | 0.50 | 1 |" in kspace()
+        assert "| tv | 30.00 / 0.900 / 0.800 | 4.00 | 0.50 | 1 |" in kspace()
+        assert "| spectral_10x8 | 0.910 | 30.00 | 1 |" in kspace_intervals()
+        assert "x8" not in kspace() and "| tv |" not in kspace_intervals()

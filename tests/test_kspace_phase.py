@@ -86,6 +86,24 @@ def test_what_is_left_of_a_scan_is_a_real_image():
     assert unexplained(scan.operator, whole, scan.sigma) > 5
 
 
+def test_single_points_of_a_scan_are_explained_as_well_as_lines():
+    """By the image that the prior knows, with the maps and the phase that were found."""
+    sigma = 0.01
+    k, u, _, vessel = scene(sigma)
+    mask = np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.5
+    mask[HEIGHT // 2 - 7 : HEIGHT // 2 + 7, WIDTH // 2 - 7 : WIDTH // 2 + 7] = True
+    points = Acquisition((k * torch.from_numpy(mask)).numpy(), mask, "columns", 2.0, False)
+    real = (u * torch.cos(vessel * np.deg2rad(100)))[None, None]
+    left = []
+    for acquisition in (measured(k), points):
+        scan = prepared(acquisition, real[0, 0], sigma)
+        residual = scan.y - scan.operator.forward(real - 1)
+        error = scan.magnitude(real - 1)[0, 0] + 1 - u
+        left.append([e.square().mean().sqrt().item() for e in (residual, error)])
+    assert scan.operator.out_shape == (COILS, 1, 2 * mask.sum())
+    assert left[1][0] < 1.2 * left[0][0] < 0.1 and left[1][1] < 1.2 * left[0][1] < 0.1
+
+
 def known(k, maps, mask, sigma):
     """A scan of known maps, with nothing imaginary and nothing that folds over."""
     kept = torch.from_numpy(mask)
