@@ -252,7 +252,7 @@ class FirstLook:
         def weigh(x: torch.Tensor) -> torch.Tensor:
             return _as_real(self.normal(_as_complex(x))) / self.sigma**2
 
-        solver = FrequencyPosterior(weigh, torch.stack([variance, *shares]), information)
+        solver = FrequencyPosterior(weigh, torch.stack([variance, *shares]), information, True)
         z = mean + _as_complex(solver.solve(_as_real(b), self.local))
         squares = _as_real(z - mean).square()
         real = local_std(squares[:, :1], LOCAL, EVERYWHERE)

@@ -258,6 +258,20 @@ class TestPosterior:
             assert error.norm() < 1e-6 * expected.norm()
             assert (step - expected).norm() > 0.02 * expected.norm()
 
+    def test_an_image_is_solved_for_as_if_it_were_alone(self, kind, monkeypatch):
+        monkeypatch.setattr(solver, "TOLERANCE", 0.1)
+        operator = build(kind)
+        variance, y = randn(*operator.in_shape[1:]).exp(), randn(3, *operator.out_shape)
+        y[1:] = operator.forward(100 * randn(2, *operator.in_shape).cumsum(-1))
+        x_0 = torch.zeros(3, *operator.in_shape, dtype=torch.float64)
+
+        def mean(rows):
+            reduced = operator.reduced(y[rows])
+            return operator.frequency_posterior_mean(x_0[rows], reduced, 0.1, variance)
+
+        alone = torch.cat([mean([i]) for i in range(3)])
+        assert torch.allclose(mean([0, 1, 2]), alone, rtol=1e-9, atol=1e-9)
+
     def test_score_and_mean_of_one_variance(self, kind):
         operator, variance = build(kind), 0.7
         A, x, y = matrix(operator), randn(2, *operator.in_shape), randn(2, *operator.out_shape)

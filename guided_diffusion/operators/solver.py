@@ -24,10 +24,18 @@ class FrequencyPosterior:
         variance: v, (H, W) or (C, H, W), of each DCT coefficient.
         information: the mean of W's diagonal, a number or (N, 1, 1, 1). The preconditioner has it
             in W's place.
+        coupled: whether W mixes the channels of x; otherwise each is solved for by itself.
     """
 
-    def __init__(self, weigh: Linear, variance: torch.Tensor, information: float | torch.Tensor):
+    def __init__(
+        self,
+        weigh: Linear,
+        variance: torch.Tensor,
+        information: float | torch.Tensor,
+        coupled: bool = False,
+    ):
         self.weigh, self.variance, self.information = weigh, variance, information
+        self.axes = (1, 2, 3) if coupled else (2, 3)
         self.dct = [dct_matrix(n).to(variance) for n in variance.shape[-2:]]
 
     def twice(self, b: torch.Tensor) -> torch.Tensor:
@@ -39,7 +47,7 @@ class FrequencyPosterior:
         return self.solve(b, local_std(self.solve(b).square(), LOCAL, EVERYWHERE))
 
     def solve(self, b: torch.Tensor, local: torch.Tensor | None = None) -> torch.Tensor:
-        """Preconditioned conjugate gradients, for each image of a batch.
+        """Preconditioned conjugate gradients, for each image of a batch as if it were alone.
 
         Args:
             b: (N, C, H, W).
@@ -56,20 +64,25 @@ class FrequencyPosterior:
         x = torch.zeros_like(b)
         left = b
         z = scaled(left, precondition, self.dct)
-        direction, rz = z, _dot(left, z)
+        direction, rz = z, self._dot(left, z)
         enough = TOLERANCE**2 * rz
         for _ in range(ITERATIONS):
-            if bool((rz <= enough).all()):
+            unfinished = rz > enough
+            if not bool(unfinished.any()):
                 break
             image = weigh(direction) + scaled(direction, precision, self.dct)
-            step = rz / _dot(direction, image).clamp(min=torch.finfo(b.dtype).tiny)
+            step = rz / self._dot(direction, image).clamp(min=torch.finfo(b.dtype).tiny)
+            step = torch.where(unfinished, step, 0.0)  # the others do not count for it
             x = x + step * direction
             left = left - step * image
             z = scaled(left, precondition, self.dct)
-            new = _dot(left, z)
+            new = self._dot(left, z)
             direction = z + new / rz.clamp(min=torch.finfo(b.dtype).tiny) * direction
             rz = new
         return x
+
+    def _dot(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * b).sum(dim=self.axes, keepdim=True)
 
 
 def scaled(x: torch.Tensor, weights: torch.Tensor, dct: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -96,6 +109,3 @@ def local_std(square: torch.Tensor, width: float, everywhere: float) -> torch.Te
     mean = variance.mean(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(square.dtype).tiny)
     return (everywhere + (1 - everywhere) * variance / mean).sqrt()
 
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a * b).sum(dim=(1, 2, 3), keepdim=True)
