@@ -210,16 +210,9 @@ class Lines(SeveralCoils):
 class CompleteCoils(Lines):
     """All lines: AᵀA is the sum of the coils' squares, and each pixel is a singular direction."""
 
-    def __init__(
-        self,
-        mask: NDArray[np.bool_],
-        maps: torch.Tensor,
-        axis: str = "columns",
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
-        super().__init__(mask, maps, axis, device, dtype)
-        self.singular_values = self.maps.abs().square().sum(dim=0, keepdim=True).sqrt()
+    @cached_property
+    def singular_values(self) -> torch.Tensor:  # type: ignore[override]
+        return self.maps.abs().square().sum(dim=0, keepdim=True).sqrt()
 
     def V(self, spectrum: torch.Tensor) -> torch.Tensor:
         return spectrum
