@@ -150,7 +150,7 @@ def write(name: str, figures: dict) -> None:
         writer.writerows(lines.values())
 
 
-def main(argv=None) -> int:
+def parse_args(argv=None) -> argparse.Namespace:
     parser = ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -158,7 +158,11 @@ def main(argv=None) -> int:
     parser.add_argument("--val", required=True, help="folder of validation slices")
     parser.add_argument("--minutes", type=float, default=120.0, help="of training, in all runs")
     parser.add_argument("--out", default=OUT, help="folder for the state")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
     device = pick_device(0)
     schedule = read_schedule(os.path.join(comparison.CONFIGS, "diffusion_config.yaml"))
     sampler = create_sampler(**schedule.sampler_arguments())
