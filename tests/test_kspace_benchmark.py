@@ -1,7 +1,9 @@
 """What accelerated MRI is compared with: the classical methods reach their objectives' minima."""
 
+import csv
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +11,8 @@ from guided_diffusion.operators import get_operator
 from tests.benchmarks import rows
 from tests.benchmarks.kspace import CASES, COLUMNS, Table, identified, parse_args, plan
 from tests.benchmarks.kspace_classical import CLASSICAL, sense, total_variation, wavelet
-from tests.benchmarks.kspace_tables import kspace, kspace_intervals
+from tests.benchmarks.kspace_measured import main as measure_scan
+from tests.benchmarks.kspace_tables import kspace, kspace_intervals, kspace_measured
 
 
 def rnd(*shape, seed=0):
@@ -128,3 +131,43 @@ class TestRows:
         assert "| tv | 30.00 / 0.900 / 0.800 | 4.00 | 0.50 | 1 |" in kspace()
         assert "| spectral_10x8 | 0.910 | 30.00 | 1 |" in kspace_intervals()
         assert "x8" not in kspace() and "| tv |" not in kspace_intervals()
+
+
+class TestMeasuredScans:
+    """A complete scan, undersampled along either axis."""
+
+    def scan(self, tmp_path, empty=()):
+        """Three coils that see a disc of 1, whose phase is 0.7."""
+        rows, columns = np.mgrid[-1:1:48j, -1:1:40j]
+        maps = np.stack([1 + 0.3 * rows, 1 - 0.3 * columns, 1 + 0.2j * rows * columns])
+        images = maps * (rows**2 + columns**2 < 0.6) * np.exp(0.7j)
+        noise = np.random.default_rng(0).normal(size=(2, *images.shape))
+        images = np.fft.ifftshift(images, (1, 2))
+        kspace = np.fft.fftshift(np.fft.fft2(images, norm="ortho"), (1, 2))
+        kspace += 0.01 * (noise[0] + 1j * noise[1])
+        kspace[:, list(empty)] = 0
+        np.savez(tmp_path / "disc.npz", kspace=kspace.astype(np.complex64))
+        return ["--scan", str(tmp_path / "disc.npz"), "--out", str(tmp_path / "found.csv")]
+
+    def test_lines_are_left_out_along_both_axes(self, tmp_path, monkeypatch):
+        options = ["--methods", "L1-wavelets", "total variation", "--accelerations", "2"]
+        assert measure_scan([*self.scan(tmp_path), *options]) == 0
+        with open(tmp_path / "found.csv", newline="") as file:
+            found = list(csv.DictReader(file))
+        assert {row["axis"] for row in found} == {"columns", "rows"} and len(found) == 16
+        for axis, lines in (("columns", 40), ("rows", 48)):
+            kept = {round(lines / float(row["true_R"])) for row in found if row["axis"] == axis}
+            assert len(kept) == 1 and abs(kept.pop() - lines / 2) <= 1
+        best = {row["method"]: 0.0 for row in found}
+        for row in found:
+            best[row["method"]] = max(best[row["method"]], float(row["psnr"]))
+        assert min(best.values()) > 30  # noise alone is 34 dB
+        monkeypatch.setattr(rows, "FOLDER", str(tmp_path))
+        os.rename(tmp_path / "found.csv", tmp_path / "kspace_measured.csv")
+        table = kspace_measured().splitlines()
+        assert len(table) == 2 + 2 * 2 and all("disc 48×40" in line for line in table[2:])
+
+    def test_a_scan_with_gaps_has_lines_along_its_own_axis_alone(self, tmp_path, capfd):
+        scan = self.scan(tmp_path, empty=[0, 1])
+        assert measure_scan([*scan, "--axes", "columns", "--methods", "L1-wavelets"]) == 2
+        assert "--axes columns" in capfd.readouterr().err

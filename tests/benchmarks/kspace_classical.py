@@ -61,17 +61,19 @@ def wavelet(normal: Normal, b: torch.Tensor, weight: float) -> torch.Tensor:
 
     u, ahead, t = b, b, 1.0
     for _ in range(100):
-        image = (ahead - normal(ahead) + b)[0, 0].numpy()
+        image = (ahead - normal(ahead) + b).numpy()
         levels = pywt.wavedec2(image, "db4", mode="periodization", level=4)
-        array, slices = pywt.coeffs_to_array(levels)
-        coarse = array[slices[0]].copy()
-        array = np.sign(array) * np.maximum(np.abs(array) - weight, 0)
-        array[slices[0]] = coarse
-        levels = pywt.array_to_coeffs(array, slices, output_format="wavedec2")
-        new = torch.from_numpy(pywt.waverec2(levels, "db4", mode="periodization"))[None, None]
+        shrunken = [tuple(_shrunken(x, weight) for x in details) for details in levels[1:]]
+        new = torch.from_numpy(pywt.waverec2([levels[0], *shrunken], "db4", mode="periodization"))
+        new = new[..., : b.shape[-2], : b.shape[-1]]  # odd sizes come back one longer
         later = (1 + math.sqrt(1 + 4 * t * t)) / 2
         ahead, u, t = new + (t - 1) / later * (new - u), new, later
     return u
+
+
+def _shrunken(x: np.ndarray, weight: float) -> np.ndarray:
+    """x, real or complex, its magnitude less by `weight`."""
+    return x * np.maximum(1 - weight / np.maximum(np.abs(x), weight), 0)
 
 
 CLASSICAL = {  # method: its function, and the weights of which the best in tuning is taken

@@ -1,4 +1,4 @@
-"""The tables of accelerated MRI, made of kspace.csv."""
+"""The tables of accelerated MRI, made of kspace.csv and kspace_measured.csv."""
 
 import csv
 import os
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from tests.benchmarks import rows
 from tests.benchmarks.cells import MISSING, markdown
+from tests.benchmarks.volume_rows import read
 
 Scans = dict[tuple[str, ...], dict[str, dict[str, dict[str, str]]]]  # case → method → image → row
 
@@ -60,4 +61,28 @@ def kspace_intervals() -> str:
         if _several(found)
     ]  # fmt: skip
     head = ["coils", "mask", "R", "σ", "method", "in 90 %", "PSNR (dB) of the mean", "slices"]
+    return markdown(head, lines) if lines else MISSING
+
+
+def kspace_measured() -> str:
+    """Measured scans: each method with its best weight, the best of each scan in bold."""
+    best: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for row in read(os.path.join(rows.FOLDER, "kspace_measured.csv")):
+        of = best.setdefault((row["scan"], row["axis"], row["R"]), {})
+        known = of.get(row["method"])
+        if known is None or float(row["psnr"]) > float(known["psnr"]):
+            of[row["method"]] = row
+    measures = {"psnr": 2, "ssim": 3, "haarpsi": 3}
+    lines = []
+    for case, methods in best.items():
+        leaders = {k: max(float(row[k]) for row in methods.values()) for k in measures}
+        for method, row in methods.items():
+            cells = [f"{float(row[k]):.{n}f}" for k, n in measures.items()]
+            ahead = [float(row[k]) == leaders[k] for k in measures]
+            cells = [f"**{c}**" if b else c for c, b in zip(cells, ahead, strict=True)]
+            weight = row["weight"] if float(row["weight"]) else ""
+            lines.append([*case, f"{float(row['true_R']):.2f}", method, weight, *cells,
+                          f"{float(row['seconds']):.0f}"])  # fmt: skip
+    head = ["scan", "phase encoding along", "R", "true R", "method", "λ"]
+    head += ["PSNR (dB)", "SSIM", "HaarPSI", "seconds"]
     return markdown(head, lines) if lines else MISSING

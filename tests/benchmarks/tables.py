@@ -20,7 +20,7 @@ from tests.benchmarks.cells import (
     titles,
 )
 from tests.benchmarks.classical import CLASSICAL
-from tests.benchmarks.kspace_tables import kspace, kspace_intervals
+from tests.benchmarks.kspace_tables import kspace, kspace_intervals, kspace_measured
 from tests.benchmarks.rows import HEADLINE
 from tests.benchmarks.sweeps import ahead, settings_table, tuning
 from tests.benchmarks.tuned import tuned
@@ -238,6 +238,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "measured": measured,
     "kspace": kspace,
     "kspace_intervals": kspace_intervals,
+    "kspace_measured": kspace_measured,
     "volume_denoising": lambda: markdown(*compared("volume_denoising", NOISE, QUALITY)),
     "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
     "volume_samples": lambda: table_of("volume_samples"),
