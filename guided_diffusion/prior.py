@@ -6,7 +6,7 @@ import torch
 
 from guided_diffusion.checkpoints import checkpoint_digest
 from guided_diffusion.config import ModelConfig, read_model_config
-from guided_diffusion.devices import compile_network, pick_device, pick_dtype
+from guided_diffusion.devices import compile_network, pick_device, pick_dtype, reuse_memory
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics, load_statistics
 from guided_diffusion.unet import UNetModel, create_model
 from util.errors import UserError
@@ -68,6 +68,8 @@ def load_prior(
         raise UserError(f"{where}: class_cond: true, and this program gives no class labels")
     device = pick_device(0) if device is None else torch.device(device)
     dtype = pick_dtype(precision, device, model_config.use_fp16)
+    if device.type == "cpu":
+        reuse_memory()
     network = create_model(**vars(replace(model_config, use_fp16=False)))
     network.to(device, memory_format=torch.channels_last).set_torso_dtype(dtype)
     network.requires_grad_(False)
