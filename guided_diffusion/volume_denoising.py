@@ -3,8 +3,8 @@
 The mean of what it makes of three planes is the pilot of an empirical Wiener filter in three
 dimensions: first of overlapping blocks, then of groups of blocks that look alike (the second stage
 of BM4D, Maggioni et al. 2013, written anew). It gives back to the volume the detail that all planes
-lost, and takes out noise that is none in three dimensions. Between the two the network looks once
-more at the three planes, of which little noise is left.
+lost, and takes out noise that is none in three dimensions. After either the network looks once more
+at the three planes, of which little noise is left.
 """
 
 import math
@@ -23,10 +23,10 @@ from guided_diffusion.noise import Noise
 from guided_diffusion.operators.base import Sigma
 
 BLOCKS = ((8, 3), (12, 4))  # (side, distance) of blocks in voxels; the mean of their filters counts
-LEFT = 0.3  # of σ: the noise that the network is told is left after the blocks' filter
+LEFT = (0.3, 0.15)  # of σ: what the network is told is left after either filter
 SIDE, DISTANCE = 4, 3  # of the blocks that are grouped
 REACH = 4  # voxels along each axis, to the blocks that a group may be made of
-ALIKE = 32  # blocks in a group
+ALIKE = 20  # blocks in a group
 ROUNDS = 2  # of the groups' filter, each with the last one's result as its pilot
 AT_ONCE = 2048  # groups
 SLAB = 24  # slices whose groups are looked for at once
@@ -204,7 +204,7 @@ def _refined(pilot, y, sigma, noise, look):
     noisy, clean = gaussian(), pilot[0].float().cpu().numpy()
     blocks = sum(block_wiener(noisy, clean, sigma, *block) for block in BLOCKS)
     pilot = as_pilot(blocks / len(BLOCKS))
-    pilot = (pilot + look(pilot, LEFT * sigma)) / 2
+    pilot = (pilot + look(pilot, LEFT[0] * sigma)) / 2
     for _ in range(ROUNDS):
         pilot = as_pilot(group_wiener(gaussian(), pilot[0].cpu().numpy(), sigma))
-    return pilot
+    return (pilot + look(pilot, LEFT[1] * sigma)) / 2

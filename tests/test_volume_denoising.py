@@ -86,16 +86,16 @@ def test_groups_are_the_blocks_most_alike_wherever_they_lie(monkeypatch):
             if max(abs(np.subtract(c, at))) <= 4
         }
         assert set(group) == set(sorted(distance, key=distance.get)[: len(group)])
-        assert len(set(group)) == len(group) == 32
+        assert len(set(group)) == len(group) == volume_denoising.ALIKE
     assert len(groups) == 4 * 3 * 3  # every third block, and the last
 
 
 def test_a_group_of_equal_blocks_averages_their_noise():
-    """A volume that repeats every voxel: 32 noisy copies of each block are one block's mean."""
+    """A volume that repeats every voxel: 20 noisy copies of each block are one block's mean."""
     noisy = 0.3 + 0.2 * normal((12, 12, 12))
     found = group_wiener(noisy, np.full_like(noisy, 0.3), 0.2)
     assert abs(found.mean() - 0.3) < 0.01
-    assert found.std() < 0.2 / np.sqrt(32 * 64) * 3
+    assert found.std() < 0.2 / np.sqrt(20 * 64) * 3
 
 
 def test_refining_is_better_than_its_pilot_and_knows_each_volume_s_noise():
@@ -110,8 +110,8 @@ def test_refining_is_better_than_its_pilot_and_knows_each_volume_s_noise():
         return x
 
     found = refined(pilot, noisy, sigma, get_noise("gaussian", 0.1), look)
-    assert [shape for shape, _ in told] == [(1, 18, 20, 22)] * 2
-    assert [level for _, level in told] == pytest.approx([0.015, 0.06])
+    assert [shape for shape, _ in told] == [(1, 18, 20, 22)] * 4
+    assert [level for _, level in told] == pytest.approx([0.015, 0.0075, 0.06, 0.03])
     error = (found - clean).square().mean(dim=(1, 2, 3)).sqrt() / sigma.flatten()
     assert (error < 0.25).all()  # the pilot: 0.3
 
