@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from data.kspace import Acquisition
@@ -45,6 +46,7 @@ KAPPA = 2.0  # of the real part's prior, see `methods.spectral.Spectral`
 IMAGINARY, FOLDED = 0.1, 0.3
 SPARSE = (1.5, 0.05)
 SMOOTH = (8.0, 4.0)  # pixels: how far the phase is averaged at the first level, and at the last
+NEAR = (7, 21)  # along an encoded axis and along another: where x̂'s misfit is averaged
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Scan:
         beside: (2, 1, H, W) complex, what x does not hold: the object's imaginary part, and what
             folds over.
         zero_filled: (1, 1, H, W) in [-1, 1].
+        keep_measured: see `FirstLook.coil_images`.
     """
 
     operator: SeveralCoils
@@ -67,23 +70,20 @@ class Scan:
     first: "FirstLook"
     beside: torch.Tensor
     zero_filled: torch.Tensor
+    keep_measured: bool = False
 
     def magnitude(self, x: torch.Tensor) -> torch.Tensor:
-        """What a complete scan would show, black at -1, for images (..., H, W) of the prior.
+        """The root of the sum of squares over the coils, black at -1.
 
-        That is the root of the sum of squares over the coils. Lines of k-space that were measured
-        stay as they were measured; in the others there is x. Of a complete scan, where nothing is
-        left to fill in, it is the object's magnitude instead, without any noise.
+        Args:
+            x: images (..., H, W) of the prior.
         """
         rows = x.reshape(-1, 1, 1, *x.shape[-2:]).to(self.beside.real)
         return torch.cat([self._shown(row) for row in rows]).reshape(x.shape).to(x) - 1
 
     def _shown(self, x: torch.Tensor) -> torch.Tensor:
         z = self.beside + torch.cat([x + 1, torch.zeros_like(x)])
-        mask = self.operator.mask
-        if mask.all():
-            return z.abs().square().sum(dim=0).sqrt()
-        return self.first.filled_in(z).abs().square().sum(dim=1).sqrt()
+        return self.first.coil_images(z, self.keep_measured).abs().square().sum(dim=1).sqrt()
 
 
 def mask_of(acquisition: Acquisition, parameters: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -133,7 +133,7 @@ def prepare(
     operator = several_coils(mask, maps, axis, threshold, prior.device)
     y = operator.gathered(left) - operator.offset()
     zero_filled = first.adjoint(first.hybrid).abs().square().sum(dim=0, keepdim=True).sqrt() - 1
-    return Scan(operator, y, sigma, first, beside, zero_filled)
+    return Scan(operator, y, sigma, first, beside, zero_filled, parameters["keep_measured"])
 
 
 def first_amplitude(mask: NDArray[np.bool_], statistics: PriorStatistics) -> float:
@@ -288,13 +288,36 @@ class FirstLook:
                 z = self._turned(self.solve(x_0, v), SMOOTH[0] + share * (SMOOTH[1] - SMOOTH[0]))
         return z
 
-    def filled_in(self, z: torch.Tensor) -> torch.Tensor:
-        """The coils' images (1, C, H, W) of z, measured lines in the place of its own."""
+    def coil_images(self, z: torch.Tensor, keep_measured: bool = False) -> torch.Tensor:
+        """The coils' images (1, C, H, W) of z, and of what was measured beside it.
+
+        A measured value differs from z's by its noise and by what z misses. Of the difference the
+        share 1 - 2σ²/m is added to z's, m being its mean square over the coils and `NEAR`: nothing
+        where z fits, for it would be noise alone, and nearly all where maps or prior fail.
+
+        Args:
+            keep_measured: take measured values as they are, noise included.
+        """
         image = torch.fft.ifftshift(self.turn * z, self.dims)
         kspace = torch.fft.fftn((self._maps * image).sum(dim=0), dim=self.dims, norm="ortho")
-        kspace = torch.where(self._kept, torch.fft.ifftshift(self.hybrid[0], self.dims), kspace)
+        kspace = torch.fft.fftshift(kspace, self.dims)
+        missed = torch.fft.fftshift(self._kept, self.dims) * (self.hybrid[0] - kspace)
+        kspace = kspace + (missed if keep_measured else self._beyond_noise(missed))
+        kspace = torch.fft.ifftshift(kspace, self.dims)
         images = torch.fft.ifftn(kspace, dim=self.dims, norm="ortho")
         return torch.fft.fftshift(images, self.dims)[None]
+
+    def _beyond_noise(self, missed: torch.Tensor) -> torch.Tensor:
+        """The share of (C, H, W) differences that noise does not explain."""
+        height, width = missed.shape[-2:]
+        kept = torch.fft.fftshift(self._kept, self.dims).expand(height, width)
+        squares = missed.abs().square().mean(dim=0)
+        sides = [NEAR[0] if dim in self.dims else NEAR[1] for dim in (-2, -1)]
+        near = torch.stack([squares, kept.to(squares)])[:, None]
+        near = F.avg_pool2d(near, sides, 1, [side // 2 for side in sides])
+        mean_square = near[0, 0] / near[1, 0].clamp(min=1e-6)
+        share = (1 - 2 * self.sigma**2 / mean_square.clamp(min=1e-20)).clamp(min=0)
+        return share * missed
 
     def _turned(self, z: torch.Tensor, width: float) -> torch.Tensor:
         """z with its first image's phase, averaged over `width` pixels, moved into `turn`."""

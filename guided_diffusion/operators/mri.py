@@ -76,6 +76,9 @@ class MRI(Scanned):
         "mask_seed": Parameter(0, "seed of the mask, or a text: fastMRI's file name", (int, str)),
         "axis": Parameter("columns", "along which phase is encoded", (str,), choices=tuple(AXES)),
         "coils": Parameter(1, "1, or the number of simulated coils", (int,), low=1, high=64),
+        "keep_measured": Parameter(
+            False, "raw k-space: show measured lines as they are, noise included", (bool,)
+        ),
         "singular_value_threshold": Parameter(
             THRESHOLD, "several coils: below it singular values count as 0", low=0
         ),

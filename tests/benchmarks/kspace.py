@@ -3,8 +3,8 @@
 Undersamples validation slices as `configs/mri_recon_config.yaml` does, with a mask of each slice's
 own name, so that the offsets of the masks are averaged over, and restores the same measurements by
 all methods. All of them know the coils' maps and the object's phase, and that the image is real;
-those named `_estimated` find maps and phase by themselves, restore a complex image, and keep the
-lines that were measured.
+those named `_estimated` find maps and phase by themselves, restore a complex image, and put back
+what it misses of the measurement beyond noise.
 Weights of the classical methods are chosen on other slices, the tuning ones. Writes one row for
 each image to saved_results/benchmarks/kspace.csv, and resumes; --plan says how long it would take.
 """
@@ -226,7 +226,7 @@ def estimated(case: Case, method: str, weight: float, name: str, truth, mask, pr
     if method in CLASSICAL:
         first = look(acquisition, parameters, case.sigma, NATURAL_IMAGES, torch.device("cpu"))
         z = CLASSICAL[method][0](first.normal, first.adjoint(first.hybrid), weight)
-        return first.filled_in(z).abs().square().sum(dim=1).sqrt() - 1  # as `Scan` is shown
+        return first.coil_images(z).abs().square().sum(dim=1).sqrt() - 1  # as `Scan` is shown
     ours = OURS[method]
     arguments = read_schedule(ours.schedule).sampler_arguments()
     random = ImageRandom([image_generator(name, "phase", 0)])

@@ -83,7 +83,8 @@ def along(acquisition: Acquisition, axis: str) -> Acquisition:
 def parameters_of(R: int, axis: str) -> dict:
     """Those of the operator `mri`; the centre is fastMRI's for 4, and wider for less."""
     centre = CENTRE.get(R, CENTRE[4] * 4 / R if R < 4 else CENTRE[8])
-    return MRI.check({"acceleration": R, "center_fraction": centre, "axis": axis})
+    values = {"acceleration": R, "center_fraction": centre, "axis": axis, "keep_measured": True}
+    return MRI.check(values)
 
 
 def reconstruct(
@@ -94,7 +95,7 @@ def reconstruct(
     if method in CLASSICAL:
         first = look(acquisition, parameters, None, prior.statistics, prior.device)
         z = CLASSICAL[method][0](first.normal, first.adjoint(first.hybrid), weight)
-        return first.filled_in(z).abs().square().sum(dim=1).sqrt() - 1
+        return first.coil_images(z, keep_measured=True).abs().square().sum(dim=1).sqrt() - 1
     arguments = read_schedule(FAST).sampler_arguments()
     random = ImageRandom([image_generator(name, "phase", 0)])
     scan = prepare(acquisition, parameters, None, prior, arguments, random.randn_like)
