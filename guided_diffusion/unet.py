@@ -16,6 +16,7 @@ from util.config import parse_numbers
 from util.errors import UserError
 
 NUM_CLASSES = 1000  # ImageNet, for class_cond
+CPU_PIXELS = 2 * 256 * 256  # at once, on a CPU: layers of more images do not stay in its caches
 DEFAULT_CHANNEL_MULT = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -292,6 +293,15 @@ class UNetModel(nn.Module):
         Returns:
             (N, out_channels, H, W), of x's dtype.
         """
+        size = max(1, CPU_PIXELS // x[0, 0].numel())
+        if x.device.type == "cpu" and len(x) > size and not torch.is_grad_enabled():
+            parts = range(0, len(x), size)
+            labels = [None if y is None else y[i : i + size] for i in parts]
+            inputs = zip(x.split(size), timesteps.split(size), labels, strict=True)
+            return torch.cat([self._evaluate(*part) for part in inputs])
+        return self._evaluate(x, timesteps, y)
+
+    def _evaluate(self, x, timesteps, y):
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
         if y is not None:
             emb = emb + self.label_emb(y)

@@ -9,6 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from guided_diffusion.checkpoints import save_checkpoint
+from guided_diffusion import unet
 from guided_diffusion.unet import AttentionBlock, create_model, timestep_embedding
 from tests.conftest import TINY, golden_json, rnd
 
@@ -133,6 +134,19 @@ def test_class_labels_change_the_output():
     model = tiny(class_cond=True)
     x, t = rnd((1, 1, 16, 16), 5), torch.tensor([500])
     assert not torch.allclose(model(x, t, torch.tensor([1])), model(x, t, torch.tensor([2])))
+
+
+@pytest.mark.parametrize("class_cond", [False, True])
+def test_a_batch_too_large_for_caches_is_evaluated_in_parts(monkeypatch, class_cond):
+    model = tiny(class_cond=class_cond)
+    x, t = rnd((5, 1, 16, 24), 5), torch.tensor([0, 500, 999, 3, 4])
+    labels = torch.arange(5) if class_cond else None
+    together, parts, evaluate = model(x, t, labels), [], model._evaluate
+    monkeypatch.setattr(unet, "CPU_PIXELS", 2 * 16 * 24 + 1)
+    monkeypatch.setattr(model, "_evaluate", lambda *a: parts.append(len(a[0])) or evaluate(*a))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t, labels), together, rtol=1e-4, atol=1e-4)
+    assert parts == [2, 2, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
