@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from guided_diffusion.checkpoints import save_checkpoint
 from guided_diffusion import unet
+from guided_diffusion.checkpoints import save_checkpoint
 from guided_diffusion.unet import AttentionBlock, create_model, timestep_embedding
 from tests.conftest import TINY, golden_json, rnd
 
