@@ -1,6 +1,7 @@
 """Restored volumes put together from their results and written like their files."""
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -33,9 +34,9 @@ def write_volumes(
 ) -> Iterator[Written]:
     """Put the volumes together that have been restored, or whose slices all have.
 
-    Reads slices/NAME.npy, and std/NAME.npy where there is one, of each slice, (C, H, W) in the
-    units of the [-1, 1] image; writes volumes/, std/ and what `more_of` gives, in the units of the
-    volumes' files. A volume that cannot be written keeps its slices, and the others are still
+    Reads slices/NAME.npy, and std/NAME.npy and samples/NAME_K.npy where there are any, of each
+    slice, (C, H, W) in the units of the [-1, 1] image; writes volumes/, std/, samples/K/ and what
+    `more_of` gives, in the units of the volumes' files. A volume that cannot be written keeps its slices, and the others are still
     written.
 
     Args:
@@ -99,13 +100,24 @@ def _write_volume(volume, names, spacing, folder, description, identity, more_of
             std[padding] = 0
         std = std.astype(np.float32)
         more.append(("std", std))
-    for kind, values in [*more, *(more_of(volume, mean, std) if more_of else ())]:
+    samples = _samples(volume, names, os.path.join(folder, "samples"), whole, spacing)
+    for kind, values in [*more, *(more_of(volume, mean, std) if more_of else ()), *samples]:
         text = f"{description} {kind}", identity
         volume.write(os.path.join(folder, kind), values, None, *text, std=True, spacing=spacing)
     return (
         f"{os.path.relpath(path, folder)}: {len(mean)} slices; {black:g} to {white:g} "
         f"were -1 to 1, the {clipped:.2%} of voxels outside were clipped"
     )
+
+
+def _samples(volume, names, folder, whole, spacing) -> Iterator[tuple[str, NDArray]]:
+    """Yield (where to, voxels in the file's units) of each posterior sample that was kept."""
+    for k in itertools.count():
+        numbered = [f"{name}_{k}" for name in names]
+        if not os.path.exists(os.path.join(folder, f"{numbered[0]}.npy")):
+            return
+        voxels, _ = volume.put_together(_stack(numbered, folder, whole), spacing)
+        yield os.path.join("samples", str(k)), voxels
 
 
 def _stack(names, folder, whole):

@@ -271,6 +271,8 @@ def test_bounds_are_as_far_from_the_mean_as_the_samples_and_the_factor_say(
     np.testing.assert_allclose(
         found["lower"], np.maximum(found["volumes"] - half, 0), rtol=1e-3, atol=1e-2
     )
+    samples = np.stack([values(f"{OUT}/0.1/samples/{k}/v.nii.gz") for k in range(3)])
+    np.testing.assert_allclose(samples.std(axis=0, ddof=1), found["std"], rtol=1e-3, atol=1e-2)
 
 
 def test_a_factor_is_that_of_these_weights(tiny_run):

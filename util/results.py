@@ -320,6 +320,8 @@ class Results:
         name = item.name
         for k, sample in enumerate(samples):
             write_png(self.path("samples", f"{name}_{k}.png"), item.picture(sample))
+            if item.floats and item.floats[1] == ".npy":  # a volume is put together of them
+                write_floats(self.path("samples", f"{name}_{k}.npy"), item.to_floats(sample))
         std = samples.std(axis=0, ddof=1)
         write_floats(self.path("std", f"{name}.npy"), std)
         write_std_map(self.path("std", f"{name}.png"), item.picture(std).clip(min=0))
