@@ -36,8 +36,8 @@ def write_volumes(
 
     Reads slices/NAME.npy, and std/NAME.npy and samples/NAME_K.npy where there are any, of each
     slice, (C, H, W) in the units of the [-1, 1] image; writes volumes/, std/, samples/K/ and what
-    `more_of` gives, in the units of the volumes' files. A volume that cannot be written keeps its slices, and the others are still
-    written.
+    `more_of` gives, in the units of the volumes' files. A volume that cannot be written keeps its
+    slices, and the others are still written.
 
     Args:
         items: of the run; those that are no slices are passed over.
