@@ -1,15 +1,17 @@
 """Intervals from posterior samples, as wide as was measured that they must be.
 
 Samples of a prior that is not quite right lie too close together, or too far apart. By how much is
-measured on images whose truth is known, `tests/benchmarks/volume_samples.py`, and kept beside the
-weights: for each method and operator, with planes in turn and without, the factor on the samples'
-standard deviation at which 90 % of the truths lie within the interval.
+measured on images whose truth is known (--factors of tests/benchmarks/volume_samples.py and, of
+k-space, kspace.py), and kept beside the weights: for each method and operator, with planes in turn
+and without, the factor on the samples' standard deviation at which 90 % of the truths lie within
+the interval.
 """
 
 import json
 import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from scipy import stats
 
@@ -61,20 +63,28 @@ def load_factor(prior: Prior, method: str, operator: str, in_turn: bool = False)
         return None if factor is None else float(factor)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{path}: expected factors of intervals, as tests/benchmarks/volume_samples.py writes "
-            "them"
+            f"{path}: expected factors of intervals, as tests/benchmarks/volume_samples.py "
+            "--factors writes them"
         ) from None
 
 
 def save_factors(
     prior: Prior, factors: Mapping[str, Mapping[str, float]], source: str, path: str
 ) -> None:
-    """Write method → `case_of` operator → factor.
+    """Write method → `case_of` operator → factor; others of these weights stay as they are.
 
     Args:
         source: what they were measured on, for people.
     """
+    kept: dict[str, Any] = {"checkpoint_sha256": prior.digest, "sources": {}, "factors": {}}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        if found.get("checkpoint_sha256") == prior.digest:
+            kept |= {k: found.get(k, {}) for k in ("sources", "factors")}
+    for method, cases in factors.items():
+        kept["factors"].setdefault(method, {}).update(cases)
+        kept["sources"] |= dict.fromkeys(cases, source)
     with replacing_text(path) as file:
-        content = {"checkpoint_sha256": prior.digest, "source": source, "factors": factors}
-        json.dump(content, file, indent=2)
+        json.dump(kept, file, indent=2)
         file.write("\n")

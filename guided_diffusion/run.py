@@ -16,6 +16,7 @@ from guided_diffusion.closing import close
 from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
 from guided_diffusion.evidence import keep
+from guided_diffusion.intervals import load_factor
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
 from guided_diffusion.measuring import (
     check_volume,
@@ -100,6 +101,7 @@ class Run:
     found: int = 0  # images that an earlier run had restored
     failed: list[str] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
+    factor: float | None = None  # on samples' standard deviations, see `load_factor`
     sigmas: dict[str, torch.Tensor] = field(default_factory=dict)  # estimated, by name
     volume_sigmas: dict[Any, torch.Tensor] = field(default_factory=dict)
 
@@ -110,6 +112,8 @@ class Run:
         self._check_writing()
         self.tell(note_of_ranks(self.job.items, self.ranks.size))
         if self.job.task.measurement is not None:
+            operator = self.job.task.measurement.operator.name
+            self.factor = load_factor(self.prior, self.job.method, operator, self.job.in_turn)
             method = METHODS[self.job.method]
             if options.num_samples > 1 and not method.honest_spread:
                 self.tell(UNSURE)
@@ -346,6 +350,7 @@ class Run:
             mp4=options.video,
             source="" if item.label.startswith(stem) else item.label,
             sampled=restored.sampled,
+            factor=self.factor or 1.0,
         )
         if (state_file := self._state_file(item)) is not None:
             forget(state_file)

@@ -126,10 +126,11 @@ class TestRows:
         for image in "ab":
             table.add(self.row(image=image, **more))
         table.add(self.row("spectral_10", 0.0, image="b", **{**more, "psnr": "40"}))
-        table.add(self.row("spectral_10x8", 0.0, image="c", **{**more, "in_90": "0.91"}))
+        several = {**more, "in_90": "0.91", "rescale": "1.2"}
+        table.add(self.row("spectral_10x8", 0.0, image="c", **several))
         assert "| spectral_10 | 40.00 / 0.900 / 0.800 | 4.00 | 0.50 | 1 |" in kspace()
         assert "| tv | 30.00 / 0.900 / 0.800 | 4.00 | 0.50 | 1 |" in kspace()
-        assert "| spectral_10x8 | 0.910 | 30.00 | 1 |" in kspace_intervals()
+        assert "| spectral_10x8 | 0.910 | 1.20 | 30.00 | 1 |" in kspace_intervals()
         assert "x8" not in kspace() and "| tv |" not in kspace_intervals()
 
 

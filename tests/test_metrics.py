@@ -8,7 +8,7 @@ import pytest
 from scipy.signal import convolve2d
 
 from util.errors import UserError
-from util.metrics import calibration, high_frequency_ratio, image_metrics
+from util.metrics import calibration, high_frequency_ratio, image_metrics, interval
 
 
 def wave(shape, rows, cols):
@@ -50,6 +50,11 @@ def test_calibration_of_draws_from_the_truth_s_own_distribution():
     assert found["rescale"] == pytest.approx(1, abs=0.05)
     narrow = 0.3 + (draws[1:] - 0.3) / 2
     assert calibration(narrow, draws[0])["rescale"] == pytest.approx(2, rel=0.15)
+    wider = calibration(narrow, draws[0], factor=2)
+    assert wider["in_90"] == pytest.approx(0.9, abs=0.02) and wider["in_50"] > 0.48
+    low, high = interval(narrow, factor=2)
+    held = (low <= draws[0]) & (draws[0] <= high)
+    assert held.mean() == pytest.approx(wider["in_90"], abs=1e-6)
 
 
 def test_calibration_leaves_the_air_out():

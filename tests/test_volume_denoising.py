@@ -286,12 +286,16 @@ def test_a_factor_is_that_of_these_weights(tiny_run):
     turned = {"dmps": {case_of("denoise", True): 2.0}}
     save_factors(prior, turned, "a test", "tiny.intervals.json")
     assert load_factor(prior, "dmps", "denoise", in_turn=True) == 2
-    save_factors(prior, {"dmps": {"denoise": 1.5}}, "a test", "tiny.intervals.json")
+    assert load_factor(prior, "dmps", "denoise") == 1.5  # as it was
+    save_factors(prior, {"dmps": {"denoise": 1.7}}, "another", "tiny.intervals.json")
+    assert load_factor(prior, "dmps", "denoise") == 1.7
     with open("tiny.intervals.json", encoding="utf-8") as file:
         other = json.load(file) | {"checkpoint_sha256": "0"}
     with open("tiny.intervals.json", "w", encoding="utf-8") as file:
         json.dump(other, file)
     assert load_factor(prior, "dmps", "denoise") is None
+    save_factors(prior, {"dmps": {"deblur": 2.0}}, "a test", "tiny.intervals.json")
+    assert load_factor(prior, "dmps", "denoise") is None  # of other weights
     with open("tiny.intervals.json", "w", encoding="utf-8") as file:
         file.write("[]")
     with pytest.raises(UserError, match="expected factors"):

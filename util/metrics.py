@@ -132,22 +132,25 @@ def high_frequency_ratio(x: ArrayLike, truth: ArrayLike) -> float:
     return float(energy / of_truth) if of_truth > 0 else float("nan")
 
 
-def interval(samples: NDArray, share: float = 0.9) -> NDArray[np.float32]:
+def interval(samples: NDArray, factor: float = 1.0, share: float = 0.9) -> NDArray[np.float32]:
     """Bounds between which a pixel's truth lies with a probability, see `calibration`.
 
     Args:
         samples: (K, C, H, W), K ≥ 2, in [-1, 1].
+        factor: on their standard deviation.
 
     Returns:
         (2, C, H, W), the lower and the upper one, cut to [-1, 1].
     """
     count, mean = len(samples), samples.mean(axis=0)
-    width = stats.t.ppf((1 + share) / 2, count - 1) * np.sqrt(1 + 1 / count)
+    width = factor * stats.t.ppf((1 + share) / 2, count - 1) * np.sqrt(1 + 1 / count)
     half = width * samples.std(axis=0, ddof=1)
     return np.stack([mean - half, mean + half]).clip(-1, 1).astype(np.float32)
 
 
-def calibration(samples: NDArray, truth: NDArray, floor: float = 0.04) -> dict[str, float]:
+def calibration(
+    samples: NDArray, truth: NDArray, floor: float = 0.04, factor: float = 1.0
+) -> dict[str, float]:
     """How honest the spread of posterior samples is, where there is signal.
 
     If the truth is one more draw from the distribution of the K samples, and that is Gaussian, a
@@ -158,6 +161,7 @@ def calibration(samples: NDArray, truth: NDArray, floor: float = 0.04) -> dict[s
         samples: (K, C, H, W), K ≥ 2; truth: (C, H, W); both in [-1, 1].
         floor: pixels whose truth is darker, as a share of the displayed range, are left out: the
             air around the head.
+        factor: on s, by which the intervals are wider.
 
     Returns:
         dict: "in_50", "in_90", the share of pixels whose truth lies within these intervals, and
@@ -169,7 +173,7 @@ def calibration(samples: NDArray, truth: NDArray, floor: float = 0.04) -> dict[s
     score = error / np.maximum(spread, 1e-6)
     t_50, t_90 = stats.t.ppf([0.75, 0.95], count - 1)
     return {
-        "in_50": float(np.mean(score <= t_50)),
-        "in_90": float(np.mean(score <= t_90)),
+        "in_50": float(np.mean(score <= factor * t_50)),
+        "in_90": float(np.mean(score <= factor * t_90)),
         "rescale": float(np.quantile(score, 0.9) / t_90),
     }

@@ -258,6 +258,7 @@ class Results:
         mp4: bool,
         sampled: NDArray[np.bool_] | None = None,
         source: str = "",
+        factor: float = 1.0,
     ) -> str:
         """Write an image's files, and last its row of metrics.csv, which says that it is done.
 
@@ -273,6 +274,7 @@ class Results:
             sampled: (1, N), (N, 1) or (H, W), what of k-space was measured, for mask/; None where
                 there are none.
             source: what the image is called where `item.name` is not its own name.
+            factor: on the samples' standard deviation, for interval/.
 
         Returns:
             One line for the terminal.
@@ -296,7 +298,7 @@ class Results:
                 single = image_metrics(samples[0], truth, mask)
                 row |= {f"sample_{k}": v for k, v in single.items()}
         if sampled is not None:
-            self._write_scan(item, mean, samples, sampled)
+            self._write_scan(item, mean, samples, sampled, factor)
         if gif:
             for i, frame in enumerate(frames):
                 write_png(self.path(os.path.join("progress", name), f"{i:04d}.png"), frame)
@@ -326,14 +328,16 @@ class Results:
         write_floats(self.path("std", f"{name}.npy"), std)
         write_std_map(self.path("std", f"{name}.png"), item.picture(std).clip(min=0))
 
-    def _write_scan(self, item: Item, mean: NDArray, samples: NDArray, sampled: NDArray) -> None:
+    def _write_scan(
+        self, item: Item, mean: NDArray, samples: NDArray, sampled: NDArray, factor: float
+    ) -> None:
         """What scans have besides: their mask and, of several samples, the 90 % intervals."""
         name = item.name
         write_floats(self.path("mask", f"{name}.npy"), sampled.squeeze())
         mask = np.broadcast_to(2.0 * sampled - 1, (1, *mean.shape[-2:]))
         write_png(self.path("mask", f"{name}.png"), mask)
         if len(samples) > 1:
-            bounds = interval(samples)
+            bounds = interval(samples, factor)
             write_floats(self.path("interval", f"{name}.npy"), bounds)
             for bound, end in zip(bounds, ("low", "high"), strict=True):
                 write_png(self.path("interval", f"{name}_{end}.png"), item.picture(bound))

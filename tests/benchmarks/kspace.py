@@ -27,6 +27,7 @@ from data.dataloader import list_images, read_image
 from data.kspace import Acquisition
 from guided_diffusion import Measurement, NoiseConfig, OperatorConfig, load_prior, restore
 from guided_diffusion.config import read_schedule
+from guided_diffusion.intervals import factors_path, load_factor, save_factors
 from guided_diffusion.operators import get_operator
 from guided_diffusion.operators.base import Operator
 from guided_diffusion.operators.coils import simulated_maps, smooth_phase
@@ -47,7 +48,7 @@ from util.random import ImageRandom, image_generator
 CENTRE = {4: 0.08, 8: 0.04}
 EVERY, TUNING = 26, 13  # every so many slices from the first; the tuning ones from this on
 COLUMNS = ("coils", "mask", "R", "true_R", "seen", "sigma", "method", "weight", "set", "image")
-COLUMNS += ("psnr", "ssim", "haarpsi", "in_90", "seconds", "prior")
+COLUMNS += ("psnr", "ssim", "haarpsi", "in_90", "rescale", "seconds", "prior")
 KEY = ("coils", "mask", "R", "sigma", "method", "weight", "set", "image")
 MEANS = ("psnr", "ssim", "haarpsi", "seconds", "true_R")
 ESTIMATED = "_estimated"
@@ -127,6 +128,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--methods", nargs="+", default=[*CLASSICAL, *OURS], choices=METHODS, help=help)
     add("--images", nargs="+", type=int, default=range(10), help="which of the ten slices")
     add("--tuning_images", nargs="+", type=int, default=[2, 6], help="of the ten tuning slices")
+    help = "measure several samples on tuning slices alone; widen intervals by what they tell"
+    add("--factors", action="store_true", help=help)
     add("--plan", action="store_true", help="only say how long it would take")
     add("--table", action="store_true", help="print the means of what is measured")
     return parser.parse_args(argv)
@@ -270,12 +273,30 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(plan(args, sets, table, prior)))
         return 0
     table.write()
+    if args.factors:
+        measure_factors(args, sets["tuning"], table, prior)
+        return 0
     for name in args.cases:
         for method in args.methods:
             if CASES[name].suits(method):
                 run(CASES[name], method, args, sets, table, prior)
     print("\n".join(lines(table)))
     return 0
+
+
+def measure_factors(args: argparse.Namespace, paths: list[str], table: Table, prior) -> None:
+    """Keep beside the weights how much wider the intervals of several samples must be."""
+    factors = {}
+    for method in (m for m in args.methods if m in OURS and OURS[m].samples > 1):
+        found = []
+        for case in (CASES[name] for name in args.cases):
+            for i in args.tuning_images:
+                known = case, method, 0.0, "tuning", paths[i]
+                row_of(*known, table, prior)
+                found.append(float(table.rows[key_of(identified(*known))]["rescale"]))
+        factors[OURS[method].method] = {"mri": round(float(np.median(found)), 4)}
+    source = f"{len(args.cases)} cases of mri, {len(args.tuning_images)} tuning slices each"
+    save_factors(prior, factors, source, factors_path(prior.config.model_path))
 
 
 def images_of(method: str, args: argparse.Namespace) -> list[int]:
@@ -315,15 +336,16 @@ def row_of(case: Case, method: str, weight: float, where: str, path: str, table:
     key = key_of(row)
     if key not in table.rows:
         truth = torch.from_numpy(read_image(path))
-        found = measure(case, method, weight, row["image"], truth, prior)
-        x, samples, seconds, operator = found
+        x, samples, seconds, operator = measure(case, method, weight, row["image"], truth, prior)
         metrics = image_metrics(x.numpy(), truth.numpy())
         row |= {"true_R": f"{1 / operator.mask.mean():.3f}", "seconds": f"{seconds:.3g}"}
         row |= {k: f"{metrics[k]:.5g}" for k in ("psnr", "ssim", "haarpsi")}
         row["seen"] = known_seen(table, row) or seen(operator, case.sigma)
-        row["in_90"] = ""
+        row["in_90"] = row["rescale"] = ""
         if samples is not None:
-            row["in_90"] = f"{calibration(samples, truth.numpy())['in_90']:.3f}"
+            factor = load_factor(prior, OURS[method].method, "mri") or 1.0
+            found = calibration(samples, truth.numpy(), factor=factor)
+            row |= {k: f"{found[k]:.3f}" for k in ("in_90", "rescale")}
         row["prior"] = "" if method in CLASSICAL else table.digest
         table.add({k: row[k] for k in COLUMNS})
         print(*(table.rows[key][k] for k in COLUMNS), flush=True)

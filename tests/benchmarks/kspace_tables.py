@@ -54,13 +54,14 @@ def _several(found: Mapping[str, Mapping[str, str]]) -> bool:
 def kspace_intervals() -> str:
     """Accelerated MRI: how many of the pixels lie within the 90 % intervals of eight samples."""
     lines = [
-        [*case, method, _mean(found.values(), "in_90", 3), _mean(found.values(), "psnr", 2),
-         str(len(found))]
+        [*case, method, _mean(found.values(), "in_90", 3), _mean(found.values(), "rescale", 2),
+         _mean(found.values(), "psnr", 2), str(len(found))]
         for case, methods in _scans().items()
         for method, found in sorted(methods.items())
         if _several(found)
     ]  # fmt: skip
-    head = ["coils", "mask", "R", "σ", "method", "in 90 %", "PSNR (dB) of the mean", "slices"]
+    head = ["coils", "mask", "R", "σ", "method", "in 90 %", "factor"]
+    head += ["PSNR (dB) of the mean", "slices"]
     return markdown(head, lines) if lines else MISSING
 
 
