@@ -10,7 +10,13 @@ import torch
 from guided_diffusion.operators import get_operator
 from tests.benchmarks import rows
 from tests.benchmarks.kspace import CASES, COLUMNS, Table, identified, parse_args, plan
-from tests.benchmarks.kspace_classical import CLASSICAL, sense, total_variation, wavelet
+from tests.benchmarks.kspace_classical import (
+    CLASSICAL,
+    deepinv_tv,
+    sense,
+    total_variation,
+    wavelet,
+)
 from tests.benchmarks.kspace_measured import main as measure_scan
 from tests.benchmarks.kspace_tables import kspace, kspace_intervals, kspace_measured
 
@@ -51,6 +57,23 @@ def test_total_variation_is_at_its_minimum(problem):
         for size in (1e-3, 1e-2, 0.1):
             assert objective(u + size * rnd(*u.shape, seed=seed)) > least
     assert objective(total_variation(normal, b, weight, steps=8000)) > least * (1 - 1e-4)
+
+
+def test_deepinv_s_total_variation_is_at_its_minimum(problem):
+    pytest.importorskip("deepinv")
+    normal, b, operator, y = problem
+    weight = 0.05
+
+    def objective(u):
+        down, right = torch.zeros_like(u), torch.zeros_like(u)
+        down[..., :-1, :], right[..., :-1] = u.diff(dim=-2), u.diff(dim=-1)
+        variation = torch.hypot(down, right).sum()
+        return (operator.forward(u) - y).square().sum() / 2 + weight * variation
+
+    u = deepinv_tv(normal, b, weight, steps=500)
+    for seed in range(20):
+        for size in (1e-2, 0.1):
+            assert objective(u + size * rnd(*u.shape, seed=seed)) > objective(u)
 
 
 def test_wavelets_of_a_complete_scan_are_soft_thresholded():

@@ -124,8 +124,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--val", metavar="PATH", required=True, help="folder of validation slices, not shipped")
     help = "coils x acceleration _ noise; by default all"
     add("--cases", nargs="+", default=list(CASES), choices=CASES, help=help)
-    help = "by default all but deepinv's"
-    add("--methods", nargs="+", default=[*CLASSICAL, *OURS], choices=METHODS, help=help)
+    own = [m for m in METHODS if not m.startswith("deepinv")]
+    add("--methods", nargs="+", default=own, choices=METHODS, help="by default all but deepinv's")
     add("--images", nargs="+", type=int, default=range(10), help="which of the ten slices")
     add("--tuning_images", nargs="+", type=int, default=[2, 6], help="of the ten tuning slices")
     help = "measure several samples on tuning slices alone; widen intervals by what they tell"
