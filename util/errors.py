@@ -1,6 +1,8 @@
 """What a user reads when something is wrong."""
 
 import argparse
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -15,3 +17,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"error: {message}\n")
+
+
+def status_of(work: Callable[[], object]) -> int:
+    """Do a command's work; returns its exit status, 2 after a `UserError`, which is printed."""
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,7 +24,7 @@ from guided_diffusion.config import read_model_config
 from guided_diffusion.devices import compile_network, pick_device
 from guided_diffusion.unet import create_model
 from tests.benchmarks.speed import DTYPES, REPOSITORY, machine, milliseconds, sampler_time
-from util.errors import ArgumentParser, UserError
+from util.errors import ArgumentParser, UserError, status_of
 from util.flags import positive
 
 CONFIGS = ("configs/model_config_mri.yaml", "configs/model_config_mri_rgb.yaml")
@@ -107,12 +108,7 @@ def measure(args):
 def main(argv=None):
     args = parse_args(argv)
     os.chdir(REPOSITORY)
-    try:
-        measure(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(partial(measure, args))
 
 
 if __name__ == "__main__":

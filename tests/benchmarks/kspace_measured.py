@@ -33,7 +33,7 @@ from tests.benchmarks.kspace import CENTRE
 from tests.benchmarks.kspace_classical import total_variation, wavelet
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.volume_rows import OURS, Rows
-from util.errors import ArgumentParser, UserError
+from util.errors import ArgumentParser, UserError, status_of
 from util.flags import positive
 from util.metrics import image_metrics
 from util.random import ImageRandom, image_generator
@@ -109,12 +109,7 @@ def reconstruct(
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        measure(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(partial(measure, args))
 
 
 def measure(args: argparse.Namespace) -> None:
