@@ -112,11 +112,12 @@ class Run:
         self._check_writing()
         self.tell(note_of_ranks(self.job.items, self.ranks.size))
         if self.job.task.measurement is not None:
-            operator = self.job.task.measurement.operator.name
-            self.factor = load_factor(self.prior, self.job.method, operator, self.job.in_turn)
             method = METHODS[self.job.method]
-            if options.num_samples > 1 and not method.honest_spread:
-                self.tell(UNSURE)
+            if options.num_samples > 1:
+                operator = self.job.task.measurement.operator.name
+                self.factor = load_factor(self.prior, self.job.method, operator, self.job.in_turn)
+                if not method.honest_spread:
+                    self.tell(UNSURE)
             if self.prior.statistics is NATURAL_IMAGES and self.job.uses_statistics:
                 self.tell(NO_STATISTICS)
         for items, images in self.batches():

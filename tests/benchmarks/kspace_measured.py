@@ -4,10 +4,9 @@
 lines are left out along its columns and along its rows, as `equispaced_fraction` does, and what is
 left is reconstructed by this program (`spectral`, ten evaluations after the ten of its first
 reconstruction), by total variation (800 iterations) and by L1-wavelets (100). Maps and phase are
-estimated by all, in the same way, and all keep the lines that were measured. The truth is the root
-of the sum of squares of the complete scan, with its noise. Total variation and wavelets are
-measured with each weight, and the tables show their best: on this very scan, so they are upper
-bounds. Writes a row for each to saved_results/benchmarks/kspace_measured.csv, and resumes.
+estimated by all, in the same way. The truth is the root of the sum of squares of the complete scan,
+with its noise, so all keep the lines that were measured. Total variation and wavelets are measured
+with each weight, and the tables show their best: on this very scan, so they are upper bounds. Writes a row for each to saved_results/benchmarks/kspace_measured.csv, and resumes.
 """
 
 import argparse
