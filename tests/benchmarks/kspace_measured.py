@@ -6,7 +6,9 @@ left is reconstructed by this program (`spectral`, ten evaluations after the ten
 reconstruction), by total variation (800 iterations) and by L1-wavelets (100). Maps and phase are
 estimated by all, in the same way. The truth is the root of the sum of squares of the complete scan,
 with its noise, so all keep the lines that were measured. Total variation and wavelets are measured
-with each weight, and the tables show their best: on this very scan, so they are upper bounds. Writes a row for each to saved_results/benchmarks/kspace_measured.csv, and resumes.
+with each weight, and the tables show their best: on this very scan, so they are upper bounds. A row
+for each goes to saved_results/benchmarks/kspace_measured.csv; only what is missing there is
+measured.
 """
 
 import argparse
