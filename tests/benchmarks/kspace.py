@@ -294,7 +294,7 @@ def measure_factors(args: argparse.Namespace, paths: list[str], table: Table, pr
                 known = case, method, 0.0, "tuning", paths[i]
                 row_of(*known, table, prior)
                 found.append(float(table.rows[key_of(identified(*known))]["rescale"]))
-        factors[OURS[method].method] = {"mri": round(float(np.median(found)), 4)}
+        factors[OURS[method].method] = {"mri": round(float(np.mean(found)), 4)}
     source = f"{len(args.cases)} cases of mri, {len(args.tuning_images)} tuning slices each"
     save_factors(prior, factors, source, factors_path(prior.config.model_path))
 
