@@ -5,8 +5,9 @@ own name, so that the offsets of the masks are averaged over, and restores the s
 all methods. All of them know the coils' maps and the object's phase, and that the image is real;
 those named `_estimated` find maps and phase by themselves, restore a complex image, and put back
 what it misses of the measurement beyond noise.
-Weights of the classical methods are chosen on other slices, the tuning ones. Writes one row for
-each image to saved_results/benchmarks/kspace.csv, and resumes; --plan says how long it would take.
+Weights of the classical methods and λ of DMPS are chosen on other slices, the tuning ones. Writes
+one row for each image to saved_results/benchmarks/kspace.csv, and resumes; --plan says how long it
+would take.
 """
 
 import argparse
@@ -63,6 +64,7 @@ class Ours(NamedTuple):
     Attributes:
         evaluations: of the network, of one sample.
         first: of the first reconstruction besides, where maps and phase are estimated.
+        scales: λ of DMPS, of which the best in tuning is taken.
     """
 
     schedule: str
@@ -70,18 +72,26 @@ class Ours(NamedTuple):
     evaluations: int
     samples: int = 1
     first: int = 0
+    scales: tuple[float, ...] = ()
 
 
 FAST = "configs/diffusion_config_fast.yaml"
 OURS = {
     "spectral_10": Ours(FAST, "spectral", 10),
     "spectral_10_estimated": Ours(FAST, "spectral", 10, first=10),
-    "dmps_100": Ours("configs/diffusion_config_100.yaml", "dmps", 100),
+    "dmps_100": Ours("configs/diffusion_config_100.yaml", "dmps", 100, scales=(1.0, 1.75)),
     "spectral_10x8": Ours(FAST, "spectral", 10, samples=8),
     "spectral_sample_20x8": Ours("configs/diffusion_config_samples.yaml", "spectral_sample", 20, 8),
 }
 SELECTED = (2, 5, 8)  # of the ten slices, those that several samples are drawn of
 METHODS = (*CLASSICAL, *OURS, *PEERS)
+
+
+def weights_of(method: str) -> tuple[float, ...]:
+    """Of which the best in tuning is taken; (0.0,) where there is nothing to tune."""
+    if method in CLASSICAL:
+        return CLASSICAL[method][1]
+    return (method in OURS and OURS[method].scales) or (0.0,)
 
 
 class Case:
@@ -203,6 +213,7 @@ def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tens
         )
         found = restore(
             truth[None], measurement, prior, ours.method, ours.schedule,
+            {"scale": weight} if ours.scales else None,
             names=[name], num_samples=ours.samples,
         )  # fmt: skip
         x = torch.from_numpy(found.mean[0])
@@ -307,7 +318,7 @@ def images_of(method: str, args: argparse.Namespace) -> list[int]:
 
 def run(case: Case, method: str, args: argparse.Namespace, sets: dict, table: Table, prior) -> None:
     """Measure one case by one method; its weight is that of the best PSNR in tuning."""
-    weights = CLASSICAL[method][1] if method in CLASSICAL else (0.0,)
+    weights = weights_of(method)
     best = weights[0]
     if len(weights) > 1:
         found = {
@@ -358,7 +369,7 @@ def plan(args: argparse.Namespace, sets: dict, table: Table, prior) -> Iterator[
     for method in args.methods:
         left = []
         for case in (CASES[name] for name in args.cases if CASES[name].suits(method)):
-            weights = CLASSICAL[method][1] if method in CLASSICAL else (0.0,)
+            weights = weights_of(method)
             rows = [("val", i, None) for i in images_of(method, args)]
             if len(weights) > 1:
                 rows += [("tuning", i, w) for i in args.tuning_images for w in weights]
