@@ -83,7 +83,7 @@ class Scan:
 
     def _shown(self, x: torch.Tensor) -> torch.Tensor:
         z = self.beside + torch.cat([x + 1, torch.zeros_like(x)])
-        return self.first.coil_images(z, self.keep_measured).abs().square().sum(dim=1).sqrt()
+        return self.first.magnitude(z, self.keep_measured)
 
 
 def mask_of(acquisition: Acquisition, parameters: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -306,6 +306,10 @@ class FirstLook:
         kspace = torch.fft.ifftshift(kspace, self.dims)
         images = torch.fft.ifftn(kspace, dim=self.dims, norm="ortho")
         return torch.fft.fftshift(images, self.dims)[None]
+
+    def magnitude(self, z: torch.Tensor, keep_measured: bool = False) -> torch.Tensor:
+        """The root of the sum of squares of `coil_images`, (1, H, W), black at 0."""
+        return self.coil_images(z, keep_measured).abs().square().sum(dim=1).sqrt()
 
     def _beyond_noise(self, missed: torch.Tensor) -> torch.Tensor:
         """The share of (C, H, W) differences that noise does not explain."""

@@ -13,8 +13,10 @@ import main
 from data.dataloader import list_items
 from data.kspace_files import read_header, read_raw
 from data.kspace_output import fastmri_metrics
+from guided_diffusion.intervals import factors_path, save_factors
 from guided_diffusion.operators.coils import birdcage_maps
 from guided_diffusion.operators.fourier import fft2c
+from guided_diffusion.prior import load_prior
 from tests.conftest import TINY, write_yaml
 from util.errors import UserError
 from util.image_files import read_png
@@ -244,8 +246,13 @@ class TestRuns:
         write_yaml("steps.yaml", {"steps": 1000, "timestep_respacing": "2", "clip_denoised": True})
         assert main.main([*prior, *config, "steps.yaml"]) == 0
 
-    def test_samples_have_a_spread_in_the_scans_units(self, prior):
+    @pytest.mark.parametrize("factor", [1, 1.5])
+    def test_samples_have_a_spread_in_the_scans_units(self, prior, factor):
         k, _ = head()
+        if factor > 1:
+            loaded = load_prior("model.yaml", "cpu")
+            path = factors_path(loaded.config.model_path)
+            save_factors(loaded, {"spectral": {"mri": factor}}, "a test", path)
         write_fastmri("scan.h5", k)
         options = [*prior, "--num_samples", "2", *task("scan.h5"), FAST]
         assert main.main(options) == 0
@@ -255,8 +262,10 @@ class TestRuns:
         samples = [read_png(f"{self.folder}/samples/scan_z000_{i}.png") for i in range(2)]
         spread = np.abs(samples[0] - samples[1]) / np.sqrt(2)
         inside = (low > -1) & (high < 1) & (np.abs(samples[0]) < 1) & (np.abs(samples[1]) < 1)
-        width = 2 * 6.3138 * np.sqrt(1.5) * spread  # Student's t of one degree of freedom, 95 %
-        assert inside.sum() > 20 and np.allclose((high - low)[inside], width[inside], atol=0.15)
+        t = 6.3138  # Student's, of one degree of freedom, 95 %
+        width = factor * 2 * t * np.sqrt(1.5) * spread
+        assert inside.sum() > 20
+        assert np.allclose((high - low)[inside], width[inside], atol=0.15 * factor)
         shown = read_png(f"{self.folder}/interval/scan_z000_high.png")
         assert np.allclose(shown[0], high[0], atol=0.005)
 

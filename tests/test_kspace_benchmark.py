@@ -2,14 +2,16 @@
 
 import csv
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from guided_diffusion.intervals import load_factor
 from guided_diffusion.operators import get_operator
 from tests.benchmarks import rows
-from tests.benchmarks.kspace import CASES, COLUMNS, Table, identified, parse_args, plan
+from tests.benchmarks.kspace import CASES, identified, measure_factors, parse_args, plan
 from tests.benchmarks.kspace_classical import (
     CLASSICAL,
     deepinv_tv,
@@ -18,6 +20,7 @@ from tests.benchmarks.kspace_classical import (
     wavelet,
 )
 from tests.benchmarks.kspace_measured import main as measure_scan
+from tests.benchmarks.kspace_rows import COLUMNS, Table
 from tests.benchmarks.kspace_tables import kspace, kspace_intervals, kspace_measured
 
 
@@ -121,7 +124,7 @@ class TestRows:
         for weight, where in ((0.001, "val"), (0.003, "val"), (0.003, "tuning")):
             table.add(self.row(weight=weight, where=where))
         table.add(self.row("sense", 0.003))
-        table.forget_weights(self.CASE, "tv", 0.001)
+        table.forget_weights(identified(self.CASE, "tv", 0.001, "val", ""))
         left = [(r["method"], r["weight"], r["set"]) for r in Table(table.path).rows.values()]
         expected = [("tv", "0.001", "val"), ("tv", "0.003", "tuning"), ("sense", "0.003", "val")]
         assert left == expected
@@ -141,6 +144,17 @@ class TestRows:
     def test_single_points_of_several_coils_are_not_for_methods_that_need_an_svd(self):
         assert not CASES["8x4_0.01_poisson"].suits("deepinv_ddrm_20")
         assert CASES["1x4_0.01_poisson"].suits("deepinv_ddrm_20")
+
+    def test_the_factor_is_the_mean_of_the_tuning_slices(self, table, tmp_path):
+        for image, rescale in (("a", "1.1"), ("b", "1.4")):
+            more = {"where": "tuning", "prior": "new", "rescale": rescale}
+            table.add(self.row("spectral_sample_20x8", 0.0, image=image, **more))
+        path = str(tmp_path / "prior.pt")
+        prior = SimpleNamespace(digest="new", config=SimpleNamespace(model_path=path))
+        options = ["--val", "x", "--cases", "8x4_0.01", "--methods", "spectral_sample_20x8"]
+        args = parse_args([*options, "--factors", "--tuning_images", "0", "1"])
+        measure_factors(args, ["a.png", "b.png"], table, prior)
+        assert load_factor(prior, "spectral_sample", "mri") == 1.25
 
     def test_tables(self, table, monkeypatch):
         """Single samples on the slices that all have restored; several in a table of their own."""

@@ -57,11 +57,11 @@ def measured(k, every=2, centre=14):
     return Acquisition((k * torch.from_numpy(mask)).numpy(), mask, "columns", 2.0, False)
 
 
-def prepared(acquisition, u, sigma):
+def prepared(acquisition, u, sigma, **parameters):
     random = torch.Generator().manual_seed(1)
     return prepare(
         acquisition,
-        operator_class("mri").check({}),
+        operator_class("mri").check(parameters),
         sigma,
         Oracle(u - 1),
         read_schedule(FAST).sampler_arguments(),
@@ -119,7 +119,8 @@ def known(k, maps, mask, sigma):
 def test_measured_lines_stay_as_they_are_if_wanted():
     k, u, *_ = scene(0.02)
     acquisition = measured(k)
-    scan = prepared(acquisition, u, 0.02)
+    scan = prepared(acquisition, u, 0.02, keep_measured=True)
+    assert scan.keep_measured and not prepared(acquisition, u, 0.02).keep_measured
     z = scan.beside + torch.cat([torch.rand(1, 1, HEIGHT, WIDTH), torch.zeros(1, 1, HEIGHT, WIDTH)])
     found = fft2c(scan.first.coil_images(z, keep_measured=True)[0])
     lines = torch.from_numpy(acquisition.mask)

@@ -167,12 +167,16 @@ class Operator:
         raise NotImplementedError
 
     def U(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """Spectrum → measurement (N, *out_shape)."""
-        raise NotImplementedError
+        """Spectrum → measurement (N, *out_shape); A V Σ⁺, where it has its own `forward`."""
+        return self.forward(self.V(self._over_s(spectrum)))
 
     def Ut(self, y: torch.Tensor) -> torch.Tensor:
-        """Measurement → spectrum, the transpose of `U`."""
-        raise NotImplementedError
+        """Measurement → spectrum, the transpose of `U`; Σ⁺ Vᵀ Aᵀ, where it has its `transpose`."""
+        return self._over_s(self.Vt(self.transpose(y)))
+
+    def _over_s(self, spectrum: torch.Tensor) -> torch.Tensor:
+        s = self.singular_values
+        return torch.where(s > 0, spectrum / torch.where(s > 0, s, 1.0), 0.0)
 
     def frequency_variance(self, variance: torch.Tensor) -> torch.Tensor:
         """The variance along each singular direction of a random image that is diagonal in the DCT.

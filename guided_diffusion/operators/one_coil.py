@@ -92,16 +92,6 @@ class OneCoilPoints(Scanned):
     def Vt(self, x: torch.Tensor) -> torch.Tensor:
         return self.V(x)
 
-    def U(self, spectrum: torch.Tensor) -> torch.Tensor:
-        return self.forward(self.V(self._over_s(spectrum)))
-
-    def Ut(self, y: torch.Tensor) -> torch.Tensor:
-        return self._over_s(self.V(self.transpose(y)))
-
-    def _over_s(self, spectrum: torch.Tensor) -> torch.Tensor:
-        s = self.singular_values
-        return torch.where(s > 0, spectrum / torch.where(s > 0, s, 1.0), 0.0)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return points_of(fft2c(x), self.points)
 

@@ -196,16 +196,6 @@ class Lines(SeveralCoils):
         images = self.maps.conj() * ifft1c(kspace, self.dim)
         return images.real.sum(dim=1, keepdim=True)
 
-    def U(self, spectrum: torch.Tensor) -> torch.Tensor:
-        return self.forward(self.V(self._over_s(spectrum)))
-
-    def Ut(self, y: torch.Tensor) -> torch.Tensor:
-        return self._over_s(self.Vt(self.transpose(y)))
-
-    def _over_s(self, spectrum: torch.Tensor) -> torch.Tensor:
-        s = self.singular_values
-        return torch.where(s > 0, spectrum / torch.where(s > 0, s, 1.0), 0.0)
-
 
 class CompleteCoils(Lines):
     """All lines: AᵀA is the sum of the coils' squares, and each pixel is a singular direction."""

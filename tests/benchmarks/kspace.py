@@ -11,7 +11,6 @@ would take.
 """
 
 import argparse
-import csv
 import os
 import sys
 import time
@@ -39,19 +38,15 @@ from guided_diffusion.scan import look, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
 from tests.benchmarks import deepinv_methods
 from tests.benchmarks.kspace_classical import CLASSICAL
+from tests.benchmarks.kspace_rows import COLUMNS, KEY, Table, key_of, known_seen, lines
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.run_all import Speed, duration
 from util.errors import ArgumentParser
-from util.files import replacing_text
 from util.metrics import calibration, image_metrics
 from util.random import ImageRandom, image_generator
 
 CENTRE = {4: 0.08, 8: 0.04}
 EVERY, TUNING = 26, 13  # every so many slices from the first; the tuning ones from this on
-COLUMNS = ("coils", "mask", "R", "true_R", "seen", "sigma", "method", "weight", "set", "image")
-COLUMNS += ("psnr", "ssim", "haarpsi", "in_90", "rescale", "seconds", "prior")
-KEY = ("coils", "mask", "R", "sigma", "method", "weight", "set", "image")
-MEANS = ("psnr", "ssim", "haarpsi", "seconds", "true_R")
 ESTIMATED = "_estimated"
 PEERS = {"deepinv_ddrm_20": "deepinv_ddrm", "deepinv_diffpir_20": "deepinv_diffpir"}
 UNKNOWN_SECONDS = 20.0  # of an image by a classical method that has no row yet
@@ -145,49 +140,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class Table:
-    """kspace.csv; every row is on the disk when `add` returns.
-
-    Rows of another prior than `digest` are left out; "" takes them all.
-    """
-
-    def __init__(self, path: str, digest: str = ""):
-        self.path, self.digest, self.rows = path, digest, {}
-        if not os.path.exists(path):
-            return
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if not digest or row["prior"] in ("", digest):
-                    self.rows[key_of(row)] = row
-
-    def write(self) -> None:
-        with replacing_text(self.path) as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
-            writer.writeheader()
-            writer.writerows(self.rows.values())
-
-    def add(self, row: dict[str, str]) -> None:
-        self.rows[key_of(row)] = row
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-
-    def forget_weights(self, case: Case, method: str, weight: float) -> None:
-        """Drop validation rows of a weight that is not the best of tuning any more."""
-        of = [str(v) for v in (case.coils, case.mask, case.R, case.sigma, method)]
-        stale = [
-            key
-            for key in self.rows
-            if [*key[:5]] == of and key[6] == "val" and float(key[5]) != weight
-        ]
-        if stale:
-            self.rows = {key: row for key, row in self.rows.items() if key not in stale}
-            self.write()
-
-
-def key_of(row: dict[str, str]) -> tuple[str, ...]:
-    return tuple(row[k] for k in KEY)
-
-
 def measure(case: Case, method: str, weight: float, name: str, truth: torch.Tensor, prior):
     """(restored (1, H, W) in [-1, 1], samples (K, 1, H, W) or None, seconds, the operator)."""
     operator, samples = case.operator(name, tuple(truth.shape)), None
@@ -240,7 +192,7 @@ def estimated(case: Case, method: str, weight: float, name: str, truth, mask, pr
     if method in CLASSICAL:
         first = look(acquisition, parameters, case.sigma, NATURAL_IMAGES, torch.device("cpu"))
         z = CLASSICAL[method][0](first.normal, first.adjoint(first.hybrid), weight)
-        return first.coil_images(z).abs().square().sum(dim=1).sqrt() - 1  # as `Scan` is shown
+        return first.magnitude(z) - 1  # as `Scan` is shown
     ours = OURS[method]
     arguments = read_schedule(ours.schedule).sampler_arguments()
     random = ImageRandom([image_generator(name, "phase", 0)])
@@ -260,13 +212,6 @@ def seen(operator: Operator, sigma: float) -> str:
         return ""
     count = int((operator.singular_values > sigma).sum())
     return f"{count / np.prod(operator.in_shape):.3f}"
-
-
-def known_seen(table: Table, row: dict[str, str]) -> str:
-    """What another method's row of the same scan says, to save the SVD."""
-    scan = ("coils", "mask", "R", "sigma", "image")
-    same = (other for other in table.rows.values() if all(other[k] == row[k] for k in scan))
-    return next((other["seen"] for other in same if other.get("seen")), "")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -329,7 +274,7 @@ def run(case: Case, method: str, args: argparse.Namespace, sets: dict, table: Ta
             for w in weights
         }  # fmt: skip
         best = max(found, key=lambda w: found[w])
-        table.forget_weights(case, method, best)
+        table.forget_weights(identified(case, method, best, "val", ""))
     for i in images_of(method, args):
         row_of(case, method, best, "val", sets["val"][i], table, prior)
 
@@ -398,24 +343,6 @@ def seconds_of(case: Case, method: str, table: Table, speed: Speed | None) -> fl
         return PEER_STEPS * speed.seconds(False)
     ours = OURS[method]
     return (ours.samples * ours.evaluations + ours.first) * speed.seconds(False)
-
-
-def lines(table: Table) -> Iterator[str]:
-    """The means over the validation slices, as a table in Markdown."""
-    yield "| coils | mask | R (true) | σ | method | λ | images | PSNR | SSIM | HaarPSI | s |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
-    groups: dict[tuple, list[dict]] = {}
-    for row in table.rows.values():
-        if row["set"] == "val":
-            groups.setdefault(key_of(row)[:6], []).append(row)
-    for (coils, mask, R, sigma, method, weight), rows in sorted(groups.items()):
-        mean = {k: np.mean([float(r[k]) for r in rows]) for k in MEANS}
-        shown = weight if float(weight) else ""
-        yield (
-            f"| {coils} | {mask} | {R} ({mean['true_R']:.2f}) | {sigma} | {method} | {shown} | "
-            f"{len(rows)} | {mean['psnr']:.2f} | {mean['ssim']:.4f} | {mean['haarpsi']:.4f} | "
-            f"{mean['seconds']:.1f} |"
-        )
 
 
 if __name__ == "__main__":

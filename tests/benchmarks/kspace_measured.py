@@ -96,7 +96,7 @@ def reconstruct(
     if method in CLASSICAL:
         first = look(acquisition, parameters, None, prior.statistics, prior.device)
         z = CLASSICAL[method][0](first.normal, first.adjoint(first.hybrid), weight)
-        return first.coil_images(z, keep_measured=True).abs().square().sum(dim=1).sqrt() - 1
+        return first.magnitude(z, keep_measured=True) - 1
     arguments = read_schedule(FAST).sampler_arguments()
     random = ImageRandom([image_generator(name, "phase", 0)])
     scan = prepare(acquisition, parameters, None, prior, arguments, random.randn_like)
