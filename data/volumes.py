@@ -131,7 +131,7 @@ class Volume:
     @cached_property
     def _judged(self) -> tuple[tuple[float, float, float], str]:
         """The scale, and what the padding is."""
-        loaded, ignored = _loaded(self), self._ignored
+        loaded, ignored = _loaded(self), self.ignored
         values = loaded.voxels if ignored is None else loaded.voxels[~ignored]
         return find_scale(values, self.inverted, self.label, self.magnitude), loaded.padding_is
 
@@ -141,7 +141,8 @@ class Volume:
         return None if self.find_head is None else self.find_head(_loaded(self).voxels)
 
     @property
-    def _ignored(self) -> NDArray[np.bool_] | None:
+    def ignored(self) -> NDArray[np.bool_] | None:
+        """(count, H, W), where it holds no data or no head, or None."""
         padding, head = self.padding, self.head
         if head is None:
             return padding
@@ -233,7 +234,7 @@ class Volume:
 
     def sample_padding(self) -> NDArray[np.bool_] | None:
         """Where those of `sample` are no data or no head, or None."""
-        ignored = self._ignored
+        ignored = self.ignored
         return None if ignored is None else ignored[self._sampled]
 
     @property

@@ -21,6 +21,7 @@ from util.config import (
 from util.errors import UserError
 
 HUNDRED = "configs/diffusion_config_100.yaml"
+AUTO, LOCAL = "auto", "local"  # σ that is estimated, one number of an image or a map
 WITH_A_MAP = ("gaussian", "rician")  # noise whose σ may differ from voxel to voxel
 
 
@@ -132,7 +133,8 @@ class OperatorConfig:
 class NoiseConfig:
     """n: a name of `NOISES`, and its σ in units of the [-1, 1] image.
 
-    sigma: "auto" estimates it; another text is a map's path, see `guided_diffusion.noise_maps`.
+    sigma: "auto" estimates it, "local" a map of it; another text is a map's path, see
+        `guided_diffusion.noise_maps`.
     """
 
     name: str = "gaussian"
@@ -167,7 +169,7 @@ class TaskConfig:
     def settings(self) -> dict[str, Any]:
         found = as_dict(replace(self, diffusion_config=None))  # the schedule is on record itself
         sigma = None if self.measurement is None else self.measurement.noise.sigma
-        if isinstance(sigma, str) and sigma != "auto":
+        if isinstance(sigma, str) and sigma not in (AUTO, LOCAL):
             found["measurement"]["noise"]["sigma"] = portable(sigma)
         return found if self.data is None else found | {"data": self.data.settings()}
 
@@ -255,16 +257,17 @@ def _checked_noise(noise: NoiseConfig, measured: bool, operator: str, path: str)
         if noise.name != "clean":
             raise UserError(f"{where}: missing key 'sigma'")
         return replace(noise, sigma=0.0)
-    if isinstance(noise.sigma, str) and noise.sigma != "auto":
+    if isinstance(noise.sigma, str) and noise.sigma != AUTO:
         with contextlib.suppress(ValueError):
             return replace(noise, sigma=float(noise.sigma))  # 1e-2 is text to YAML
         if not measured or operator != "denoise" or noise.name not in WITH_A_MAP:
             raise UserError(
-                f"{where}: sigma: expected a number or auto, found {noise.sigma!r}; a map is for "
-                f"measured volumes, operator denoise, noise {' or '.join(WITH_A_MAP)}"
+                f"{where}: sigma: expected a number or auto, found {noise.sigma!r}; a map, given "
+                f"or {LOCAL}, is for measured images, operator denoise, noise "
+                f"{' or '.join(WITH_A_MAP)}"
             )
-        return replace(noise, sigma=locate(noise.sigma, path))
-    if noise.sigma == "auto":
+        return noise if noise.sigma == LOCAL else replace(noise, sigma=locate(noise.sigma, path))
+    if noise.sigma == AUTO:
         if not (measured or operator == "mri"):
             raise UserError(
                 f"{where}: sigma: auto estimates the noise of measured images (data.measured: true "

@@ -15,6 +15,7 @@ from data.kspace import KSpaceSlice
 from data.masks import Mask, limit_volumes, open_masks
 from data.output import check_output
 from guided_diffusion.config import (
+    LOCAL,
     Measurement,
     ModelConfig,
     Schedule,
@@ -24,8 +25,9 @@ from guided_diffusion.config import (
     read_task_config,
     schedule_of_task,
 )
+from guided_diffusion.measuring import noise_of
 from guided_diffusion.methods import METHODS
-from guided_diffusion.noise_maps import is_map, open_map
+from guided_diffusion.noise_maps import is_map, map_of
 from guided_diffusion.operators import variant
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior
@@ -94,9 +96,7 @@ class Job:
     def uses_statistics(self) -> bool:
         """Whether the result depends on the prior's statistics."""
         unconditional = self.task.measurement is None
-        return (
-            unconditional or METHODS[self.method].uses_statistics or self.schedule.start != ""
-        )
+        return unconditional or METHODS[self.method].uses_statistics or self.schedule.start != ""
 
 
 def read_job(options: Options) -> Job:
@@ -145,7 +145,7 @@ def read_job(options: Options) -> Job:
     if options.bids:
         check_bids(items)
     sigma = measurement.noise.sigma
-    sigma_map = open_map(str(sigma), data) if is_map(sigma) else None
+    sigma_map = map_of(str(sigma), noise_of(measurement), data) if is_map(sigma) else None
     return Job(options, model, schedule, task, params, items, mask, sigma_map)
 
 
@@ -183,7 +183,7 @@ def results_folder(job: Job) -> str:
     operator, noise = measurement.operator, measurement.noise
     kind = variant(as_dict(operator)) or noise.name
     sigma = noise.sigma if isinstance(noise.sigma, str) else f"{noise.sigma:g}"
-    sigma = "map" if is_map(noise.sigma) else sigma
+    sigma = "map" if is_map(noise.sigma) and noise.sigma != LOCAL else sigma
     return os.path.join(job.options.save_dir, model, operator.name, kind, sigma)
 
 

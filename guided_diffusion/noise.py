@@ -8,91 +8,18 @@ from typing import ClassVar, Protocol, cast
 
 import numpy as np
 import torch
-from scipy.ndimage import convolve, maximum_filter, minimum_filter, uniform_filter
-from scipy.special import i0e, i1e, ndtr, ndtri
+from scipy.ndimage import uniform_filter
+from scipy.special import ndtri
 from scipy.stats import ncx2
 
+from guided_diffusion.noise_estimation import estimate_sigma, estimate_sigma_map
 from guided_diffusion.operators.base import Sigma
 from util.errors import UserError
 
-Moments = tuple[np.ndarray, np.ndarray]
-
-# Immerkær 1996: takes away what is locally linear, and leaves white noise its variance.
-HIGH_PASS = np.outer([1, -2, 1], [1, -2, 1])[None] / 6
 LOCAL_MEAN = (1, 5, 5)
 WIDER = (9, 15)  # sides of the means that are to show that a pixel is air
-GREY_LEVELS = 12  # groups of pixels of like brightness
-QUANTILE = 1 / 3  # of the groups' estimates: edges and texture make some of them too large
-LEAST_PIXELS = 10 * GREY_LEVELS
-LEAST_SIGMA = 1e-4  # below the rounding of 8 and 12 bits
 TINY = np.finfo(float).tiny  # a probability whose quantile is finite
 FAR = 8  # σ above black: Rice noise is normal from here on, to 0.02 σ
-SIGNAL = np.linspace(-2, 8, 501)  # of the tables, in units of σ above black
-
-
-def clipped_moments(signal: np.ndarray) -> Moments:
-    """Mean and standard deviation of max(0, signal + n), n ~ N(0, 1)."""
-    density, below = np.exp(-(signal**2) / 2) / np.sqrt(2 * np.pi), ndtr(signal)
-    mean = signal * below + density
-    return mean, np.sqrt((signal**2 + 1) * below + signal * density - mean**2)
-
-
-def rician_moments(signal: np.ndarray) -> Moments:
-    """Mean and standard deviation of |signal + n₁ + i n₂|, n₁, n₂ ~ N(0, 1); signal >= 0."""
-    x = signal**2 / 2
-    mean = np.sqrt(np.pi / 2) * ((1 + x) * i0e(x / 2) + x * i1e(x / 2))
-    return mean, np.sqrt(np.maximum(signal**2 + 2 - mean**2, 0))
-
-
-def estimate_sigma(y: np.ndarray, rician: bool = False, padding: np.ndarray | None = None) -> float:
-    """Standard deviation of an image's white noise, in units of the [-1, 1] image.
-
-    A high pass leaves the noise, whose standard deviation is taken in groups of pixels of like
-    brightness, for where the file's range ends it is cut off, and in a magnitude image it is Rice
-    distributed. There, a group's mean over its standard deviation tells how far above black (or
-    below white) it is, hence what is missing: for Rice the fixed point of Koay & Basser 2006,
-    for the cut-off normal distribution the same with its moments.
-
-    Args:
-        y: (C, H, W) in [-1, 1]; beyond it only where it was not cut off.
-        rician: whether y is a magnitude image.
-        padding: (H, W) or (C, H, W), True where y is no data; these pixels and those beside them
-            say nothing.
-
-    Raises:
-        UserError: too few pixels, a constant image, or one without noise.
-    """
-    inside = (slice(None), slice(1, -1), slice(1, -1))
-    y = y.astype(np.float64)
-    size = (1, 3, 3)
-    varies = maximum_filter(y, size) > minimum_filter(y, size)  # air may be painted black
-    if padding is not None:
-        varies &= ~maximum_filter(np.broadcast_to(padding, y.shape), LOCAL_MEAN)
-    varies = varies[inside]
-    if varies.sum() < LEAST_PIXELS:
-        raise UserError(
-            f"measurement.noise.sigma: auto needs at least {LEAST_PIXELS} pixels whose "
-            f"neighbours differ, found {varies.sum()}; give the noise as a number"
-        )
-    noise = convolve(y, HIGH_PASS)[inside][varies]
-    level = uniform_filter(y, LOCAL_MEAN)[inside][varies]
-    cut_off = y.min() >= -1 and y.max() <= 1
-    signal = SIGNAL[SIGNAL >= 0] if rician else SIGNAL
-    mean, std = (rician_moments if rician else clipped_moments)(signal)
-    found = []
-    for group in np.array_split(np.argsort(level, kind="stable"), GREY_LEVELS):
-        measured = np.sqrt(np.mean(noise[group] ** 2))
-        if rician or cut_off:
-            above = np.mean(level[group]) + 1
-            clear = above if rician else min(above, 2 - above)
-            measured /= np.interp(clear / max(measured, 1e-9), mean / std, std)
-        found.append(measured)
-    sigma = float(np.quantile(found, QUANTILE))
-    if sigma < LEAST_SIGMA:
-        raise UserError(
-            "measurement.noise.sigma: auto finds no noise; give it as a number, or name: clean"
-        )
-    return sigma
 
 
 def local_signal(M: np.ndarray, sigma: np.ndarray) -> np.ndarray:
@@ -192,6 +119,12 @@ class Noise:
         """σ of a measured image y, (C, H, W) in [-1, 1]; see `estimate_sigma`."""
         return estimate_sigma(y, padding=padding)
 
+    def estimate_map(
+        self, y: np.ndarray, voxel: tuple[float, float, float], padding: np.ndarray | None = None
+    ) -> np.ndarray:
+        """σ of each voxel of y, like `estimate`; see `estimate_sigma_map`."""
+        return estimate_sigma_map(y, voxel, padding=padding)
+
     def to_gaussian(
         self, y: torch.Tensor, sigma: Sigma, signal: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -249,6 +182,11 @@ class RicianNoise(Noise):
 
     def estimate(self, y: np.ndarray, padding: np.ndarray | None = None) -> float:
         return estimate_sigma(y, rician=True, padding=padding)
+
+    def estimate_map(
+        self, y: np.ndarray, voxel: tuple[float, float, float], padding: np.ndarray | None = None
+    ) -> np.ndarray:
+        return estimate_sigma_map(y, voxel, rician=True, padding=padding)
 
     def to_gaussian(
         self, y: torch.Tensor, sigma: Sigma, signal: torch.Tensor | None = None

@@ -1,10 +1,11 @@
 """Noise whose strength differs from voxel to voxel: a map of σ, and restoring with one.
 
-The network knows one noise level at a time. So an image whose noise has a map is restored at a few
-levels, each as if all of it were that noisy, and every voxel takes what the levels on either side
-of its own made of it.
+The map is a file, or estimated. The network knows one noise level at a time. So an image whose
+noise has a map is restored at a few levels, each as if all of it were that noisy, and every voxel
+takes what the levels on either side of its own made of it.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 
 from data.dataloader import list_items
 from data.slices import Slice, Whole
+from data.volumes import Volume
+from guided_diffusion.config import AUTO, LOCAL
+from guided_diffusion.noise import Noise
 from util.errors import UserError
 
 RATIO = 1.3  # from level to level, at most
@@ -26,8 +30,35 @@ Map = NDArray[np.float32]
 
 
 def is_map(sigma: float | str | None) -> bool:
-    """Whether a task's sigma is the path of a map."""
-    return isinstance(sigma, str) and sigma != "auto"
+    """Whether a task's sigma is a map, the path of one or one that is estimated."""
+    return isinstance(sigma, str) and sigma != AUTO
+
+
+def map_of(sigma: str, noise: Noise, options: Mapping[str, Any]) -> Callable[[Any], Map]:
+    """How to find σ of each voxel of an item, see `open_map` and `estimated_map`."""
+    return estimated_map(noise) if sigma == LOCAL else open_map(sigma, options)
+
+
+def estimated_map(noise: Noise) -> Callable[[Any], Map]:
+    """How to estimate σ of each voxel of an item: item → (C, H, W), see `estimate_sigma_map`.
+
+    It raises UserError for an item without noise. A slice's is that of its place in the volume.
+    """
+
+    @functools.lru_cache(maxsize=1)  # slices come one after the other
+    def of_volume(volume: Volume) -> Map:
+        steps = np.diff(volume.positions)
+        apart = float(np.median(steps)) if len(steps) else 1.0
+        voxel = apart, volume.plane.pixel, volume.plane.pixel
+        return noise.estimate_map(volume.read_all(), voxel, volume.ignored)
+
+    def of(item: Any) -> Map:
+        if not isinstance(item, (Slice, Whole)):
+            return noise.estimate_map(item.read(), (math.inf, 1.0, 1.0), item.padding())
+        found = of_volume(item.volume)
+        return found if isinstance(item, Whole) else found[item.index : item.index + 1]
+
+    return of
 
 
 def open_map(path: str, options: Mapping[str, Any]) -> Callable[[Any], Map]:

@@ -93,8 +93,8 @@ def parse_args(argv: list[str] | None = None) -> Options:
         "--sigma",
         type=noise_level,
         default=None,
-        help="replaces the task's measurement.noise.sigma: a number, or with --measured auto or "
-        "the NIfTI file of a map",
+        help="replaces the task's measurement.noise.sigma: a number, or with --measured auto, "
+        "local (a map of it is estimated) or the NIfTI file of a map",
     )
     add(
         "--method",

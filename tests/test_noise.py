@@ -6,12 +6,12 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm, rice, skew
 
-from guided_diffusion.noise import (
+from guided_diffusion.noise import rician_to_gaussian, rician_to_normal
+from guided_diffusion.noise_estimation import (
     clipped_moments,
     estimate_sigma,
+    estimate_sigma_map,
     rician_moments,
-    rician_to_gaussian,
-    rician_to_normal,
 )
 from util.errors import UserError
 
@@ -128,3 +128,48 @@ def test_padding_says_nothing_of_the_noise(rician):
     padding[:32, :32:2] = True
     y[:, padding] = -1
     assert estimate_sigma(y, rician, padding) == pytest.approx(0.1, rel=0.1)
+
+
+def bump(shape):
+    """σ that is twice as large in the middle of (C, H, W) as far from it."""
+    rows, cols = (np.arange(n) / n - 0.5 for n in shape[1:])
+    distance = np.hypot(rows[:, None], cols)
+    return np.broadcast_to(0.05 * (1 + np.exp(-((distance / 0.25) ** 2))), shape)
+
+
+@pytest.mark.parametrize("depth", [1, 20])
+@pytest.mark.parametrize("rician", [False, True])
+@pytest.mark.parametrize("varies", [False, True])
+def test_a_map_follows_noise_that_varies_and_is_flat_where_it_does_not(depth, rician, varies):
+    x = np.broadcast_to(head(), (depth, SIDE, SIDE))
+    sigma = bump(x.shape) if varies else np.full(x.shape, 0.07)
+    real, imaginary = np.random.default_rng(0).standard_normal((2, *x.shape)) * sigma
+    y = np.hypot(x + 1 + real, imaginary) - 1 if rician else x + real
+    found = estimate_sigma_map(y.astype(np.float32), (1, 1.5, 1.5), rician)
+    assert found.shape == x.shape and found.dtype == np.float32
+    ratio = (found / sigma)[x > -0.9]
+    assert ratio.mean() == pytest.approx(1, abs=0.06)
+    limits = {(1, False): 0.06, (1, True): 0.09, (20, False): 0.02, (20, True): 0.06}
+    assert ratio.std() < limits[depth, varies]
+    if varies:  # one number for all is a quarter too low in the head
+        assert (estimate_sigma(y, rician) / sigma)[x > -0.9].mean() < 0.8
+
+
+def test_padding_and_contrasts_are_left_out_of_a_map():
+    """The right half is padding with strong noise; two contrasts have their own σ."""
+    x = np.broadcast_to(head(), (2, SIDE, SIDE))
+    strength = np.array([0.05, 0.1])[:, None, None]
+    y = x + strength * np.random.default_rng(0).standard_normal(x.shape)
+    padding = np.zeros((SIDE, SIDE), bool)
+    padding[:, SIDE // 2 :] = True
+    y[:, padding] += np.random.default_rng(1).standard_normal((2, padding.sum()))
+    found = estimate_sigma_map(y, (np.inf, 1, 1), padding=padding)
+    assert found[:, ~padding] / strength[:, 0] == pytest.approx(1, abs=0.15)
+
+
+def test_too_small_an_image_has_one_sigma_and_one_without_noise_none():
+    y = 0.1 * np.random.default_rng(0).standard_normal((1, 20, 20))
+    found = estimate_sigma_map(y, (1, 1, 1))
+    assert np.ptp(found) == 0 and found[0, 0, 0] == pytest.approx(estimate_sigma(y))
+    with pytest.raises(UserError, match="needs at least"):
+        estimate_sigma_map(np.zeros((1, 64, 64)), (1, 1, 1))

@@ -1,5 +1,6 @@
 """Denoising of volumes: the filter of blocks, noise maps, what is written beside the result."""
 
+import csv
 import json
 
 import nibabel as nib
@@ -209,6 +210,34 @@ def test_a_map_of_sigma_is_used_and_written(tiny_run, mode):
     assert np.array_equal(*both)
 
 
+@pytest.mark.parametrize("mode", ["volume", "slices"])
+def test_a_map_is_estimated_where_noise_varies(tiny_run, mode):
+    write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 1})
+    sigma = np.linspace(30, 90, 64)[:, None, None]  # along the file's first axis
+    voxels = head((64, 50, 4)) + sigma * normal((64, 50, 4))
+    write_nifti("v.nii.gz", voxels.astype(np.float32))
+    denoising("local", mode)
+    assert tiny_run("--save_dir", "out") == 0
+    found = values(f"{OUT}/local/sigma/v.nii.gz")
+    assert found.shape == voxels.shape
+    inside = np.broadcast_to(sigma, voxels.shape)[12:52, 12:52]
+    np.testing.assert_allclose(found[12:52, 12:52], inside, rtol=0.25)
+    assert found[48:52].mean() > 1.35 * found[12:16].mean()
+    restored, residual = (values(f"{OUT}/local/{k}/v.nii.gz") for k in ("volumes", "residual"))
+    np.testing.assert_allclose(restored + residual, voxels, atol=0.1)
+
+
+def test_a_map_of_a_picture_is_estimated(tiny_run):
+    noise = normal((64, 64)) * np.linspace(0.05, 0.15, 64)
+    np.save("p.npy", (0.5 * np.cos(np.arange(64) / 9) + noise).astype(np.float32))
+    config = task({"name": "denoise"}, {"name": "gaussian", "sigma": 0.1}, "p.npy")
+    write_yaml("task.yaml", config)
+    assert tiny_run("--measured", "--sigma", "local", "--save_dir", "out") == 0
+    with open(f"{OUT}/local/metrics.csv", encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["sigma"]) == pytest.approx(np.sqrt(np.mean(noise**2)), rel=0.2)
+
+
 @pytest.mark.parametrize("named", ["sigma", "mask"])
 def test_another_file_under_the_name_of_a_map_or_mask_is_another_run(tiny_run, capsys, named):
     voxels = head((32, 34, 3))
@@ -247,10 +276,13 @@ def test_maps_that_fit_nothing_are_refused(tiny_run, capsys, change, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_map_is_for_measured_volumes_that_are_denoised(tiny_run, capsys):
+def test_a_map_is_for_measured_images_that_are_denoised(tiny_run, capsys):
     write_yaml("task.yaml", task(noise={"name": "gaussian", "sigma": "s.nii.gz"}))
     assert tiny_run("--save_dir", "out") == 2
-    assert "a map is for measured volumes, operator denoise" in capsys.readouterr().err
+    expected = "a map, given or local, is for measured images, operator denoise"
+    assert expected in capsys.readouterr().err
+    assert tiny_run("--save_dir", "out", "--sigma", "local") == 2
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("factor", [None, 1.5])

@@ -13,8 +13,8 @@ def positive(text: str) -> int:
 
 
 def noise_level(text: str) -> float | str:
-    """A standard deviation, "auto", or the path of a file that holds a map of it."""
-    if text == "auto" or os.path.isfile(os.path.expanduser(text)):
+    """A standard deviation, "auto", "local", or the path of a file that holds a map of it."""
+    if text in ("auto", "local") or os.path.isfile(os.path.expanduser(text)):
         return text
     try:
         value = float(text)
@@ -22,7 +22,7 @@ def noise_level(text: str) -> float | str:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(
-            f"expected 0 or more, auto, or the file of a map, found {text}"
+            f"expected 0 or more, auto, local, or the file of a map, found {text}"
         )
     return value
 
