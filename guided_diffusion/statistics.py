@@ -29,6 +29,7 @@ REFERENCE = 256  # pixels; frequencies are counted in half cycles in so many
 # Edges of the frequency bands, octaves. The first holds the lowest frequencies together, for of an
 # image that is symmetric, like a head, those that are odd vanish.
 BANDS = np.append(0.5, 2.05 * 2.0 ** np.arange(9))
+RIM = 1 / 32  # of each side: an image's outermost rows and columns
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,15 @@ class PriorStatistics:
         powers: mean squared coefficient of the orthonormal two-dimensional DCT-II at each,
             the mean over images taken off; between them a power law is taken.
         source: what they were measured on, for people.
+        rim: mean intensity at `rim_of`, its median over images and half the width of its middle
+            68 %, which is a Gaussian's standard deviation; None where it was not measured.
     """
 
     mean_intensity: float
     frequencies: tuple[float, ...]
     powers: tuple[float, ...]
     source: str
+    rim: tuple[float, float] | None = None
 
     @classmethod
     def load(cls, path: str) -> "PriorStatistics":
@@ -65,6 +69,7 @@ class PriorStatistics:
                 tuple(float(f) for f in found["frequencies"]),
                 tuple(float(p) for p in found["powers"]),
                 str(found["source"]),
+                None if found.get("rim") is None else _pair(found["rim"]),
             )
         except FileNotFoundError:
             raise
@@ -84,9 +89,10 @@ class PriorStatistics:
         return statistics
 
     def save(self, path: str) -> None:
-        """Write the statistics as JSON."""
+        """Write the statistics as JSON; what was not measured is left out."""
+        found = {key: value for key, value in asdict(self).items() if value is not None}
         with replacing_text(path) as file:
-            json.dump(asdict(self), file, indent=2)
+            json.dump(found, file, indent=2)
             file.write("\n")
 
     def power_spectrum(self, height: int, width: int) -> torch.Tensor:
@@ -111,18 +117,23 @@ class PriorStatistics:
         """
         pixels = total = 0.0
         bands = np.zeros((3, len(BANDS) - 1))  # coefficients, their logarithmic radii, their power
+        rims: list[tuple[float, float]] = []  # mean, weight
         for weight, image in images:
+            at_rim = image[:, rim_of(*image.shape[1:])]
+            rims.append((float(at_rim.mean(dtype=np.float64)), weight))
             total += weight * float(image.sum(dtype=np.float64))
             pixels += weight * image.size
             bands += weight * bands_of(image)
         counts, radii, powers = bands[:, bands[2] > 0]
         if not len(counts):
             raise UserError(f"{source}: no image that could be measured, or all are constant")
+        low, middle, high = _quantiles(rims, (0.16, 0.5, 0.84))
         return cls(
             round(total / pixels, 4),
             tuple(float(f"{f:.4g}") for f in np.exp(radii / counts)),
             tuple(float(f"{p:.4g}") for p in powers / counts),
             source,
+            (round(middle, 4), round((high - low) / 2, 4)),
         )
 
 
@@ -156,6 +167,21 @@ def bands_of(image: np.ndarray, power: np.ndarray | None = None) -> np.ndarray:
     valid = (band >= 0) & (band < len(BANDS) - 1)  # not the constant
     rows = (np.ones_like(radius), np.log(np.maximum(radius, 1e-9)), power)
     return np.stack([np.bincount(band[valid], row[valid], len(BANDS) - 1) for row in rows])
+
+
+def _quantiles(weighted: Sequence[tuple[float, float]], at: Sequence[float]) -> list[float]:
+    """The least values that have at least so much of the weight up to them; of (value, weight)."""
+    values, weights = np.array(sorted(weighted)).T
+    share = weights.cumsum() / weights.sum()
+    return [float(values[min(np.searchsorted(share, q), len(values) - 1)]) for q in at]
+
+
+def rim_of(height: int, width: int) -> np.ndarray:
+    """(height, width), True at the outermost `RIM` of each side."""
+    rows, cols = (max(1, round(RIM * side)) for side in (height, width))
+    outer = np.ones((height, width), bool)
+    outer[rows : height - rows, cols : width - cols] = False
+    return outer
 
 
 def statistics_path(model_path: str) -> str:
@@ -206,6 +232,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--source", default=None, help="what they were measured on, for people")
     return parser.parse_args(argv)
+
+
+def _pair(found: Sequence[float]) -> tuple[float, float]:
+    mean, std = found
+    return float(mean), float(std)
 
 
 def _items(folders: Sequence[str]) -> dict[str, list[Item]]:

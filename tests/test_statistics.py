@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import imageio.v3 as iio
 import numpy as np
@@ -47,8 +48,9 @@ def test_the_variance_of_a_pixel_is_the_spectrum_s_mean():
 
 def test_files_hold_what_was_measured(tmp_path):
     path = str(tmp_path / "prior.json")
-    LAW.save(path)
-    assert PriorStatistics.load(path) == LAW
+    for law in (replace(LAW, rim=(-0.98, 0.03)), LAW):
+        law.save(path)
+        assert PriorStatistics.load(path) == law
     assert load_statistics(str(tmp_path / "prior.pt")) == LAW
     assert load_statistics(str(tmp_path / "other.pt")) is None
     assert load_statistics("") is None
@@ -69,6 +71,7 @@ def test_the_shipped_prior_has_its_own():
         json.dumps({**vars(LAW), "powers": [1.0]}),
         json.dumps({**vars(LAW), "powers": [1.0, -1.0]}),
         json.dumps({**vars(LAW), "frequencies": [2.0, 1.0]}),
+        json.dumps({**vars(LAW), "rim": [-0.98]}),
     ],
 )
 def test_files_that_hold_no_statistics(tmp_path, text):
@@ -102,6 +105,21 @@ def test_sources_weigh_as_in_training(tmp_path, sources, flags, share):
     expected = (1 - square) * (1 - 2 * share)
     assert found.mean_intensity == pytest.approx(expected, abs=0.002)
     assert found.source == "1 images of a, 4 images of b"
+
+
+def test_the_rim_is_what_most_images_have_there():
+    """Levels 0, 0.01, …, 1 of a frame of 8 of 256 pixels: of a Gaussian ±1 std has 68 % of all."""
+    images = []
+    for level in np.linspace(0, 1, 101):
+        image = np.full((1, 256, 64), np.float32(level))
+        image[:, 8:-8, 2:-2] = -1
+        images.append((1, image))
+    expected = (0.5, 0.34)
+    assert PriorStatistics.measure(images, "x").rim == pytest.approx(expected, abs=0.011)
+    outliers = [(0.001, np.where(image > -1, 5, image)) for _, image in images]
+    assert PriorStatistics.measure(images + outliers, "x").rim == pytest.approx(expected, abs=0.011)
+    heavy = [(weight * 200 if i == 70 else weight, x) for i, (weight, x) in enumerate(images)]
+    assert PriorStatistics.measure(heavy, "x").rim == pytest.approx((0.7, 0.115), abs=0.01)
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):

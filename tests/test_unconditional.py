@@ -1,5 +1,7 @@
 """Samples of the prior alone: their mean intensity, which the network does not see."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from guided_diffusion.unconditional import PriorStep
 from tests.conftest import LINEAR, rnd
 
 MEAN, SPREAD, SIDE = -0.7, 0.2, 16
+DIFFUSION = create_sampler(**LINEAR)
 STATISTICS = PriorStatistics(MEAN, (1.0, 300.0), ((SPREAD * SIDE) ** 2, 1e-3), "a test")
 
 
@@ -50,8 +53,59 @@ def test_the_next_state_follows_it_and_nothing_else_changes():
     torch.testing.assert_close(apart, constant, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("statistics", "t"), [(STATISTICS, 100), (NATURAL_IMAGES, 990)])
-def test_where_the_noise_tells_it_or_nothing_is_known_of_it_it_is_the_network_s(statistics, t):
-    diffusion, x, (state, x_0) = prediction(statistics, t=t)
-    expected = GaussianDiffusion.p_sample(diffusion, without_mean, x, t, torch.zeros_like)
+def test_without_statistics_of_its_own_it_is_the_network_s():
+    diffusion, x, (state, x_0) = prediction(NATURAL_IMAGES)
+    expected = GaussianDiffusion.p_sample(diffusion, without_mean, x, 990, torch.zeros_like)
     assert torch.equal(state, expected[0]) and torch.equal(x_0, expected[1])
+
+
+@pytest.mark.parametrize("t", [300, 800, 990])
+def test_the_rim_is_a_witness_as_good_as_the_noise_lets_it_be(t):
+    """On a grid: the mean as x_t tells it, times how well the rim of x̂_0 then fits its own law."""
+    rim, spread = -0.95, 0.03
+    diffusion, x, (_, x_0) = prediction(replace(STATISTICS, rim=(rim, spread)), t=t)
+    a = float(diffusion.alphas_cumprod[t])
+    noise = (1 - a) / a / SIDE**2
+    error = 1 / (1 / SPREAD**2 + 1 / noise)
+    grid = np.linspace(-3, 3, 600001)
+    for row, found in zip(x, x_0, strict=True):
+        seen, level = float(row.double().mean()) / a**0.5, float(found.double().mean())
+        at_rim = (float(found[:, [0, -1]].sum()) + float(found[:, 1:-1, [0, -1]].sum())) / 60
+        surprise = ((grid - MEAN) / SPREAD) ** 2 + (seen - grid) ** 2 / noise
+        surprise += (grid + at_rim - level - rim) ** 2 / (error + spread**2)
+        weights = np.exp((surprise.min() - surprise) / 2)
+        assert level == pytest.approx((weights * grid).sum() / weights.sum(), abs=2e-4)
+
+
+def test_samples_have_black_air():
+    """Of a square that is grey or white in black air, by a network that knows it but no means."""
+    squares = torch.full((2, 1, SIDE, SIDE), -1.0)
+    squares[0, :, 4:12, 4:12], squares[1, :, 4:12, 4:12] = 0.0, 1.0
+    shapes = squares - squares.mean((1, 2, 3), keepdim=True)
+    statistics = PriorStatistics.measure([(1, x.numpy()) for x in squares], "a test")
+    diffusion = create_sampler(**{**LINEAR, "clip_denoised": False, "timestep_respacing": "100"})
+
+    def network(x, t):
+        a = torch.from_numpy(DIFFUSION.alphas_cumprod)[t].float()[:, None, None, None]
+        apart = x - x.mean((1, 2, 3), keepdim=True)
+        distance = (apart[:, None] - a[:, None] ** 0.5 * shapes).square().sum((2, 3, 4))
+        weights = (distance / (2 * a[:, 0, 0] - 2)).softmax(dim=1)
+        x_0 = torch.einsum("nk,kchw->nchw", weights, shapes)
+        noise = (apart - a**0.5 * x_0) / (1 - a) ** 0.5
+        return torch.cat([noise, torch.zeros_like(x)], dim=1)
+
+    def air(statistics):
+        generator = torch.Generator().manual_seed(0)
+
+        def randn_like(x):
+            return torch.randn(x.shape, generator=generator)
+
+        x = torch.randn(16, 1, SIDE, SIDE, generator=generator)
+        step = PriorStep(statistics)
+        for i in reversed(range(100)):
+            x, _ = step.step(diffusion, network, x, i, randn_like)
+        assert ((x[:, 0, 8, 8] - x[:, 0, 0, 0]) > 0.7).all()  # all are squares
+        return x[:, 0, 0]
+
+    assert (air(statistics) + 1).abs().max() < 0.15
+    assert (air(replace(statistics, rim=None)) + 1).abs().max() > 0.3
