@@ -251,6 +251,12 @@ def read_task_config(
     return replace(task, data=data, measurement=measurement)
 
 
+def can_have_map(measurement: Measurement) -> bool:
+    """Whether σ may differ from voxel to voxel of what is measured."""
+    denoised = not measurement.simulated and measurement.operator.name == "denoise"
+    return denoised and measurement.noise.name in WITH_A_MAP
+
+
 def _checked_noise(noise: NoiseConfig, measured: bool, operator: str, path: str) -> NoiseConfig:
     where = f"{path}: measurement: noise"
     if noise.sigma is None:
@@ -260,7 +266,7 @@ def _checked_noise(noise: NoiseConfig, measured: bool, operator: str, path: str)
     if isinstance(noise.sigma, str) and noise.sigma != AUTO:
         with contextlib.suppress(ValueError):
             return replace(noise, sigma=float(noise.sigma))  # 1e-2 is text to YAML
-        if not measured or operator != "denoise" or noise.name not in WITH_A_MAP:
+        if not can_have_map(Measurement(OperatorConfig(operator), noise, not measured)):
             raise UserError(
                 f"{where}: sigma: expected a number or auto, found {noise.sigma!r}; a map, given "
                 f"or {LOCAL}, is for measured images, operator denoise, noise "

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.dataloader import list_items
+from data.masks import head_mask
 from data.slices import Slice, Whole
 from data.volumes import Volume
 from guided_diffusion.config import AUTO, LOCAL
@@ -24,6 +25,7 @@ from util.errors import UserError
 RATIO = 1.3  # from level to level, at most
 MOST_LEVELS = 8
 TAILS = 0.01  # share of the map beyond the lowest and beyond the highest level
+VARIES = 1.5  # factor between noise in one part of the head and another that is worth a note
 WHERE = "measurement.noise.sigma"
 
 Map = NDArray[np.float32]
@@ -47,10 +49,7 @@ def estimated_map(noise: Noise) -> Callable[[Any], Map]:
 
     @functools.lru_cache(maxsize=1)  # slices come one after the other
     def of_volume(volume: Volume) -> Map:
-        steps = np.diff(volume.positions)
-        apart = float(np.median(steps)) if len(steps) else 1.0
-        voxel = apart, volume.plane.pixel, volume.plane.pixel
-        return noise.estimate_map(volume.read_all(), voxel, volume.ignored)
+        return noise.estimate_map(volume.read_all(), _voxel(volume), volume.ignored)
 
     def of(item: Any) -> Map:
         if not isinstance(item, (Slice, Whole)):
@@ -59,6 +58,28 @@ def estimated_map(noise: Noise) -> Callable[[Any], Map]:
         return found if isinstance(item, Whole) else found[item.index : item.index + 1]
 
     return of
+
+
+def note_of_spread(noise: Noise, volume: Volume, sigma: float) -> str | None:
+    """What a user is told where one σ, estimated, stands for noise that varies over the head."""
+    y = volume.sample()
+    apart, *sides = _voxel(volume)
+    voxel = (apart * len(volume.slices) / len(y), sides[0], sides[1])
+    head = np.stack([head_mask(image[None]) for image in y])
+    found = noise.estimate_map(y, voxel, volume.sample_padding())[head]
+    low, high = (float(v) for v in np.quantile(found, [0.05, 0.95])) if head.any() else (1.0, 1.0)
+    if high < VARIES * low:
+        return None
+    return (
+        f"{volume.label}: σ is {low:.2g} to {high:.2g} in the head, and {sigma:.2g} is taken for "
+        "all of it; --sigma local takes a map"
+    )
+
+
+def _voxel(volume: Volume) -> tuple[float, float, float]:
+    steps = np.diff(volume.positions)
+    apart = float(np.median(steps)) if len(steps) else 1.0
+    return apart, volume.plane.pixel, volume.plane.pixel
 
 
 def open_map(path: str, options: Mapping[str, Any]) -> Callable[[Any], Map]:

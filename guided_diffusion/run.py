@@ -13,7 +13,7 @@ from data.kspace import KSpaceSlice
 from data.masks import Mask
 from data.volumes import Slice, Whole, reason
 from guided_diffusion.closing import close
-from guided_diffusion.config import Measurement
+from guided_diffusion.config import Measurement, can_have_map
 from guided_diffusion.devices import pick_device
 from guided_diffusion.evidence import keep
 from guided_diffusion.intervals import load_factor
@@ -26,6 +26,7 @@ from guided_diffusion.measuring import (
     noise_of,
 )
 from guided_diffusion.methods import METHODS
+from guided_diffusion.noise_maps import note_of_spread
 from guided_diffusion.operators import operator_class
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior
@@ -210,8 +211,11 @@ class Run:
             return estimate_noise(image, measurement, self.prior, item.padding())
         if item.volume not in self.volume_sigmas:
             volume = item.volume
-            sigma = noise_of(measurement).estimate(volume.sample(), volume.sample_padding())
+            noise = noise_of(measurement)
+            sigma = noise.estimate(volume.sample(), volume.sample_padding())
             self.volume_sigmas[item.volume] = torch.tensor([sigma])
+            if can_have_map(measurement):
+                self.tell(note_of_spread(noise, volume, sigma))
         return self.volume_sigmas[item.volume]
 
     def restore(self, items: list[Any], images: torch.Tensor) -> None:

@@ -227,6 +227,19 @@ def test_a_map_is_estimated_where_noise_varies(tiny_run, mode):
     np.testing.assert_allclose(restored + residual, voxels, atol=0.1)
 
 
+@pytest.mark.parametrize(("strongest", "told"), [(90, True), (30, False)])
+def test_a_user_is_told_where_one_sigma_stands_for_noise_that_varies(
+    tiny_run, capsys, strongest, told
+):
+    write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 1})
+    sigma = np.linspace(30, strongest, 96)[:, None, None]
+    voxels = head((96, 64, 4)) + sigma * normal((96, 64, 4))
+    write_nifti("v.nii.gz", voxels.astype(np.float32))
+    denoising("auto")
+    assert tiny_run("--save_dir", "out") == 0
+    assert ("--sigma local takes a map" in capsys.readouterr().err) == told
+
+
 def test_a_map_of_a_picture_is_estimated(tiny_run):
     noise = normal((64, 64)) * np.linspace(0.05, 0.15, 64)
     np.save("p.npy", (0.5 * np.cos(np.arange(64) / 9) + noise).astype(np.float32))
