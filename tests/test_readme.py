@@ -42,7 +42,7 @@ NOT_IN_THE_REPOSITORY += ("models/third", "models/fourth", "models/fifth", "mode
 NOT_IN_THE_REPOSITORY += ("models/seventh",)
 OF_OTHER_PROGRAMS = {"help", "depth", "nproc", "diffusion_steps", "predict_xstart", "learn_sigma"}
 BENCHMARKS = ("accelerator", "noise_ahead", "run_all", "speed", "thick_slices")
-BENCHMARKS += ("volume_denoising", "volume_memory", "volume_real", "volume_samples")
+BENCHMARKS += ("noise_maps", "volume_denoising", "volume_memory", "volume_real", "volume_samples")
 
 
 def read(name):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from guided_diffusion.restoration import Restored
-from tests.benchmarks import volume_denoising, volume_real, volume_samples
+from tests.benchmarks import noise_maps, volume_denoising, volume_real, volume_samples
 from tests.benchmarks.thick_slices import cut
 from tests.volume_files import head, write_nifti
 
@@ -62,22 +62,25 @@ def test_edges_that_were_taken_out_are_seen_in_the_residual():
     truth[:, 20:40, 20:40] = 0.5
     y = truth + np.float32(0.05 * random.standard_normal(truth.shape))
     case = volume_real.Case(y, 0.05, np.ones(truth.shape, bool))
-    perfect = case.judged(truth)
+    perfect = case.judged(truth, 0.05)
     assert perfect["removed"] == pytest.approx(1, abs=0.03)
     assert perfect["edges"] == pytest.approx(1, abs=0.06)
     assert abs(perfect["in_plane"]) < 0.03 and abs(perfect["across"]) < 0.03
     blurred = truth.copy()
     blurred[:, 20:40, [19, 20, 39, 40]] = 0
-    blunt = case.judged(blurred)
+    blunt = case.judged(blurred, 0.05)
     assert blunt["edges"] > 2 and blunt["across"] > 0.3
     coarse = np.kron(random.standard_normal((4, 20, 20)), np.ones((1, 3, 3)))
-    assert case.judged(y - np.float32(0.05 * coarse))["in_plane"] > 0.3
+    assert case.judged(y - np.float32(0.05 * coarse), 0.05)["in_plane"] > 0.3
+    doubled = case.judged(truth, np.full(y.shape, 0.1, np.float32))
+    assert doubled["removed"] == pytest.approx(perfect["removed"] / 2)
 
 
 def test_real_scans_are_denoised_by_all_methods(tiny_run, monkeypatch):
     """Those that are not installed everywhere are stood in for."""
     for name in ("nl_means", "bm4d"):
         monkeypatch.setattr(volume_denoising, name, lambda M, sigma, kind="": 0.9 * M)
+    monkeypatch.setattr(volume_real, "ours", lambda prior, M, sigma, way: M - sigma)
     voxels = head((40, 40, 16)) + np.random.default_rng(0).normal(0, 30, (40, 40, 16))
     write_nifti("v.nii", np.abs(voxels), np.eye(4))
     write_nifti("w.nii", np.abs(voxels), np.diag([1, 1, 4, 1.0]))
@@ -87,12 +90,34 @@ def test_real_scans_are_denoised_by_all_methods(tiny_run, monkeypatch):
     rows = table("r.csv")
     assert [r["method"] for r in rows if r["scan"] == "v"] == [
         *("NL-means (dipy, blockwise)", "NL-means (dipy, classic)", "BM4D"),
-        *("BM4D, bias removed", "ours, slices", "ours, volume"),
+        *("BM4D, bias removed", "ours, slices", "ours, volume", "ours, map of σ"),
     ]
-    assert [r["method"] for r in rows if r["scan"] == "w"][-1] == "ours, slices"
+    last = [r["method"] for r in rows if r["scan"] == "w"][-2:]
+    assert last == ["ours, slices", "ours, map of σ"]
+    mapped = [float(r["removed"]) for r in rows if r["method"] == "ours, map of σ"]
+    assert mapped == pytest.approx([1, 1], rel=1e-4)  # in units of the map
     white = np.percentile(np.abs(voxels), 99.9)
     assert float(rows[0]["sigma_percent"]) == pytest.approx(100 * 30 / white, rel=0.2)
     assert os.path.getsize("r.png") < 300_000
+
+
+def test_maps_of_noise_that_varies_are_compared_with_one_sigma(tiny_run, monkeypatch):
+    monkeypatch.setattr(noise_maps, "ours", lambda prior, M, sigma, way: M)
+    write_nifti("v.nii", head((80, 80, 18)), np.eye(4))
+    arguments = ["--volume", "v.nii", "--model_config", "model.yaml", "--slices", "4"]
+    arguments += ["--crop", "72", "--out", "n.csv"]
+    assert noise_maps.main(arguments) == 0
+    rows = {(r["noise"], r["noise_percent"], r["method"]): r for r in table("n.csv")}
+    assert len(rows) == 12
+    errors = {key: float(row["sigma_error"]) for key, row in rows.items()}
+    for percent in ("2", "4"):
+        one, estimated, known = (
+            errors["varies", percent, f"ours, {way}"]
+            for way in ("one σ", "map estimated", "map known")
+        )
+        assert known == 0 and estimated < 0.18 < 0.21 < one
+    changed = os.stat("n.csv").st_mtime_ns
+    assert noise_maps.main(arguments) == 0 and os.stat("n.csv").st_mtime_ns == changed
 
 
 def test_other_noise_and_another_part_are_other_rows(tiny_run):

@@ -28,6 +28,7 @@ from tests.benchmarks.volume_rows import compared
 
 QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # of volumes: measures, and digits shown of them
 NOISE, THICK = ("part", "noise_percent"), ("thickness", "spacing")
+VARYING = ("part", "noise", "noise_percent")
 PLANES = {"psnr": 2, "ssim": 4, "ssim_rows": 4, "ssim_columns": 4, "delta": 2}
 # The arguments are the words after the name in the page's marker.
 
@@ -240,6 +241,9 @@ TABLES: dict[str, Callable[..., str]] = {
     "kspace_intervals": kspace_intervals,
     "kspace_measured": kspace_measured,
     "volume_denoising": lambda: markdown(*compared("volume_denoising", NOISE, QUALITY)),
+    "noise_maps": lambda: markdown(
+        *compared("noise_maps", VARYING, {"sigma_error": 3, **QUALITY}, least=("sigma_error",))
+    ),
     "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
     "volume_samples": lambda: table_of("volume_samples"),
     "volume_real": lambda: table_of("volume_real"),

@@ -65,9 +65,15 @@ def unbiased(x: Volume, sigma: float) -> Volume:
     return np.sqrt(np.maximum((x + 1) ** 2 - sigma**2, 0)) - 1
 
 
-def ours(prior: Prior, M: Volume, sigma: float, way: AsVolume) -> Volume:
-    measurement = Measurement(OperatorConfig("denoise"), NoiseConfig("rician", sigma), False)
-    return restore(M[None], measurement, prior, "spectral", FAST, names=["v"], volume=way).mean[0]
+def ours(prior: Prior, M: Volume, sigma: float | Volume, way: AsVolume) -> Volume:
+    """By this program, told σ or a map of it."""
+    given = isinstance(sigma, float)
+    noise = NoiseConfig("rician", sigma if given else "auto")
+    measurement = Measurement(OperatorConfig("denoise"), noise, False)
+    known = None if given else torch.from_numpy(sigma)[None]
+    return restore(
+        M[None], measurement, prior, "spectral", FAST, names=["v"], sigma=known, volume=way
+    ).mean[0]
 
 
 def methods(

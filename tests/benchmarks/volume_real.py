@@ -2,10 +2,12 @@
 
 The middle --slices of each of --scans (NIfTI files or folders of a DICOM series), --crop rows and
 columns of each, are restored as they are, with σ as the program estimates it, by the methods of
-`volume_denoising.py`. What can be said without a truth is said of y - x̂ within the head:
+`volume_denoising.py`, and by this program with the map of σ that it estimates. What can be said
+without a truth is said of y - x̂ within the head:
 
-removed     its root mean square, in units of σ: 1, if all the noise was taken and nothing else
-            (less where noise is left; a magnitude's noise is a little weaker in the dark)
+removed     its root mean square, in units of σ, or of its map: 1, if all the noise was taken and
+            nothing else (less where noise is left; a magnitude's noise is a little weaker in the
+            dark)
 edges       the same in the tenth of the voxels where brightness changes most, over that of the
             others: 1 for noise, more where edges were taken with it
 in_plane    its largest autocorrelation over lags of about 1 to 7 pixels; across: with the next
@@ -35,14 +37,16 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from data.dataloader import list_items
 from data.masks import head_mask
 from data.volumes import Volume as Scan
+from data.volumes import Whole
 from guided_diffusion.evidence import across_slices, autocorrelation, rings
 from guided_diffusion.noise import get_noise
+from guided_diffusion.noise_maps import estimated_map
 from guided_diffusion.prior import SHIPPED, load_prior
 from guided_diffusion.volumes import AsVolume, is_isotropic
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.settings import REPOSITORY
 from tests.benchmarks.thick_slices import cut
-from tests.benchmarks.volume_denoising import Volume, methods
+from tests.benchmarks.volume_denoising import Volume, methods, ours
 from tests.benchmarks.volume_rows import Rows
 from util.errors import ArgumentParser
 from util.flags import positive
@@ -51,6 +55,7 @@ from util.image_files import write_png
 COLUMNS = ("scan", "shape", "sigma_percent", "method", "removed", "edges", "in_plane", "across")
 COLUMNS += ("seconds", "prior")
 KEY = ("scan", "shape", "method")
+MAPPED = "ours, map of σ"
 EDGES = 0.1  # share of the head's voxels that are called edges
 SMOOTH = 1.0  # voxels: of the gradient that finds them
 FIGURE = os.path.join(REPOSITORY, "saved_results", "volume_real.png")
@@ -84,7 +89,8 @@ class Case:
     """A scan and what restores it.
 
     Attributes:
-        y: as it was scanned; sigma: of its noise; head: where it is, (D, H, W).
+        y: as it was scanned; sigma: of its noise; head: where it is, (D, H, W); sigma_map: of its
+            noise, voxel by voxel, for the method `MAPPED`.
         restoring: what restores y, by its name; the first gives y itself.
         restored: what has been.
     """
@@ -92,14 +98,21 @@ class Case:
     y: Volume
     sigma: float
     head: NDArray[np.bool_]
+    sigma_map: Volume | None = None
     restoring: dict[str, Callable[[], Volume]] = field(default_factory=dict)
     restored: dict[str, Volume] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scan: Scan, slices: int, crop: int) -> "Case":
-        sigma = get_noise("rician", "auto").estimate(scan.sample(), scan.sample_padding())
+        noise = get_noise("rician", "auto")
+        sigma = noise.estimate(scan.sample(), scan.sample_padding())
+        sigma_map = cut(estimated_map(noise)(Whole(scan)), slices, crop)
         y = cut(scan.read_all(), slices, crop)
-        return cls(y, sigma, np.stack([head_mask(piece[None]) for piece in y]))
+        return cls(y, sigma, np.stack([head_mask(piece[None]) for piece in y]), sigma_map)
+
+    def sigma_of(self, name: str) -> float | Volume:
+        """What a method takes for σ."""
+        return self.sigma if self.sigma_map is None or name != MAPPED else self.sigma_map
 
     def result(self, name: str) -> Volume:
         if name not in self.restored:
@@ -111,11 +124,13 @@ class Case:
         start = time.process_time()
         x = self.result(name)
         seconds = time.process_time() - start
-        return {"sigma_percent": 100 * self.sigma / 2, **self.judged(x), "seconds": seconds}
+        sigma = self.sigma_of(name)
+        level = float(np.sqrt(np.mean(np.broadcast_to(sigma, x.shape)[self.head] ** 2)))
+        return {"sigma_percent": 50 * level, **self.judged(x, sigma), "seconds": seconds}
 
-    def judged(self, x: Volume) -> dict[str, float | str]:
+    def judged(self, x: Volume, sigma: float | Volume) -> dict[str, float | str]:
         """What is known of a result without the truth."""
-        residual = (self.y - x) / self.sigma
+        residual = (self.y - x) / sigma
         change = gaussian_gradient_magnitude(self.y, SMOOTH)
         edge = self.head & (change > np.quantile(change[self.head], 1 - EDGES))
         rms = [
@@ -132,8 +147,12 @@ class Case:
     def shown(self) -> list[Shown]:
         """Of each method its name, the middle slice, and what was taken out of it in σ."""
         middle, y = len(self.y) // 2, self.y
-        found = [(name, self.result(name)[middle]) for name in self.restoring]
-        return [(name, x, (y[middle] - x) / self.sigma) for name, x in found]
+        found = []
+        for name in self.restoring:
+            sigma = np.broadcast_to(self.sigma_of(name), y.shape)[middle]
+            x = self.result(name)[middle]
+            found.append((name, x, (y[middle] - x) / sigma))
+        return found
 
 
 def draw(path: str, scans: Mapping[str, Sequence[Shown]]) -> None:
@@ -169,6 +188,9 @@ def main(argv: list[str] | None = None) -> int:
         case.restoring |= methods(prior, case.y, case.sigma, way_of(scan))
         if not way_of(scan).in_turn:  # main.py's volume is its slices
             del case.restoring["ours, volume"]
+        case.restoring[MAPPED] = partial(
+            ours, prior, case.y, case.sigma_of(MAPPED), way_of(scan)
+        )
         for name in list(case.restoring)[1:]:
             key = {"scan": scan.name, "shape": "×".join(map(str, case.y.shape)), "method": name}
             rows.measure(key, partial(case.figures, name))
