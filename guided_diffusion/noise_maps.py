@@ -63,8 +63,8 @@ def estimated_map(noise: Noise) -> Callable[[Any], Map]:
 def note_of_spread(noise: Noise, volume: Volume, sigma: float) -> str | None:
     """What a user is told where one σ, estimated, stands for noise that varies over the head."""
     y = volume.sample()
-    apart, *sides = _voxel(volume)
-    voxel = (apart * len(volume.slices) / len(y), sides[0], sides[1])
+    apart, height, width = _voxel(volume)
+    voxel = (apart * len(volume.slices) / len(y), height, width)
     head = np.stack([head_mask(image[None]) for image in y])
     found = noise.estimate_map(y, voxel, volume.sample_padding())[head]
     low, high = (float(v) for v in np.quantile(found, [0.05, 0.95])) if head.any() else (1.0, 1.0)
@@ -77,6 +77,7 @@ def note_of_spread(noise: Noise, volume: Volume, sigma: float) -> str | None:
 
 
 def _voxel(volume: Volume) -> tuple[float, float, float]:
+    """Sides in mm, of uneven distances the usual one."""
     steps = np.diff(volume.positions)
     apart = float(np.median(steps)) if len(steps) else 1.0
     return apart, volume.plane.pixel, volume.plane.pixel
