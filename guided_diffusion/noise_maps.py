@@ -24,6 +24,7 @@ from util.errors import UserError
 
 RATIO = 1.3  # from level to level, at most
 MOST_LEVELS = 8
+ALIKE = 1.1  # factor between the ends of a map that is restored at one level, 5 % off at most
 TAILS = 0.01  # share of the map beyond the lowest and beyond the highest level
 VARIES = 1.5  # factor between noise in one part of the head and another that is worth a note
 WHERE = "measurement.noise.sigma"
@@ -137,8 +138,10 @@ def levels_of(sigma: torch.Tensor) -> list[float]:
     """The noise levels to restore at, ascending, in even ratios of `RATIO` or less."""
     known = sigma[sigma > 0].cpu().numpy()
     low, high = (float(v) for v in np.quantile(known, [TAILS, 1 - TAILS]))
+    if high < ALIKE * low:
+        return [math.sqrt(low * high)]
     count = min(MOST_LEVELS, 1 + math.ceil(math.log(high / low) / math.log(RATIO) - 1e-6))
-    return [float(level) for level in np.geomspace(low, high, count)] if count > 1 else [high]
+    return [float(level) for level in np.geomspace(low, high, count)]
 
 
 def weights_of(sigma: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:

@@ -131,6 +131,9 @@ def test_levels_span_a_map_and_weights_interpolate_in_its_logarithm():
     met = (weights * logs).sum(0)
     torch.testing.assert_close(met[inside], sigma.log()[inside], atol=1e-5, rtol=0)
     assert levels_of(torch.full((1, 2, 2, 2), 0.1)) == pytest.approx([0.1])
+    (one,) = levels_of(torch.linspace(0.1, 0.108, 1000))
+    assert one == pytest.approx(0.104, rel=0.005)
+    assert len(levels_of(torch.linspace(0.1, 0.115, 1000))) == 2
     assert weights_of(torch.zeros(1, 1, 1, 1), [0.1, 0.12]).flatten().tolist() == [1, 0]
 
 
