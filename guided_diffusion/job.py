@@ -202,7 +202,10 @@ def settings_of(job: Job, prior: Prior) -> dict[str, Any]:
     }
     if files := _named_files(job.task):
         found["files_sha256"] = files
-    return found | ({"statistics": asdict(prior.statistics)} if job.uses_statistics else {})
+    statistics = asdict(prior.statistics)
+    if job.task.measurement is not None:
+        del statistics["rim"]  # of which only samples of the prior know
+    return found | ({"statistics": statistics} if job.uses_statistics else {})
 
 
 def _named_files(task: TaskConfig) -> dict[str, str]:

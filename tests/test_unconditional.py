@@ -9,7 +9,7 @@ import torch
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from guided_diffusion.unconditional import PriorStep
-from tests.conftest import LINEAR, rnd
+from tests.conftest import LINEAR, rnd, write_yaml
 
 MEAN, SPREAD, SIDE = -0.7, 0.2, 16
 DIFFUSION = create_sampler(**LINEAR)
@@ -109,3 +109,18 @@ def test_samples_have_black_air():
 
     assert (air(statistics) + 1).abs().max() < 0.15
     assert (air(replace(statistics, rim=None)) + 1).abs().max() > 0.3
+
+
+def test_only_samples_of_the_prior_depend_on_the_rim(tiny_run, capsys):
+    """So that restorations that were begun before it was measured go on."""
+    law = PriorStatistics(-0.7, (1.0, 400.0), (300.0, 300.0 / 400**2), "a test")
+    write_yaml("vanilla.yaml", {"conditioning": {"method": "vanilla"}})
+    runs = {
+        "task": ("--method", "spectral", "--limit", "1"),
+        "vanilla": ("--task_config", "vanilla.yaml", "--limit", "1"),
+    }
+    for rim, statuses in ((None, (0, 0)), ((-0.99, 0.02), (0, 2))):
+        replace(law, rim=rim).save("tiny.json")
+        found = [tiny_run(*flags, "--save_dir", name) for name, flags in runs.items()]
+        assert tuple(found) == statuses
+    assert "another statistics" in capsys.readouterr().err

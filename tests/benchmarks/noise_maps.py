@@ -80,7 +80,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--volume", default="data/colin27/colin27_t1.nii.gz", help="of cubic voxels of 1 mm")
     add("--model_config", default=SHIPPED, help="YAML of the prior")
     add("--slices", type=positive, default=16, help="of the volume")
-    add("--middle", type=int, help="of the slices, counted from 0; by default the volume's")
     add("--crop", type=positive, default=112, help="rows and columns, about the middle")
     add("--out", default=PATH, help="the CSV")
     return parser.parse_args(argv)
