@@ -134,7 +134,7 @@ class NoiseConfig:
     """n: a name of `NOISES`, and its σ in units of the [-1, 1] image.
 
     sigma: "auto" estimates it, "local" a map of it; another text is a map's path, see
-        `guided_diffusion.noise_maps`.
+        `guided_diffusion.item_noise`.
     """
 
     name: str = "gaussian"
@@ -249,6 +249,11 @@ def read_task_config(
         simulated=not data.measured,
     )
     return replace(task, data=data, measurement=measurement)
+
+
+def is_map(sigma: float | str | None) -> bool:
+    """Whether a task's sigma is a map, the path of one or one that is estimated."""
+    return isinstance(sigma, str) and sigma != AUTO
 
 
 def can_have_map(measurement: Measurement) -> bool:

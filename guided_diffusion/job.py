@@ -20,14 +20,15 @@ from guided_diffusion.config import (
     ModelConfig,
     Schedule,
     TaskConfig,
+    is_map,
     read_model_config,
     read_schedule,
     read_task_config,
     schedule_of_task,
 )
+from guided_diffusion.item_noise import map_of
 from guided_diffusion.measuring import noise_of
 from guided_diffusion.methods import METHODS
-from guided_diffusion.noise_maps import is_map, map_of
 from guided_diffusion.operators import variant
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guided_diffusion.config import Measurement
+from guided_diffusion.config import Measurement, is_map
 from guided_diffusion.noise import Noise, get_noise
-from guided_diffusion.noise_maps import is_map
 from guided_diffusion.operators import get_operator, operator_class, restored_size
 from guided_diffusion.operators.base import Grid
 from guided_diffusion.prior import Prior

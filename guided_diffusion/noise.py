@@ -12,11 +12,10 @@ from scipy.ndimage import uniform_filter
 from scipy.special import ndtri
 from scipy.stats import ncx2
 
-from guided_diffusion.noise_estimation import estimate_sigma, estimate_sigma_map
+from guided_diffusion.noise_estimation import LOCAL_MEAN, estimate_sigma, estimate_sigma_map
 from guided_diffusion.operators.base import Sigma
 from util.errors import UserError
 
-LOCAL_MEAN = (1, 5, 5)
 WIDER = (9, 15)  # sides of the means that are to show that a pixel is air
 TINY = np.finfo(float).tiny  # a probability whose quantile is finite
 FAR = 8  # σ above black: Rice noise is normal from here on, to 0.02 σ
@@ -98,10 +97,12 @@ class Noise:
             estimated from measured images and nothing is simulated.
         name: in task files (measurement.noise.name).
         can_be_estimated: whether `estimate` knows this noise.
+        is_magnitude: whether it is that of a magnitude image.
     """
 
     name: ClassVar[str]
     can_be_estimated: ClassVar[bool] = False
+    is_magnitude: ClassVar[bool] = False
 
     def __init__(self, sigma: float | str):
         self.sigma = sigma
@@ -117,13 +118,13 @@ class Noise:
 
     def estimate(self, y: np.ndarray, padding: np.ndarray | None = None) -> float:
         """σ of a measured image y, (C, H, W) in [-1, 1]; see `estimate_sigma`."""
-        return estimate_sigma(y, padding=padding)
+        return estimate_sigma(y, self.is_magnitude, padding)
 
     def estimate_map(
         self, y: np.ndarray, voxel: tuple[float, float, float], padding: np.ndarray | None = None
     ) -> np.ndarray:
         """σ of each voxel of y, like `estimate`; see `estimate_sigma_map`."""
-        return estimate_sigma_map(y, voxel, padding=padding)
+        return estimate_sigma_map(y, voxel, self.is_magnitude, padding)
 
     def to_gaussian(
         self, y: torch.Tensor, sigma: Sigma, signal: torch.Tensor | None = None
@@ -175,18 +176,11 @@ class RicianNoise(Noise):
 
     name = "rician"
     can_be_estimated = True
+    is_magnitude = True
 
     def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
         real = y + 1 + self.std * random.randn_like(y)
         return torch.hypot(real, self.std * random.randn_like(y)) - 1
-
-    def estimate(self, y: np.ndarray, padding: np.ndarray | None = None) -> float:
-        return estimate_sigma(y, rician=True, padding=padding)
-
-    def estimate_map(
-        self, y: np.ndarray, voxel: tuple[float, float, float], padding: np.ndarray | None = None
-    ) -> np.ndarray:
-        return estimate_sigma_map(y, voxel, rician=True, padding=padding)
 
     def to_gaussian(
         self, y: torch.Tensor, sigma: Sigma, signal: torch.Tensor | None = None

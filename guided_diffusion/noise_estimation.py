@@ -66,17 +66,17 @@ def estimate_sigma(y: np.ndarray, rician: bool = False, padding: np.ndarray | No
     varies, noise, level = _high_passed(y, padding)
     if varies.sum() < LEAST_PIXELS:
         raise UserError(
-            f"measurement.noise.sigma: auto needs at least {LEAST_PIXELS} pixels whose "
+            f"measurement.noise.sigma: an estimate needs at least {LEAST_PIXELS} pixels whose "
             f"neighbours differ, found {varies.sum()}; give the noise as a number"
         )
     noise, level = noise[varies], level[varies]
     groups = np.array_split(np.argsort(level, kind="stable"), GREY_LEVELS)
     measured = np.array([np.sqrt(np.mean(noise[group] ** 2)) for group in groups])
     levels = np.array([np.mean(level[group]) for group in groups])
-    sigma = float(np.quantile(_complete(measured, levels, y, rician), QUANTILE))
+    sigma = float(np.quantile(_complete(measured, levels, _is_cut_off(y), rician), QUANTILE))
     if sigma < LEAST_SIGMA:
         raise UserError(
-            "measurement.noise.sigma: auto finds no noise; give it as a number, or name: clean"
+            "measurement.noise.sigma: no noise is found; give it as a number, or name: clean"
         )
     return sigma
 
@@ -103,8 +103,8 @@ def estimate_sigma_map(
     Raises:
         UserError: see `estimate_sigma`.
     """
-    some = slice(None, None, -(-len(y) // SOME))
-    everywhere = estimate_sigma(y[some], rician, _of(padding, some))
+    some = _some(y)
+    everywhere, cut_off = estimate_sigma(y[some], rician, _of(padding, some)), _is_cut_off(y)
     cell = [max(1, int(REACH / CELLS / side)) for side in voxel]
     window = [REACH / side / n for side, n in zip(voxel, cell, strict=True)]
     counts, squares, levels = _in_cells(y, padding, cell)
@@ -127,7 +127,7 @@ def estimate_sigma_map(
         known = share * pixels >= LEAST_IN_WINDOW * whole
         divisor = np.where(known, share, 1)
         measured = np.sqrt(about(square) / divisor)
-        found.append(_complete(measured, about(level) / divisor, y, rician))
+        found.append(_complete(measured, about(level) / divisor, cut_off, rician))
         weights.append(np.where(known, share, 0))
     sigma, known = _weighted_quantile(np.stack(found), np.stack(weights))
     if not known.any():
@@ -151,9 +151,12 @@ def _high_passed(y, padding):
     return varies, convolve(y, HIGH_PASS), uniform_filter(y, LOCAL_MEAN)
 
 
-def _complete(measured, level, y, rician):
+def _is_cut_off(y):
+    return y.min() >= -1 and y.max() <= 1
+
+
+def _complete(measured, level, cut_off, rician):
     """σ of noise that was measured where the mean is `level`: with what black or white cut off."""
-    cut_off = y.min() >= -1 and y.max() <= 1
     if not (rician or cut_off):
         return measured
     signal = SIGNAL[SIGNAL >= 0] if rician else SIGNAL
@@ -169,7 +172,7 @@ def _in_cells(y, padding, cell):
     Returns:
         three arrays (GREY_LEVELS, cells along each axis).
     """
-    some = slice(None, None, -(-len(y) // SOME))
+    some = _some(y)
     varies, _, level = _high_passed(y[some], _of(padding, some))
     edges = np.quantile(level[varies], np.linspace(0, 1, GREY_LEVELS + 1)[1:-1])
     depth, rows, cols = (-(-size // n) for size, n in zip(y.shape, cell, strict=True))
@@ -183,6 +186,10 @@ def _in_cells(y, padding, cell):
             found = np.bincount(where, values, GREY_LEVELS * rows * cols)
             total[:, i // cell[0]] += found.reshape(GREY_LEVELS, -1)
     return sums.reshape(3, GREY_LEVELS, depth, rows, cols)
+
+
+def _some(y):
+    return slice(None, None, -(-len(y) // SOME))
 
 
 def _of(padding, slices):

@@ -17,6 +17,7 @@ from guided_diffusion.config import Measurement, can_have_map
 from guided_diffusion.devices import pick_device
 from guided_diffusion.evidence import keep
 from guided_diffusion.intervals import load_factor
+from guided_diffusion.item_noise import note_of_spread
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
 from guided_diffusion.measuring import (
     check_volume,
@@ -26,7 +27,6 @@ from guided_diffusion.measuring import (
     noise_of,
 )
 from guided_diffusion.methods import METHODS
-from guided_diffusion.noise_maps import note_of_spread
 from guided_diffusion.operators import operator_class
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior

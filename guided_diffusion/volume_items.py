@@ -11,7 +11,7 @@ from data.items import Broken
 from data.kspace import KSpaceSlice, KSpaceVolume
 from data.masks import Mask
 from data.volumes import Slice, Volume, Whole
-from guided_diffusion.config import DataConfig, Measurement, TaskConfig
+from guided_diffusion.config import DataConfig, Measurement, TaskConfig, is_map
 from guided_diffusion.measuring import (
     LEAST_SIDE,
     enlargement,
@@ -20,7 +20,6 @@ from guided_diffusion.measuring import (
     restored_spacing,
     takes_volumes,
 )
-from guided_diffusion.noise_maps import is_map
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.base import Grid
 from guided_diffusion.volumes import AsVolume, is_isotropic

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from data.slices import Slice, Whole
 from data.volumes import Volume
+from guided_diffusion.config import is_map
 from guided_diffusion.intervals import half_width
 from guided_diffusion.job import Job
-from guided_diffusion.noise_maps import is_map
 
 Voxels = NDArray[np.float32]
 

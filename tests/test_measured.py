@@ -92,7 +92,7 @@ def test_each_image_has_the_noise_that_is_estimated_of_it(tiny_run, capsys):
     write_yaml("task.yaml", task(operator, noise, "measured"))
     assert tiny_run("--save_dir", "out", "--measured") == 2
     printed = capsys.readouterr()
-    assert "flat.png: measurement.noise.sigma: auto needs" in printed.err
+    assert "flat.png: measurement.noise.sigma: an estimate needs" in printed.err
     folder = "out/tiny/denoise/gaussian/auto"
     rows = table(folder)
     assert set(rows) == {"low", "high", "rgb"}

@@ -39,8 +39,8 @@ from data.masks import head_mask
 from data.volumes import Volume as Scan
 from data.volumes import Whole
 from guided_diffusion.evidence import across_slices, autocorrelation, rings
+from guided_diffusion.item_noise import estimated_map
 from guided_diffusion.noise import get_noise
-from guided_diffusion.noise_maps import estimated_map
 from guided_diffusion.prior import SHIPPED, load_prior
 from guided_diffusion.volumes import AsVolume, is_isotropic
 from tests.benchmarks.rows import FOLDER
