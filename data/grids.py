@@ -62,6 +62,25 @@ def nearest(count: int, wanted: int, ratio: float | None = None) -> NDArray[np.i
     return np.clip(np.floor(where + 0.5 - 1e-9), 0, count - 1).astype(int)
 
 
+def interpolate(values: NDArray, shape: tuple[int, ...], ratio: float | None = None) -> NDArray:
+    """Linear interpolation on a grid of this shape; at its ends the last value goes on.
+
+    Args:
+        ratio: see `nearest`, of the first axis; the others fill one extent.
+    """
+    for axis, (count, wanted) in enumerate(zip(values.shape, shape, strict=True)):
+        apart = count / wanted if ratio is None or axis else ratio
+        if count == wanted and apart == 1:
+            continue
+        where = (count - 1) / 2 + (np.arange(wanted) - (wanted - 1) / 2) * apart
+        where = where.clip(0, count - 1)
+        low = np.minimum(where.astype(int), max(count - 2, 0))
+        high = np.minimum(low + 1, count - 1)
+        share = (where - low).astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1 - axis))
+        values = values.take(low, axis) * (1 - share) + values.take(high, axis) * share
+    return values
+
+
 def enlarge(values: NDArray, shape: tuple[int, ...], ratio: float | None = None) -> NDArray:
     """Repeat values to fill a grid of this shape that is finer by whole numbers.
 

@@ -66,6 +66,8 @@ class KSpaceVolume(Volume):
         UserError: the file is no k-space.
     """
 
+    clipped = False  # what is restored is not the image that is read
+
     def __init__(self, path: str, label: str, order: str | None, measured: bool):
         self.path, self.order, self.measured = path, order, measured
         self._raw: Raw | None = None

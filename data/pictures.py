@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decoding import Pixels, decode, recognises
-from data.grids import enlarge
+from data.grids import enlarge, interpolate
 from data.items import Format
-from data.scale import find_padding, find_scale, from_unit, to_unit
+from data.scale import beyond, find_padding, find_scale, from_unit, to_unit
 from data.volumes import padding_note
 from util.errors import UserError
 from util.files import printable, safe_name
@@ -33,6 +33,7 @@ class Read(NamedTuple):
     padding: NDArray[np.bool_] | None  # (H, W)
     raw: NDArray  # (C, H, W), the file's values
     padding_is: str  # in words, for a user
+    clipped: bool = False  # what lies outside of `scale`
 
 
 class Picture:
@@ -53,10 +54,11 @@ class Picture:
         self.floats: tuple[str, str] | None = None
         self.note: str | None = None
         self._scale: tuple[float, float] | None = None
+        self._clipped = False
 
     def read(self) -> NDArray[np.float32]:
         found = self._read()
-        self._scale = found.scale
+        self._scale, self._clipped = found.scale, found.clipped
         self.floats = None if found.scale is None else ("recon", ".tif")
         self.note = f"{self.label}: {found.padding_is}" if found.padding_is else None
         return found.image
@@ -69,12 +71,23 @@ class Picture:
         return self._read().padding if self.note else None
 
     def to_floats(self, x: NDArray) -> NDArray[np.float32]:
-        """(C, H, W) in [-1, 1] → the file's units, with the file's padding."""
+        """(C, H, W) in [-1, 1] → the file's units, with the file's padding.
+
+        What a measured file has beyond black and white is put back on top.
+        """
         if self._scale is None:
             raise ValueError(f"{self.label}: the PNG says it all")
         values = from_unit(x, *self._scale)
+        on_top = self._clipped and self.overshoot > 0
+        if not self.note and not on_top:
+            return values
+        found = self._read()
+        if on_top:
+            left_out = beyond(found.raw, *self._scale)
+            if found.padding is not None:
+                left_out[:, found.padding] = 0
+            values += interpolate(left_out, (len(left_out), *values.shape[1:]))
         if self.note:
-            found = self._read()
             where = enlarge(found.padding, values.shape[1:])
             raw = enlarge(found.raw, (len(found.raw), *values.shape[1:])).mean(axis=0)
             values[:, where] = raw[where]
@@ -163,6 +176,7 @@ def _scaled(pixels: Pixels, name, overshoot, magnitude):
     scale: tuple[float, float] | None = None
     if raw.dtype.kind == "f" and not pixels.inverted:
         scale = _scale_as_it_is(values, overshoot)
+    clipped = scale is None
     if scale is not None:
         image = 2 * image - 1 if scale == (0.0, 1.0) else image
     else:
@@ -170,7 +184,7 @@ def _scaled(pixels: Pixels, name, overshoot, magnitude):
         image = to_unit(image, *scale)
     if padding is not None:
         image[:, padding] = -1
-    return Read(image, scale, padding, raw, note)
+    return Read(image, scale, padding, raw, note, clipped)
 
 
 def _scale_as_it_is(values, overshoot):

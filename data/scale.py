@@ -21,6 +21,11 @@ def from_unit(x: NDArray, black: float, white: float) -> NDArray[np.float32]:
     return (black + (x + 1) * ((white - black) / 2)).astype(np.float32)
 
 
+def beyond(values: NDArray, black: float, white: float) -> NDArray[np.float32]:
+    """What of the values `to_unit` clips, float32 in their units: 0 between black and white."""
+    return (values - np.clip(values, min(black, white), max(black, white))).astype(np.float32)
+
+
 def find_scale(
     values: NDArray, inverted: bool, label: str, magnitude: bool = False
 ) -> tuple[float, float, float]:

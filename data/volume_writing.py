@@ -31,6 +31,7 @@ def write_volumes(
     description: str,
     identity: str,
     more_of: MoreOf | None = None,
+    measured: bool = False,
 ) -> Iterator[Written]:
     """Put the volumes together that have been restored, or whose slices all have.
 
@@ -46,11 +47,12 @@ def write_volumes(
         description: how the volumes came about, a few words.
         identity: text that tells this run's settings from others'.
         more_of: what else to write of a volume.
+        measured: whether the volumes were restored as the files are, see `Volume.put_together`.
 
     Yields:
         One line for each volume, and whether writing it failed.
     """
-    shared = folder, description, identity, more_of
+    shared = folder, description, identity, more_of, measured
     for item in items:
         if isinstance(item, Whole) and item.name in done:
             yield _try_writing(item.volume, [item.name], item.spacing, *shared)
@@ -86,11 +88,11 @@ def _failure(volume, names, folder, error):
     )
 
 
-def _write_volume(volume, names, spacing, folder, description, identity, more_of):
-    black, white, clipped = volume.scale
+def _write_volume(volume, names, spacing, folder, description, identity, more_of, measured):
+    black, white, outside = volume.scale
     whole = names == [volume.name]
     x = _stack(names, os.path.join(folder, "slices"), whole)
-    mean, padding = volume.put_together(x, spacing)
+    mean, padding = volume.put_together(x, spacing, measured)
     text = description, identity
     path = volume.write(os.path.join(folder, "volumes"), mean, padding, *text, spacing=spacing)
     more, std = [], None
@@ -100,23 +102,24 @@ def _write_volume(volume, names, spacing, folder, description, identity, more_of
             std[padding] = 0
         std = std.astype(np.float32)
         more.append(("std", std))
-    samples = _samples(volume, names, os.path.join(folder, "samples"), whole, spacing)
+    samples = _samples(volume, names, os.path.join(folder, "samples"), whole, spacing, measured)
     for kind, values in [*more, *(more_of(volume, mean, std) if more_of else ()), *samples]:
         text = f"{description} {kind}", identity
         volume.write(os.path.join(folder, kind), values, None, *text, std=True, spacing=spacing)
+    kept = measured or not volume.clipped
     return (
-        f"{os.path.relpath(path, folder)}: {len(mean)} slices; {black:g} to {white:g} "
-        f"were -1 to 1, the {clipped:.2%} of voxels outside were clipped"
+        f"{os.path.relpath(path, folder)}: {len(mean)} slices; {black:g} to {white:g} were -1 to "
+        f"1, the {outside:.2%} of voxels outside were {'kept there' if kept else 'clipped'}"
     )
 
 
-def _samples(volume, names, folder, whole, spacing) -> Iterator[tuple[str, NDArray]]:
+def _samples(volume, names, folder, whole, spacing, measured) -> Iterator[tuple[str, NDArray]]:
     """Yield (where to, voxels in the file's units) of each posterior sample that was kept."""
     for k in itertools.count():
         numbered = [f"{name}_{k}" for name in names]
         if not os.path.exists(os.path.join(folder, f"{numbered[0]}.npy")):
             return
-        voxels, _ = volume.put_together(_stack(numbered, folder, whole), spacing)
+        voxels, _ = volume.put_together(_stack(numbered, folder, whole), spacing, measured)
         yield os.path.join("samples", str(k)), voxels
 
 

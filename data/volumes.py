@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.grids import Plane, World, enlarge, nearest
-from data.scale import find_padding, find_scale, from_unit, to_unit
+from data.grids import Plane, World, enlarge, interpolate, nearest
+from data.scale import beyond, find_padding, find_scale, from_unit, to_unit
 from data.slices import Slice, Whole
 from data.volume_writing import reason, write_volumes
 from util.errors import UserError
@@ -50,11 +50,13 @@ class Volume:
         positions: (count,) of the slices in mm, from the first one's centre.
         remarks: what a user is to be told of its header.
         world: where its slices lie; None where nothing is known of it.
+        clipped: whether what is restored lacks what is `beyond` black and white.
         find_head: of (count, H, W) voxels those to which the grey scale and σ are limited; None:
             all of them. What is not finite outside is no data.
         head_is_given: whether a user says where it is, so that all inside must be finite.
     """
 
+    clipped: bool = True
     find_head: Callable[[NDArray[np.float32]], NDArray[np.bool_]] | None = None
     head_is_given: bool = False
 
@@ -256,18 +258,33 @@ class Volume:
         black, white, _ = self.scale
         return from_unit(x, black, white)
 
+    def beyond(self) -> NDArray[np.float32]:
+        """(count, H, W), what `read` leaves out above white and below black, in the file's units.
+
+        0 where that is nothing, and in the padding.
+        """
+        black, white, _ = self.scale
+        left_out = beyond(self.voxels, black, white)
+        if self.padding is not None:
+            left_out[self.padding] = 0
+        return left_out
+
     def put_together(
-        self, x: NDArray, spacing: float | None = None
+        self, x: NDArray, spacing: float | None = None, measured: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
         """(count, H', W') in [-1, 1] → in the file's units, with the file's padding; and where.
 
         Args:
             spacing: of the slices in mm, where it is not the file's.
+            measured: whether x was restored from the file as it is, so that what is `beyond`
+                black and white comes on top.
         """
         voxels, padding = self.to_units(x), self.padding
+        ratio = None if spacing is None else spacing / self.spacing
+        if measured and self.clipped:
+            voxels += interpolate(self.beyond(), voxels.shape, ratio)
         if padding is None:
             return voxels, None
-        ratio = None if spacing is None else spacing / self.spacing
         padding = enlarge(padding, voxels.shape, ratio)
         voxels[padding] = enlarge(_loaded(self).voxels, voxels.shape, ratio)[padding]
         return voxels, padding

@@ -39,8 +39,10 @@ def _write_volumes(
     title = results.title.replace(os.sep, "/")
     description = f"{job.method} {title}"
     identity = json.dumps(results.settings, sort_keys=True)
-    failed, how = False, (results.folder, description, identity)
-    for line, bad in write_volumes(job.items, done, *how, _more_of(job, prior, results, teller)):
+    measurement, failed = job.task.measurement, False
+    how = results.folder, description, identity, _more_of(job, prior, results, teller)
+    measured = measurement is not None and not measurement.simulated
+    for line, bad in write_volumes(job.items, done, *how, measured):
         teller.ranks.say(f"error: {line}" if bad else line, error=bad)
         failed = failed or bad
     return failed

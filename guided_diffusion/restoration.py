@@ -347,11 +347,13 @@ def _restore(
     finite = torch.stack([found for _, found in several]).all(dim=0)
     x_hat = torch.where(finite.reshape(-1, 1, 1, 1, 1), x_hat, torch.nan)
     # Cut before, the noise that samples have about black would brighten their mean.
-    mean = x_hat.mean(dim=1).clamp(-1, 1)
-    real = mean
-    if scan is not None:
-        x_hat, mean = scan.magnitude(x_hat), scan.magnitude(x_hat.mean(dim=1)).clamp(-1, 1)
-    samples = x_hat.clamp(-1, 1).numpy()
+    real = x_hat.mean(dim=1)
+    if scan is None:
+        mean = real = real.clamp(-1, 1)
+        x_hat = x_hat.clamp(-1, 1)
+    else:  # k-space says how bright the brightest tissue is; nothing else of a scan is above white
+        x_hat, mean = scan.magnitude(x_hat), scan.magnitude(real)
+    samples = x_hat.numpy()
     if y is None:
         none = [None] * len(names)
         return Restored(samples, mean.numpy(), [*none], [{} for _ in names], [*none])

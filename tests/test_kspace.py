@@ -1,6 +1,7 @@
 """Raw k-space: read, made ready, restored and written; and what is refused."""
 
 import csv
+import glob
 import sys
 
 import h5py
@@ -194,6 +195,27 @@ class TestRuns:
         white = np.percentile(np.sqrt((np.abs(ifft(k)) ** 2).sum(1)), 99.9)
         inside = u[1] > 0
         assert np.abs((shown + 1) / 2 - u[1] / white)[inside].mean() < 0.01
+
+    @pytest.mark.parametrize("complete", [True, False])
+    def test_what_is_brighter_than_white_keeps_its_brightness(self, prior, complete):
+        """A vessel three times as bright as white; all lines are measured, with little noise."""
+        k, u = head(slices=2)
+        image = np.zeros_like(ifft(k))
+        image[0, :, 20:22, 20] = 3 * np.percentile(u, 99.9) * birdcage_maps(4, 48, 40).numpy()[
+            :, 20:22, 20
+        ]
+        k = (k + fft2c(torch.from_numpy(image)).numpy()).astype(np.complex64)
+        write_fastmri("scan.h5", k)
+        operator = {"name": "mri", "acceleration": 1, "center_fraction": 1.0}
+        options = [] if complete else ["--measured"]
+        config = task("scan.h5", measurement__operator=operator)
+        assert main.main([*prior, *options, *config, FAST]) == 0
+        [path] = glob.glob("out/untrained/mri/*/auto/recon/scan.h5")
+        with h5py.File(path) as file:
+            found = file["reconstruction"][()]
+        truth = np.sqrt((np.abs(ifft(k)) ** 2).sum(1))
+        assert truth.max() > 3 * np.percentile(truth, 99.9)
+        np.testing.assert_allclose(found[0, 20:22, 20], truth[0, 20:22, 20], rtol=0.05)
 
     def test_undersampled_files_are_restored_as_they_are(self, prior, capfd):
         k, u = head(slices=1)

@@ -66,6 +66,24 @@ def test_a_measurement_read_from_a_file_is_restored_as_the_one_simulated(tiny_ru
         )
 
 
+def test_a_measured_picture_keeps_what_is_above_white(tiny_run):
+    """Hot pixels that set no scale are in the result as they are in the file, σ being next to 0."""
+    os.mkdir("measured")
+    values = 500 + 400 * picture(64, 64)[0]
+    values[10, 12:14], values[40, 40] = 5000, 3000
+    iio.imwrite("measured/a.tif", values)
+    noise = {"name": "gaussian", "sigma": 1e-4}
+    config = task({"name": "denoise"}, noise, "measured", {"method": "spectral"})
+    write_yaml("task.yaml", config)
+    assert tiny_run("--save_dir", "out", "--measured") == 0
+    found = iio.imread("out/tiny/denoise/gaussian/0.0001/recon/a.tif")
+    white = np.percentile(values, 99.9)
+    hot = values > white
+    assert hot.sum() < 6 and values.max() > 4 * white
+    np.testing.assert_allclose(found[hot], values[hot], atol=0.05 * white)
+    assert found[~hot].max() <= white
+
+
 def test_the_residual_is_that_of_the_files(tiny_run):
     assert tiny_run("--save_dir", "out", "--limit", "1") == 0
     operator = get_operator("super_resolution", (1, 32, 32))

@@ -52,6 +52,20 @@ def test_an_undeclared_constant_of_a_nifti(tmp_path, value, enlarge):
     np.testing.assert_allclose(voxels[~fine], np.clip(expected, 0, white), atol=0.01)
 
 
+def test_padding_is_not_beyond_white(tmp_path):
+    outside, voxels = circle(), head().astype(np.float32)
+    voxels[14, 15, 1] = 3000
+    write_nifti(tmp_path / "pad.nii", np.where(outside, -32768, voxels))
+    write_back(items_of({"root": str(tmp_path / "pad.nii")}), tmp_path, enlarge=2, measured=True)
+    found = nib.load(tmp_path / "volumes/pad.nii.gz").get_fdata()
+    fine = outside.repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(found[fine], -32768)
+    assert found[~fine].min() >= head()[~outside].min() - 0.01
+    write_back(items_of({"root": str(tmp_path / "pad.nii")}), tmp_path, measured=True)
+    found = nib.load(tmp_path / "volumes/pad.nii.gz").get_fdata()
+    np.testing.assert_allclose(found, np.where(outside, -32768, voxels), atol=0.01)
+
+
 DECLARED = {
     "unsigned": (np.uint16, 4095, {"PixelPaddingValue": 4095}),
     "signed": (np.int16, -2000, {"PixelPaddingValue": -2000, "PixelRepresentation": 1}),

@@ -126,14 +126,14 @@ def write_enhanced(path, voxels, places, **tags):
     write_dicom(path, voxels, 0, **{**dataset, **tags})
 
 
-def write_back(items, folder, enlarge=1):
+def write_back(items, folder, enlarge=1, measured=False):
     """Keep each slice as it was read, enlarged, and put the volume together."""
     os.makedirs(f"{folder}/slices", exist_ok=True)
     for item in items:
         image = item.read().repeat(enlarge, axis=1).repeat(enlarge, axis=2)
         np.save(f"{folder}/slices/{item.name}.npy", image)
-    found = write_volumes(items, {i.name for i in items}, str(folder), "dmps test", "settings")
-    return list(found)
+    how = {i.name for i in items}, str(folder), "dmps test", "settings"
+    return list(write_volumes(items, *how, measured=measured))
 
 
 def dicom_values(path):
