@@ -47,8 +47,9 @@ class Maps:
                 yield "sigma", np.broadcast_to(in_units, restored.shape).astype(np.float32)
         if std is not None and self.width is not None:
             half = np.float32(self.width) * std
-            # Nothing restored is below black, and black is no signal at all.
-            yield "lower", np.maximum(restored - half, np.float32(min(black, white)))
+            # Black is no signal at all; only what the file itself has below it is lower.
+            floor = np.minimum(restored, np.float32(min(black, white)))
+            yield "lower", np.maximum(restored - half, floor)
             yield "upper", restored + half
 
 

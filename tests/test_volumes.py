@@ -10,12 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from scipy.ndimage import zoom
 
 from data.dataloader import read_picture
-from data.grids import interpolate
 from data.scale import find_scale
-from data.volumes import Whole, write_volumes
 from guided_diffusion.measurements import get_operator
 from tests.conftest import LINEAR, task, write_yaml
 from tests.volume_files import (
@@ -51,57 +48,6 @@ def test_a_nifti_volume_comes_back_as_it_was(tmp_path, axis, affine):
     }
     assert changed <= {"datatype", "bitpix", "scl_slope", "scl_inter"}
     assert written.header.get_xyzt_units() == ("mm", "sec")
-
-
-def outliers(shape=(32, 32, 3)):
-    """Voxels far above white and below black, in a volume too large for them to set the scale."""
-    voxels = head(shape).astype(np.float32) - 300
-    voxels[4:6, 9, 1], voxels[20, 3:5, 2] = 2000, -900
-    return voxels
-
-
-def test_what_a_measured_volume_has_beyond_black_and_white_comes_back(tmp_path):
-    voxels = outliers()
-    write_nifti(tmp_path / "a.nii", voxels, OBLIQUE)
-    [line] = write_back(items_of({"root": str(tmp_path / "a.nii")}), tmp_path, measured=True)
-    assert "% of voxels outside were kept there" in line.line
-    found = nib.load(tmp_path / "volumes/a.nii.gz").get_fdata()
-    np.testing.assert_allclose(found, voxels, atol=1e-3)
-
-
-def test_a_posterior_sample_has_it_as_well(tmp_path):
-    write_nifti(tmp_path / "a.nii", outliers())
-    whole = Whole(items_of({"root": str(tmp_path / "a.nii")})[0].volume)
-    for folder, name in (("slices", "a"), ("samples", "a_0"), ("samples", "a_1")):
-        os.makedirs(tmp_path / folder, exist_ok=True)
-        np.save(tmp_path / folder / f"{name}.npy", whole.read())
-    assert not any(
-        w.failed for w in write_volumes([whole], {"a"}, str(tmp_path), "", "", None, True)
-    )
-    for name in ("volumes", "samples/0", "samples/1"):
-        found = nib.load(tmp_path / f"{name}/a.nii.gz").get_fdata()
-        np.testing.assert_allclose(found, outliers(), atol=1e-3)
-
-
-def test_what_is_beyond_white_is_interpolated_on_a_finer_grid(tmp_path):
-    voxels = outliers()
-    write_nifti(tmp_path / "a.nii", voxels)
-    items = items_of({"root": str(tmp_path / "a.nii")})
-    write_back(items, tmp_path, enlarge=2, measured=True)
-    found = nib.load(tmp_path / "volumes/a.nii.gz").get_fdata()
-    black, white, _ = items[0].volume.scale
-    inside = np.clip(voxels, black, white)
-    beyond = zoom(voxels - inside, (2, 2, 1), order=1, mode="nearest", grid_mode=True)
-    expected = inside.repeat(2, 0).repeat(2, 1) + beyond
-    np.testing.assert_allclose(found, expected, atol=1e-2)
-
-
-@pytest.mark.parametrize("ratio", [0.2, 0.35, 1.0])
-def test_slices_are_interpolated_at_their_own_distance(ratio):
-    """A linear function keeps its slope, about the same centre."""
-    values = np.arange(9, dtype=np.float32)[:, None, None].repeat(2, 1)
-    found = interpolate(values, (21, 2, 1), ratio)[:, 1, 0]
-    np.testing.assert_allclose(found, np.clip(4 + ratio * np.arange(-10, 11), 0, 8), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (8, 6, 1), (8, 6, 4, 1), (1, 8, 6)])

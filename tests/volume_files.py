@@ -16,7 +16,11 @@ from pydicom.uid import (
 
 from data.dataloader import list_items
 from data.volumes import write_volumes
+from guided_diffusion.operators import OPERATORS
+from tests.conftest import task, write_yaml
 from util.files import printable
+
+OBLIQUE = np.array([[0, 0.6, 2.4, 9], [-0.8, 0.1, 0.2, 5], [0.1, 0.9, -1, -7], [0, 0, 0, 1.0]])
 
 
 def head(shape=(32, 32, 3), seed=0):
@@ -145,3 +149,46 @@ def dicom_values(path):
 def series_values(folder):
     """(slices, H, W) of the series in a folder, by file name."""
     return np.stack([dicom_values(os.path.join(folder, n)) for n in sorted(os.listdir(folder))])
+
+
+def ball(shape, centre, sides, radius=6.0):
+    """A bright ball of so many mm, smooth at its edge, on grey; its centre in voxels."""
+    places = np.moveaxis(np.indices(shape).astype(float), 0, -1)
+    distance = np.linalg.norm((places - centre) * sides, axis=-1)
+    return (200 + 600 / (1 + np.exp(2 * (distance - radius)))).astype(np.float32)
+
+
+def world_centre(voxels, affine):
+    """The world position of the ball's centre of mass."""
+    weights = np.clip(voxels - 400, 0, None)
+    centre = [(np.indices(voxels.shape)[i] * weights).sum() / weights.sum() for i in range(3)]
+    return nib.affines.apply_affine(affine, centre)
+
+
+def written_by(items, fine, folder):
+    """What is written of cubic interpolations to `fine` mm, as if they were the restored ones."""
+    for item in items:
+        volume = item.volume
+        spacing = volume.spacing
+        lengths = {"thickness": spacing, "spacing": spacing, "target_spacing": fine}
+        operator = OPERATORS["thick_slices"]
+        params = operator.check(lengths)
+        depth = operator.restored_depth(len(volume.slices), params)
+        os.makedirs(f"{folder}/slices", exist_ok=True)
+        np.save(
+            f"{folder}/slices/{item.name}.npy", operator.interpolated(item.read(), depth, params)
+        )
+    return list(write_volumes(items, {i.name for i in items}, str(folder), "a test", "settings"))
+
+
+def thick_task(root, measured=False, **params):
+    operator = {"name": "thick_slices", **params}
+    config = task(operator, root=root, conditioning={"method": "spectral"})
+    config["data"]["measured"] = measured
+    write_yaml("task.yaml", config)
+
+
+def circle(shape=(32, 32, 3)):
+    """Where there is no data: outside a circle in each slice."""
+    rows, cols = np.mgrid[: shape[0], : shape[1]] - 15.5
+    return np.repeat((np.hypot(rows, cols) > 15)[..., None], shape[2], axis=2)
