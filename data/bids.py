@@ -99,6 +99,11 @@ def check_bids(items: Sequence[Any]) -> None:
                 f"--bids: {item.label}: expected a NIfTI volume, which BIDS is made of (dcm2niix "
                 "converts DICOM)"
             )
+        if volume.part is not None:
+            raise UserError(
+                f"--bids: {volume.label}: expected an anatomical image of one volume, found "
+                f"{volume.part.count}; data.volume chooses one"
+            )
         stem = re.sub(r"(?i)\.(nii|hdr|img)(\.gz|\.bz2)?$", "", volume.label)
         named = parse(stem)
         if named is None:

@@ -21,7 +21,7 @@ from data.nifti_header import (
     voxel_file,
     written_header,
 )
-from data.volumes import Slice, Volume, reason
+from data.volumes import Part, Slice, Volume, reason
 from util.errors import UserError
 from util.files import open_plain, printable, read_head, replacing, safe_name
 from util.remote import base_name, is_remote, kept_file
@@ -39,6 +39,12 @@ def volume_name(name: str) -> str:
     return safe_name(os.path.splitext(name)[0])
 
 
+def volumes_in(path: str, label: str) -> int:
+    """How many volumes a file holds along its fourth axis; raises UserError."""
+    shape = read_header(path, label).header.get_data_shape()
+    return int(shape[3]) if len(shape) == 4 else 1
+
+
 class NiftiVolume(Volume):
     """A NIfTI file, restored along one of its axes.
 
@@ -52,6 +58,8 @@ class NiftiVolume(Volume):
             equal ones that nearest to inferior-superior.
         volume: index along the fourth axis, of a file that has one.
         magnitude: see `Volume`.
+        one_of_all: whether the others of a file with a fourth axis are restored as well, so that
+            its results carry its number, and are joined, see `Volume.part`.
 
     Raises:
         UserError: the file is no NIfTI file, or not one 3-D grey image.
@@ -64,6 +72,7 @@ class NiftiVolume(Volume):
         axis: int | None = None,
         volume: int | None = None,
         magnitude: bool = False,
+        one_of_all: bool = False,
     ):
         self.path = path
         header, affine, remarks = read_header(path, label)
@@ -75,14 +84,20 @@ class NiftiVolume(Volume):
         axis = self._thickest(affine) if axis is None else axis
         self.order, self.flips = self._display(affine, axis)
         self.axis = axis
+        name, shown = volume_name(label), printable(label)
+        part = None
+        if one_of_all and self.index is not None:
+            part = Part(name, self.index, self.stored_shape[3])
+            name, shown = f"{name}_v{self.index:03d}", f"{shown}, volume {self.index}"
         super().__init__(
-            volume_name(label),
-            printable(label),
+            name,
+            shown,
             self.shape[axis],
             float(np.linalg.norm(affine[:3, axis])),
             self._plane(affine, self.order),
             magnitude=magnitude,
         )
+        self.part = part
         self.remarks = remarks
         known = any(int(header.get(f"{form}_code", 0)) > 0 for form in ("sform", "qform"))
         self.world = self._world(affine if known else None)
@@ -215,6 +230,26 @@ class NiftiVolume(Volume):
             image.to_filename(temporary)
         return path
 
+    def join(self, parts: Sequence[str], path: str) -> None:
+        """Stack files that were written of volumes along the fourth axis, as in the source.
+
+        Args:
+            parts: the files, in this order; they are removed.
+            path: of the file to write.
+        """
+        import nibabel as nib
+
+        images: list[Any] = [nib.load(part) for part in parts]
+        voxels = np.stack([np.asarray(i.dataobj, np.float32) for i in images], axis=3)
+        header = images[0].header.copy()
+        header.set_data_shape(voxels.shape)
+        step = read_header(self.path, self.label).header.get_zooms()[3]
+        header.set_zooms((*images[0].header.get_zooms()[:3], step))
+        with replacing(path) as temporary:
+            type(images[0])(voxels, images[0].affine, header).to_filename(temporary)
+        for part in parts:
+            os.remove(part)
+
     def _written_header(self, shape, spacing=None):
         """(header, affine, class) of a volume of this shape, slices `spacing` mm apart if given."""
         header, affine, _ = read_header(self.path, self.label)
@@ -276,14 +311,16 @@ def _items(paths: Sequence[str], options: Mapping[str, Any]) -> list[Slice]:
     [path] = paths
     if is_remote(path) and not base_name(path).lower().endswith(EXTENSIONS):
         raise UserError(f"{base_name(path)}: a volume in two files is read from a local folder")
-    volume = NiftiVolume(
-        kept_file(path),
-        base_name(path),
-        options.get("axis"),
-        options.get("volume"),
-        options.get("magnitude", False),
-    )
-    return volume.slices
+    where, chosen = (kept_file(path), base_name(path)), options.get("volume")
+    how = options.get("axis"), options.get("magnitude", False)
+
+    def volume(index: int | None, one_of_all: bool = False) -> NiftiVolume:
+        return NiftiVolume(*where, how[0], index, how[1], one_of_all)
+
+    count = volumes_in(*where)
+    if chosen is not None or count <= 1:
+        return volume(chosen).slices
+    return [piece for i in range(count) for piece in volume(i, one_of_all=True).slices]
 
 
 FORMAT = Format("NIfTI", EXTENSIONS, recognises, _items, _groups)

@@ -41,15 +41,19 @@ def check_output(path: str | None, items: Sequence[Any]) -> None:
     """
     if path is None:
         return
-    sources = dict.fromkeys(i.volume if isinstance(i, (Slice, Whole)) else i for i in items)
+    sources = dict.fromkeys(_name_of(i) for i in items)
     if len(sources) != 1:
         raise UserError(
             f"--output: expected one picture, volume or series to restore, found {len(sources)}; "
             "--save_dir keeps the results of any number"
         )
-    (source,) = sources
-    if isinstance(items[0], Slice) and len(items) < len(source.slices):
-        raise UserError("--output: needs all slices of a volume, and --limit leaves some out")
+    source = items[0].volume if isinstance(items[0], (Slice, Whole)) else items[0]
+    part = getattr(source, "part", None)
+    pieces = len(source.slices) if isinstance(items[0], Slice) else 1
+    if len(items) < pieces * (part.count if part else 1):
+        raise UserError(
+            "--output: needs all slices and volumes of a file, and --limit leaves some out"
+        )
     wanted = _formats(source)
     if suffix(path) not in wanted:
         names = " or ".join(w or "a folder" for w in wanted)
@@ -69,6 +73,13 @@ def check_output(path: str | None, items: Sequence[Any]) -> None:
             raise UserError(f"--output: {path} is a folder, expected the name of a file")
         if others:
             raise UserError(f"--output: {path} holds other files ({others[0]}); name a new folder")
+
+
+def _name_of(item: Any) -> str:
+    """The name of the one result that an item belongs to."""
+    if not isinstance(item, (Slice, Whole)):
+        return item.name
+    return item.volume.part.whole if item.volume.part else item.volume.name
 
 
 def _formats(source: Any) -> tuple[str, ...]:
@@ -94,7 +105,7 @@ def write_output(path: str, items: Sequence[Any], folder: str) -> str:
     item = items[0]
     try:
         if isinstance(item, (Slice, Whole)):
-            _copy_volume(_result_of(item.volume.name, os.path.join(folder, "volumes")), path)
+            _copy_volume(_result_of(_name_of(item), os.path.join(folder, "volumes")), path)
         else:
             _write_picture(item, folder, path)
     except OSError as error:

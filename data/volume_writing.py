@@ -15,6 +15,7 @@ from data.slices import Slice, Whole
 class Written(NamedTuple):
     line: str  # for the terminal
     failed: bool
+    paths: tuple[str, ...] = ()
 
 
 # (volume, restored, std or None) → (folder, values), more volumes of the same grid and units
@@ -38,7 +39,7 @@ def write_volumes(
     Reads slices/NAME.npy, and std/NAME.npy and samples/NAME_K.npy where there are any, of each
     slice, (C, H, W) in the units of the [-1, 1] image; writes volumes/, std/, samples/K/ and what
     `more_of` gives, in the units of the volumes' files. A volume that cannot be written keeps its
-    slices, and the others are still written.
+    slices, and the others are still written. Where all volumes of a file were, they are joined.
 
     Args:
         items: of the run; those that are no slices are passed over.
@@ -50,27 +51,37 @@ def write_volumes(
         measured: whether the volumes were restored as the files are, see `Volume.put_together`.
 
     Yields:
-        One line for each volume, and whether writing it failed.
+        One line for each volume, and for each file of several, and whether writing it failed.
     """
     shared = folder, description, identity, more_of, measured
+    parts: dict[str, dict[Any, Written]] = {}
+    for volume, names, spacing in _restored(items, done):
+        if names:
+            written = _try_writing(volume, names, spacing, *shared)
+            if volume.part is not None:
+                parts.setdefault(volume.part.whole, {})[volume] = written
+        else:
+            count, restored = len(volume.slices), sum(s.name in done for s in volume.slices)
+            line = f"{volume.label}: {restored} of {count} slices restored, no volume written"
+            written = Written(line, False)
+        yield written
+    for whole, of_volumes in parts.items():
+        yield _try_joining(whole, of_volumes, folder)
+
+
+def _restored(items, done):
+    """(volume, names of its results, none where some are missing, spacing) of each volume."""
     for item in items:
         if isinstance(item, Whole) and item.name in done:
-            yield _try_writing(item.volume, [item.name], item.spacing, *shared)
+            yield item.volume, [item.name], item.spacing
     for volume in dict.fromkeys(item.volume for item in items if isinstance(item, Slice)):
-        count = len(volume.slices)
-        restored = sum(s.name in done for s in volume.slices)
-        if restored < count:
-            line = f"{volume.label}: {restored} of {count} slices restored, no volume written"
-            yield Written(line, False)
-            continue
         names = [piece.name for piece in volume.slices]
-        yield _try_writing(volume, names, None, *shared)
+        yield volume, names if done.issuperset(names) else [], None
 
 
 def _try_writing(volume, names, spacing, folder, *how) -> Written:
     try:
-        line = _write_volume(volume, names, spacing, folder, *how)
-        return Written(line, False)
+        return _write_volume(volume, names, spacing, folder, *how)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -95,7 +106,7 @@ def _write_volume(volume, names, spacing, folder, description, identity, more_of
     mean, padding = volume.put_together(x, spacing, measured)
     text = description, identity
     path = volume.write(os.path.join(folder, "volumes"), mean, padding, *text, spacing=spacing)
-    more, std = [], None
+    paths, more, std = [path], [], None
     if os.path.exists(os.path.join(folder, "std", f"{names[0]}.npy")):
         std = _stack(names, os.path.join(folder, "std"), whole) * (abs(white - black) / 2)
         if padding is not None:
@@ -105,12 +116,34 @@ def _write_volume(volume, names, spacing, folder, description, identity, more_of
     samples = _samples(volume, names, os.path.join(folder, "samples"), whole, spacing, measured)
     for kind, values in [*more, *(more_of(volume, mean, std) if more_of else ()), *samples]:
         text = f"{description} {kind}", identity
-        volume.write(os.path.join(folder, kind), values, None, *text, std=True, spacing=spacing)
+        where = os.path.join(folder, kind)
+        paths.append(volume.write(where, values, None, *text, std=True, spacing=spacing))
     kept = measured or not volume.clipped
-    return (
+    line = (
         f"{os.path.relpath(path, folder)}: {len(mean)} slices; {black:g} to {white:g} were -1 to "
         f"1, the {outside:.2%} of voxels outside were {'kept there' if kept else 'clipped'}"
     )
+    return Written(line, False, tuple(paths))
+
+
+def _try_joining(whole, written, folder) -> Written:
+    """Make one file of the volumes of one, in each folder that holds them."""
+    volume = next(iter(written))
+    done = [w.paths for w in written.values() if not w.failed]
+    if len(done) < volume.part.count:
+        line = f"{whole}: {len(done)} of {volume.part.count} volumes written, each as its own file"
+        return Written(line, False)
+    folders: dict[str, list[str]] = {}
+    for path in itertools.chain.from_iterable(done):
+        folders.setdefault(os.path.dirname(path), []).append(path)
+    ending = done[0][0][len(os.path.join(folder, "volumes", volume.name)) :]
+    try:
+        for where, parts in folders.items():
+            volume.join(parts, os.path.join(where, whole + ending))
+    except Exception as error:  # noqa: BLE001 - whatever a writing library objects to
+        line = f"{whole}: its volumes cannot be joined ({reason(error)}); each is a file of its own"
+        return Written(line, True)
+    return Written(f"{os.path.join('volumes', whole + ending)}: {len(done)} volumes", False)
 
 
 def _samples(volume, names, folder, whole, spacing, measured) -> Iterator[tuple[str, NDArray]]:

@@ -1,6 +1,7 @@
 """Volumes: scans that give slices, in the grey scale they are shown in."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -13,11 +14,25 @@ from data.slices import Slice, Whole
 from data.volume_writing import reason, write_volumes
 from util.errors import UserError
 
-__all__ = ["Slice", "Volume", "Whole", "padding_note", "reason", "write_volumes"]
+__all__ = ["Part", "Slice", "Volume", "Whole", "padding_note", "reason", "write_volumes"]
 
 UNEVEN = 0.05  # of the usual distance, at most, that slices' distances may differ
 GAPS = 4  # uneven distances that are named
 SAMPLED = 16  # slices of a volume that tell how noisy it is
+
+
+@dataclass(frozen=True)
+class Part:
+    """What volume of a file of several this is.
+
+    Attributes:
+        whole: name of the file's results.
+        index: among `count` volumes.
+    """
+
+    whole: str
+    index: int
+    count: int
 
 
 class Volume:
@@ -51,12 +66,15 @@ class Volume:
         remarks: what a user is to be told of its header.
         world: where its slices lie; None where nothing is known of it.
         clipped: whether what is restored lacks what is `beyond` black and white.
+        part: of a file whose other volumes are restored as well, which one it is: such a child
+            gives `join(parts, path)`, which makes one file of those that were written of all.
         find_head: of (count, H, W) voxels those to which the grey scale and σ are limited; None:
             all of them. What is not finite outside is no data.
         head_is_given: whether a user says where it is, so that all inside must be finite.
     """
 
     clipped: bool = True
+    part: Part | None = None
     find_head: Callable[[NDArray[np.float32]], NDArray[np.bool_]] | None = None
     head_is_given: bool = False
 
@@ -95,6 +113,9 @@ class Volume:
         std: bool = False,
         spacing: float | None = None,
     ) -> str:
+        raise NotImplementedError
+
+    def join(self, parts: Sequence[str], path: str) -> None:
         raise NotImplementedError
 
     def try_writing(self, factor: int, spacing: float | None) -> None:

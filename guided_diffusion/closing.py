@@ -42,7 +42,8 @@ def _write_volumes(
     measurement, failed = job.task.measurement, False
     how = results.folder, description, identity, _more_of(job, prior, results, teller)
     measured = measurement is not None and not measurement.simulated
-    for line, bad in write_volumes(job.items, done, *how, measured):
+    for written in write_volumes(job.items, done, *how, measured):
+        bad, line = written.failed, written.line
         teller.ranks.say(f"error: {line}" if bad else line, error=bad)
         failed = failed or bad
     return failed

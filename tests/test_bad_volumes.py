@@ -11,7 +11,7 @@ from pydicom.uid import JPEGLSLossless
 
 from tests.conftest import task, write_yaml
 from tests.volume_files import (
-    four_dimensions,
+    five_dimensions,
     head,
     items_of,
     not_a_number,
@@ -65,7 +65,6 @@ def no_dicom():
 
 RGB = np.zeros((32, 32, 3), np.uint8)
 BAD = {
-    "4-D": (four_dimensions, r"bad\.nii: holds 4 volumes \(32×32×3×4\); data\.volume: 0 to 3"),
     "NaN": (not_a_number, r"bad\.nii: holds values that are not finite"),
     "constant": (
         lambda: write_nifti("images/bad.nii", np.full((32, 32, 3), 7, np.int16)),
@@ -139,11 +138,11 @@ def test_one_file_as_data_root(tiny_run, capsys):
     write_yaml("task.yaml", task(root="images/a2.png"))
     assert tiny_run("--save_dir", "out") == 0
     assert os.listdir("out/tiny/super_resolution/x4/0.05/recon") == ["a2.png"]
-    four_dimensions()
+    five_dimensions()
     write_yaml("task.yaml", task(root="images/bad.nii"))
     assert tiny_run("--save_dir", "other") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: bad.nii: holds 4 volumes")
+    assert error.startswith("error: bad.nii: expected a 3-D image, found 5 axes")
     assert not os.path.exists("other")
 
 

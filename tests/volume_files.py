@@ -81,8 +81,8 @@ def items_of(data, **options):
     return list_items({"measured": False, **data}, **options)
 
 
-def four_dimensions():
-    write_nifti("images/bad.nii", np.stack([head()] * 4, axis=3))
+def five_dimensions():
+    write_nifti("images/bad.nii", np.stack([head()] * 8, axis=3).reshape(32, 32, 3, 4, 2))
 
 
 def not_a_number():
