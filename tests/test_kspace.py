@@ -1,8 +1,7 @@
-"""Raw k-space: read, made ready, restored and written; and what is refused."""
+"""Raw k-space: made ready, restored and written; and what is refused."""
 
 import csv
 import glob
-import sys
 
 import h5py
 import nibabel
@@ -11,127 +10,14 @@ import pytest
 import torch
 
 import main
-from data.dataloader import list_items
-from data.kspace_files import read_header, read_raw
 from data.kspace_output import fastmri_metrics
 from guided_diffusion.intervals import factors_path, save_factors
 from guided_diffusion.operators.coils import birdcage_maps
 from guided_diffusion.operators.fourier import fft2c
 from guided_diffusion.prior import load_prior
 from tests.conftest import TINY, write_yaml
-from util.errors import UserError
+from tests.kspace_scans import HEADER, head, ifft, lines, oversampled, write_fastmri
 from util.image_files import read_png
-
-HEADER = """<?xml version="1.0"?>
-<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>
-<encodedSpace><matrixSize><x>96</x><y>40</y><z>1</z></matrixSize>
-<fieldOfView_mm><x>384</x><y>180</y><z>5</z></fieldOfView_mm></encodedSpace>
-<reconSpace><matrixSize><x>48</x><y>36</y><z>1</z></matrixSize>
-<fieldOfView_mm><x>192</x><y>180</y><z>5</z></fieldOfView_mm></reconSpace>
-<encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>39</maximum>
-<center>20</center></kspace_encoding_step_1></encodingLimits>
-</encoding></ismrmrdHeader>"""
-
-
-def head(height=48, width=40, coils=4, sigma=0.002, slices=1):
-    """(k-space (slices, coils, H, W) complex64, magnitudes (slices, H, W)) of an ellipse."""
-    r, c = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
-    inside = (r / 0.8) ** 2 + (c / 0.7) ** 2 < 1
-    u = np.stack([inside * (0.6 + 0.3 * np.cos(5 * r + i) * np.cos(4 * c)) for i in range(slices)])
-    maps = birdcage_maps(coils, height, width).numpy() if coils > 1 else np.ones((1, height, width))
-    object_ = u * np.exp(1j * (0.4 * r - 0.3 * c))
-    k = fft2c(torch.from_numpy(maps * object_[:, None])).numpy()
-    random = np.random.default_rng(0)
-    noise = random.standard_normal(k.shape) + 1j * random.standard_normal(k.shape)
-    return (k + sigma * noise).astype(np.complex64), u
-
-
-def oversampled(k, rows):
-    """The same object in a field of view of `rows` rows."""
-    images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(k, axes=(-2, -1))), axes=(-2, -1))
-    wide = np.zeros((*k.shape[:-2], rows, k.shape[-1]), complex)
-    top = (rows - k.shape[-2]) // 2
-    wide[..., top : top + k.shape[-2], :] = images
-    wide = np.fft.fft2(np.fft.ifftshift(wide, axes=(-2, -1)))
-    return (np.fft.fftshift(wide, axes=(-2, -1)) * np.sqrt(k.shape[-2] / rows)).astype(np.complex64)
-
-
-def write_fastmri(path, k, header=None, mask=None, reference=None):
-    with h5py.File(path, "w") as file:
-        file["kspace"] = k
-        if header:
-            file["ismrmrd_header"] = header.encode()
-        if mask is not None:
-            file["mask"] = mask
-        if reference is not None:
-            file["reconstruction_rss"] = reference
-
-
-def lines(width=40, every=3, centre=10):
-    mask = np.arange(width) % every == 0
-    mask[width // 2 - centre // 2 : width // 2 + centre // 2] = True
-    return mask
-
-
-class TestFiles:
-    def test_fastmri_is_cropped_to_the_headers_size(self, tmp_path):
-        k, u = head()
-        path = tmp_path / "scan.h5"
-        write_fastmri(path, oversampled(k, 96), HEADER, lines())
-        raw = read_raw(str(path), "scan.h5", None)
-        assert raw.kspace.shape == (1, 4, 48, 40) and raw.axis == "columns"
-        assert np.allclose(raw.kspace, k * lines(), atol=1e-5)
-        assert (raw.mask == lines()).all()
-        assert raw.size == (48, 36) and raw.spacing == (4.0, 5.0, 5.0)
-
-    def test_single_coil_files_have_no_axis_of_coils(self, tmp_path):
-        k, _ = head(coils=1)
-        write_fastmri(tmp_path / "scan.h5", k[:, 0])
-        raw = read_raw(str(tmp_path / "scan.h5"), "scan.h5", None)
-        assert raw.kspace.shape == (1, 1, 48, 40) and raw.mask.all()
-
-    def test_ismrmrd(self, tmp_path):
-        ismrmrd = pytest.importorskip("ismrmrd")
-        k, _ = head(slices=2)
-        wide, path = oversampled(k, 96), str(tmp_path / "raw.h5")
-        dataset = ismrmrd.Dataset(path)
-        dataset.write_xml_header(HEADER.encode())
-        for s in range(2):
-            for line in np.flatnonzero(lines()):
-                a = ismrmrd.Acquisition.from_array(np.ascontiguousarray(wide[s, :, :, line]))
-                a.idx.slice, a.idx.kspace_encode_step_1 = s, line
-                dataset.append_acquisition(a)
-        dataset.close()
-        raw = read_raw(path, "raw.h5", None)
-        assert np.allclose(raw.kspace, k * lines(), atol=1e-5)
-        assert (raw.mask == lines()).all() and raw.spacing == (4.0, 5.0, 5.0)
-
-    def test_ismrmrd_without_its_library(self, tmp_path, monkeypatch):
-        with h5py.File(tmp_path / "raw.h5", "w") as file:
-            file.create_group("dataset")
-        monkeypatch.setitem(sys.modules, "ismrmrd", None)
-        with pytest.raises(UserError, match="pip install ismrmrd"):
-            read_raw(str(tmp_path / "raw.h5"), "raw.h5", None)
-
-    @pytest.mark.parametrize("ending", ["npy", "npz", "mat"])
-    @pytest.mark.parametrize("order, axis", [("kx ky coil", "columns"), ("coil, ky, kx", "rows")])
-    def test_arrays(self, tmp_path, ending, order, axis):
-        from scipy.io import savemat
-
-        k, _ = head()
-        array = k[0].transpose(1, 2, 0) if order.startswith("kx") else k[0]
-        path = str(tmp_path / f"scan.{ending}")
-        if ending == "npy":
-            np.save(path, array)
-        elif ending == "npz":
-            np.savez(path, ksp=array, other=np.ones(3))
-        else:
-            savemat(path, {"DATA": array})
-        raw = read_raw(path, "scan", order)
-        assert np.array_equal(raw.kspace, k) and raw.axis == axis
-
-    def test_header(self):
-        assert read_header(HEADER) == ((4.0, 5.0, 5.0), (48, 36))
 
 
 @pytest.fixture
@@ -201,9 +87,9 @@ class TestRuns:
         """A vessel three times as bright as white; all lines are measured, with little noise."""
         k, u = head(slices=2)
         image = np.zeros_like(ifft(k))
-        image[0, :, 20:22, 20] = 3 * np.percentile(u, 99.9) * birdcage_maps(4, 48, 40).numpy()[
-            :, 20:22, 20
-        ]
+        image[0, :, 20:22, 20] = (
+            3 * np.percentile(u, 99.9) * birdcage_maps(4, 48, 40).numpy()[:, 20:22, 20]
+        )
         k = (k + fft2c(torch.from_numpy(image)).numpy()).astype(np.complex64)
         write_fastmri("scan.h5", k)
         operator = {"name": "mri", "acceleration": 1, "center_fraction": 1.0}
@@ -307,12 +193,6 @@ class TestRuns:
         assert main.main([*prior, *task("scan.h5"), FAST]) == 0
         with h5py.File(f"{self.folder}/recon/scan.h5") as file:
             assert file["reconstruction"].shape == (1, 48, 40)
-
-
-def ifft(k):
-    axes = (-2, -1)
-    image = np.fft.ifft2(np.fft.ifftshift(k, axes=axes), norm="ortho")
-    return np.fft.fftshift(image, axes=axes)
 
 
 class TestRefused:
@@ -440,11 +320,3 @@ def test_fastmri_metrics_by_hand():
                 mean = (2 * p.mean() * q.mean() + c1) / (p.mean() ** 2 + q.mean() ** 2 + c1)
                 values.append(mean * (2 * c[0, 1] + c2) / (c[0, 0] + c[1, 1] + c2))
     assert found["fastmri_ssim"] == pytest.approx(np.mean(values))
-
-
-def test_a_folder_of_scans_lists_their_slices(tmp_path):
-    k, _ = head(slices=2)
-    for name in ("a", "b"):
-        write_fastmri(tmp_path / f"{name}.h5", k)
-    items = list_items({"root": str(tmp_path), "measured": False})
-    assert [i.name for i in items] == ["a_z000", "a_z001", "b_z000", "b_z001"]

@@ -7,10 +7,15 @@ import numpy as np
 import pydicom
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomIO
+from pydicom.filewriter import write_dataset
 from pydicom.uid import (
     EnhancedMRImageStorage,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     MRImageStorage,
+    RLELossless,
     generate_uid,
 )
 
@@ -138,6 +143,30 @@ def write_back(items, folder, enlarge=1, measured=False):
         np.save(f"{folder}/slices/{item.name}.npy", image)
     how = {i.name for i in items}, str(folder), "dmps test", "settings"
     return list(write_volumes(items, *how, measured=measured))
+
+
+def encode(path, syntax, meta=True):
+    """Write a file anew in another transfer syntax, with or without preamble and meta."""
+    dataset = pydicom.dcmread(path)
+    if syntax == RLELossless:
+        dataset.compress(syntax)
+        dataset.save_as(path)
+        return
+    little, implicit = syntax != ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
+    if not little:
+        pixels = np.frombuffer(dataset.PixelData, "<u2")
+        dataset.PixelData = pixels.astype(">u2").tobytes()
+    if meta:
+        dataset.file_meta.TransferSyntaxUID = syntax
+        fresh = pydicom.Dataset()
+        fresh.update({e.tag: e for e in dataset})
+        fresh.file_meta = dataset.file_meta
+        fresh.save_as(path, enforce_file_format=True)
+    else:
+        with open(path, "wb") as file:
+            io = DicomIO(file)
+            io.is_little_endian, io.is_implicit_VR = little, implicit
+            write_dataset(io, dataset)
 
 
 def dicom_values(path):
