@@ -58,7 +58,7 @@ FAST = "configs/diffusion_config_fast.yaml"
 
 @dataclass(frozen=True)
 class Restored:
-    """N images of K samples each, on the CPU, in [-1, 1].
+    """N images of K samples each, on the CPU, in [-1, 1]; of a scan also above, as k-space says.
 
     An image in whose sampling the network left the finite numbers is NaN throughout.
 
