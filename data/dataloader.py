@@ -8,7 +8,7 @@ from typing import Any
 from data.formats import FORMATS, by_content, by_suffix, extensions
 from data.items import Broken, Format, Item
 from data.pictures import EXTENSIONS, Picture, read_image, read_picture
-from data.volumes import reason
+from data.volumes import Slice, reason
 from util.errors import UserError
 from util.files import is_lfs_pointer, printable, read_head, safe_name
 from util.remote import base_name, is_remote, is_web, list_folder
@@ -169,11 +169,15 @@ def _broken(group, error):
 def check_names(items: Sequence[Item]) -> None:
     """Raise UserError when two items' results would carry one name."""
     seen: dict[str, str] = {}
-    for item in items:
-        name = item.name.lower()  # some file systems ignore case
-        if name in seen:
+    volumes = dict.fromkeys(item.volume for item in items if isinstance(item, Slice))
+    named = [(item.name, item.label) for item in items]
+    named += [(v.name, v.label) for v in volumes]  # restored as a whole it is an item as well
+    named += [(v.part.whole, v.label) for v in volumes if v.part and v.part.index == 0]
+    for name, label in named:
+        other = seen.get(name.lower())  # some file systems ignore case
+        if other is not None:
             raise UserError(
-                f"data.root: the results of {seen[name]} and {item.label} would carry one name, "
-                "rename one of them"
+                f"data.root: the results of {other} and {label} would carry one name, rename one "
+                "of them"
             )
-        seen[name] = item.label
+        seen[name.lower()] = label

@@ -151,3 +151,15 @@ def test_volumes_and_pictures_may_not_share_names(tmp_path):
     iio.imwrite(tmp_path / "a_z001.png", np.zeros((8, 8), np.uint8))
     with pytest.raises(UserError, match=r"a\.nii and a_z001\.png would carry one name"):
         items_of({"root": str(tmp_path)})
+    os.rename(tmp_path / "a_z001.png", tmp_path / "a.png")  # the volume as a whole
+    with pytest.raises(UserError, match=r"a\.png and a\.nii would carry one name"):
+        items_of({"root": str(tmp_path)})
+    os.rename(tmp_path / "a.png", tmp_path / "c.png")
+    assert len(items_of({"root": str(tmp_path)})) == 4
+
+
+def test_files_of_one_and_of_several_volumes_may_not_share_names(tmp_path):
+    write_nifti(tmp_path / "a.nii", head())
+    write_nifti(tmp_path / "a.nii.gz", np.stack([head(), head()], axis=3))
+    with pytest.raises(UserError, match=r"a\.nii and a\.nii\.gz, volume 0 would carry one name"):
+        items_of({"root": str(tmp_path)})
