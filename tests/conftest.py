@@ -4,6 +4,7 @@ import csv
 import json
 import os
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -108,6 +109,15 @@ def task(operator=None, noise=None, root="images", conditioning=None):
             "noise": noise or {"name": "gaussian", "sigma": 0.05},
         },
     }
+
+
+def write_training_images():
+    """Seven images of 24×32 in train/."""
+    os.mkdir("train")
+    rows, cols = np.mgrid[:24, :32]
+    for i in range(7):
+        image = 127 + 100 * np.sin(rows / (2 + i)) * np.cos(cols / 5)
+        iio.imwrite(f"train/{i}.png", image.astype(np.uint8))
 
 
 def write_yaml(path, config):

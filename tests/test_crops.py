@@ -1,6 +1,5 @@
 """The crops that training is of."""
 
-import os
 
 import imageio.v3 as iio
 import numpy as np
@@ -8,17 +7,14 @@ import pytest
 import torch
 
 from data.crops import TrainingCrops, change_contrast
+from tests.conftest import write_training_images
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Seven images in train/; cwd is there."""
     monkeypatch.chdir(tmp_path)
-    os.mkdir("train")
-    rows, cols = np.mgrid[:24, :32]
-    for i in range(7):
-        image = 127 + 100 * np.sin(rows / (2 + i)) * np.cos(cols / 5)
-        iio.imwrite(f"train/{i}.png", image.astype(np.uint8))
+    write_training_images()
 
 
 def test_crops_are_decided_by_their_index_and_cover_every_file(folder):

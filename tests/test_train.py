@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,7 @@ from guided_diffusion.train import main
 from guided_diffusion.training.optimiser import Optimiser, learning_rate_factor
 from guided_diffusion.training.trainer import Trainer
 from guided_diffusion.unet import create_model
-from tests.conftest import LINEAR, REPOSITORY, TINY, rnd, write_yaml
+from tests.conftest import LINEAR, REPOSITORY, TINY, rnd, write_training_images, write_yaml
 from util.errors import UserError
 
 CONFIG = {
@@ -42,11 +41,7 @@ CONFIG = {
 def folder(tmp_path, monkeypatch):
     """A folder to train in: seven images, configs; cwd is there."""
     monkeypatch.chdir(tmp_path)
-    os.mkdir("train")
-    rows, cols = np.mgrid[:24, :32]
-    for i in range(7):
-        image = 127 + 100 * np.sin(rows / (2 + i)) * np.cos(cols / 5)
-        iio.imwrite(f"train/{i}.png", image.astype(np.uint8))
+    write_training_images()
     write_yaml("model.yaml", {**TINY, "model_path": "unused.pt"})
     write_yaml("diffusion.yaml", LINEAR)
     write_yaml("train.yaml", CONFIG)
