@@ -87,7 +87,7 @@ def test_a_landmark_stays_where_it_is_in_a_nifti_volume(tmp_path, affine, fine):
     voxels = ball((24, 26, 11), np.array([11.3, 14.2, 5.4]), sides)
     write_nifti(tmp_path / "a.nii", voxels, affine)
     volume = items_of({"root": str(tmp_path / "a.nii"), "axis": 2})[0].volume
-    [(line, failed)] = written_by([Whole(volume, fine)], fine, tmp_path)
+    [(line, failed, _)] = written_by([Whole(volume, fine)], fine, tmp_path)
     assert not failed, line
     image = nib.load(tmp_path / "volumes/a.nii.gz")
     before, after = world_centre(voxels, affine), world_centre(image.get_fdata(), image.affine)
@@ -108,7 +108,7 @@ def test_a_landmark_stays_where_it_is_in_a_series(tmp_path):
     write_series(tmp_path / "s", voxels, SpacingBetweenSlices=3)
     volume = items_of({"root": str(tmp_path / "s")})[0].volume
     assert volume.spacing == pytest.approx(3) and volume.plane.thickness == 3
-    [(line, failed)] = written_by([Whole(volume, 0.7)], 0.7, tmp_path)
+    [(line, failed, _)] = written_by([Whole(volume, 0.7)], 0.7, tmp_path)
     assert not failed, line
 
     def centre(folder, values):

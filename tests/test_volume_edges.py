@@ -149,7 +149,7 @@ def test_a_landmark_stays_where_it_is_in_an_enhanced_file_of_thick_slices(tmp_pa
     write_enhanced(path, stored, [3.0 * k for k in range(11)])
     volume = items_of({"root": path})[0].volume
     assert volume.spacing == pytest.approx(3) and volume.plane.thickness == 3
-    [(line, failed)] = written_by([Whole(volume, 0.7)], 0.7, tmp_path)
+    [(line, failed, _)] = written_by([Whole(volume, 0.7)], 0.7, tmp_path)
     assert not failed, line
     before, _, _ = frame_centre(path)
     after, places, dataset = frame_centre(tmp_path / "volumes/e/e.dcm")
