@@ -82,12 +82,15 @@ def _restored(items, done):
 def _try_writing(volume, names, spacing, folder, *how) -> Written:
     try:
         return _write_volume(volume, names, spacing, folder, *how)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:  # noqa: BLE001 - whatever a writing library objects to
+        if _is_full(error):
             raise
         return Written(_failure(volume, names, folder, error), True)
-    except Exception as error:  # noqa: BLE001 - whatever a writing library objects to
-        return Written(_failure(volume, names, folder, error), True)
+
+
+def _is_full(error):
+    """Whether the disk is, so that no other volume can be written either."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _failure(volume, names, folder, error):
@@ -141,6 +144,8 @@ def _try_joining(whole, written, folder) -> Written:
         for where, parts in folders.items():
             volume.join(parts, os.path.join(where, whole + ending))
     except Exception as error:  # noqa: BLE001 - whatever a writing library objects to
+        if _is_full(error):
+            raise
         line = f"{whole}: its volumes cannot be joined ({reason(error)}); each is a file of its own"
         return Written(line, True)
     return Written(f"{os.path.join('volumes', whole + ending)}: {len(done)} volumes", False)

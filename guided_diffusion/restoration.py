@@ -351,7 +351,7 @@ def _restore(
     if scan is None:
         mean = real = real.clamp(-1, 1)
         x_hat = x_hat.clamp(-1, 1)
-    else:  # k-space says how bright the brightest tissue is; nothing else of a scan is above white
+    else:  # not cut: k-space itself says how bright the brightest tissue is
         x_hat, mean = scan.magnitude(x_hat), scan.magnitude(real)
     samples = x_hat.numpy()
     if y is None:

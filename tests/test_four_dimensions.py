@@ -1,5 +1,6 @@
 """NIfTI files with several volumes: all restored, each by itself, and joined again."""
 
+import errno
 import os
 
 import nibabel as nib
@@ -88,10 +89,11 @@ def test_some_of_the_volumes_stay_files_of_their_own(tiny_run, capsys):
     assert "s: 2 of 3 volumes written, each as its own file" in capsys.readouterr().out
     names = sorted(os.listdir(f"{OUT}/volumes"))
     assert len(names) == 2 and all(n.startswith("s_v00") for n in names)
-    output = ("--output", "restored.nii.gz", "--overwrite")
+    output = ("--output", "restored.nii.gz")
     assert tiny_run("--save_dir", "out", "--limit", "2", *output) == 2
     assert "--limit leaves some out" in capsys.readouterr().err
-    assert tiny_run("--save_dir", "out", *output) == 0  # and the rest, later
+    assert tiny_run("--save_dir", "out", *output) == 0  # the rest, later
+    assert "2 of 3 images had been restored by an earlier run" in capsys.readouterr().out
     assert os.listdir(f"{OUT}/volumes") == ["s.nii.gz"]
 
 
@@ -107,16 +109,21 @@ def test_one_bad_volume_leaves_the_others_as_files_of_their_own(tiny_run, capsys
     assert not os.path.exists("restored.nii.gz")
 
 
-def test_volumes_that_cannot_be_joined_stay(tmp_path, monkeypatch):
+@pytest.mark.parametrize("given", [("broken",), (errno.ENOSPC, "no space left")])
+def test_volumes_that_cannot_be_joined_stay(tmp_path, monkeypatch, given):
     write_series_of(tmp_path / "s.nii.gz")
     items = items_of({"root": str(tmp_path / "s.nii.gz")})
 
-    def full(self, parts, path):
-        raise OSError("no space left")
+    def fail(self, parts, path):
+        raise OSError(*given)
 
-    monkeypatch.setattr(type(items[0].volume), "join", full)
-    *_, last = write_back(items, tmp_path)
-    assert last.failed and "its volumes cannot be joined (no space left)" in last.line
+    monkeypatch.setattr(type(items[0].volume), "join", fail)
+    if len(given) > 1:  # the run ends with it, as where a volume is written
+        with pytest.raises(OSError, match="no space left"):
+            write_back(items, tmp_path)
+    else:
+        *_, last = write_back(items, tmp_path)
+        assert last.failed and "its volumes cannot be joined (broken)" in last.line
     assert len(os.listdir(tmp_path / "volumes")) == 3
 
 
