@@ -56,7 +56,7 @@ def cautions_of(
         return found
     known = [(label, e) for label, e, _ in evidence if e is not None]
     found += _of_sigma(results, job, evidence)
-    found += _of_residual(known)
+    found += _of_residual(known, measurement.operator)
     found += _of_contrast(known, statistics)
     method = METHODS[job.method]
     if results.settings["num_samples"] > 1 and not method.honest_spread:
@@ -145,8 +145,13 @@ def _of_sigma(results, job, evidence):
     return found
 
 
-def _of_residual(known):
+def _of_residual(known, operator):
     found = []
+    edges = (
+        " Where the picture goes on beyond its edges, it is boundary: reflect."
+        if operator.name == "deblur" and operator.params.get("boundary") != "reflect"
+        else ""
+    )
     much = [(label, e.rms) for label, e in known if e.rms is not None and e.rms > MISFIT]
     if much:
         found.append(
@@ -154,7 +159,7 @@ def _of_residual(known):
                 f"The residual is {max(v for _, v in much):.2f} times the noise: "
                 f"{_listed([label for label, _ in much])}.",
                 "The data are not explained: σ is too small, or the operator is not what was done "
-                "to the image.",
+                "to the image." + edges,
             )
         )
     seen = [

@@ -22,6 +22,8 @@ OPERATORS = {
     "means": {"name": "super_resolution", "scale_factor": 4, "type": "standard"},
     "gauss": {"name": "deblur", "type": "gaussian", "kernel_size": 9, "intensity": 1.0},
     "uniform": {"name": "deblur", "type": "uniform", "kernel_size": 9},
+    "mirror": {"name": "deblur", "type": "gaussian", "intensity": 1.0, "boundary": "reflect"},
+    "mirrorbox": {"name": "deblur", "type": "uniform", "kernel_size": 9, "boundary": "reflect"},
     "color": {"name": "color"},
 }
 SHAPES = {"color": (3, SIZE, SIZE)}

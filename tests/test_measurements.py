@@ -22,6 +22,9 @@ OPERATORS = [
     {"name": "deblur", "type": "uniform", "kernel_size": 4},
     {"name": "deblur", "type": "aniso", "kernel_size": 9, "intensity": [4.0, 0.7]},
     {"name": "color"},
+    {"name": "deblur", "type": "uniform", "kernel_size": 9, "boundary": "reflect"},
+    {"name": "deblur", "type": "uniform", "kernel_size": 4, "boundary": "reflect"},
+    {"name": "deblur", "intensity": 3.0, "boundary": "reflect"},
 ]
 IDS = ["-".join(str(v) for v in o.values()) for o in OPERATORS]
 SHAPES = [(3, 40, 56), (3, 64, 32), (3, 37, 50)]
@@ -108,6 +111,23 @@ def test_blur_equals_conv2d(params, rows, cols):
     assert (published - direct).norm() <= 2 * 0.031 * x.norm()
 
 
+@pytest.mark.parametrize("params", OPERATORS[-3:], ids=IDS[-3:])
+@pytest.mark.parametrize("size", [48, 10])  # 10: the reflection is reflected in its turn
+def test_a_reflecting_blur_sees_the_mirror_image(params, size):
+    taps = {9: np.full(9, 1 / 9), 4: np.full(4, 1 / 4)}.get(
+        params.get("kernel_size"), gaussian(31, 3.0)
+    )
+    x = draw((2, 1, size, 40), 12)
+    before, after = len(taps) // 2, len(taps) - 1 - len(taps) // 2
+    padding = ((0, 0), (0, 0), (before, after), (before, after))
+    padded = torch.from_numpy(np.pad(x.numpy(), padding, mode="symmetric"))
+    direct = F.conv2d(padded, torch.from_numpy(np.outer(taps, taps))[None, None])
+    operator = make(params, (1, size, 40), singular_value_threshold=0.0)
+    torch.testing.assert_close(operator.forward(x), direct)
+    flat = torch.ones(1, 1, size, 40, dtype=torch.float64)
+    torch.testing.assert_close(operator.forward(flat), flat)  # no dark frame
+
+
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_bicubic_equals_a_strided_convolution(factor):
     x = draw((1, 2, 32, 64), 9)
@@ -169,6 +189,7 @@ def test_anisotropic_blur_has_its_directions():
         ({"name": "deblur", "type": "aniso", "intensity": 3.0}, "two positive"),
         ({"name": "deblur", "type": "gaussian", "intensity": -1.0}, "positive"),
         ({"name": "deblur", "kernel_size": 0}, "kernel_size"),
+        ({"name": "deblur", "boundary": "wrap"}, "zero, reflect"),
         ({"name": "denoise", "kernel_size": 9}, "kernel_size"),
     ],
 )

@@ -16,7 +16,7 @@ class TestCorrection:
     """One last step with a known x̂_0 against dense linear algebra."""
 
     @pytest.mark.parametrize("level", [10, 300, 600])
-    @pytest.mark.parametrize("name", ["denoise", "color", "sr", "means"])
+    @pytest.mark.parametrize("name", ["denoise", "color", "sr", "means", "mirror", "mirrorbox"])
     def test_exact_where_no_two_directions_share_a_frequency(self, name, level):
         """The mean of the dense posterior, with the spectrum of heads."""
         operator, sigma, kappa = operator_of(name), 0.1, 1.5

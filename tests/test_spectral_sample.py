@@ -64,6 +64,7 @@ class TestSample:
             ("denoise", HEADS, "", 0.04),
             ("denoise", HEADS, "auto", 0.1),  # y itself, and as exact as the reverse steps are
             ("color", HEADS, "", 0.04),
+            ("mirror", HEADS, "", 0.04),
             ("sr", WHITE, "auto", 0.04),
             ("gauss", WHITE, "auto", 0.04),
         ],

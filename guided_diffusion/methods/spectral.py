@@ -44,11 +44,11 @@ class Spectral(Method):
       has two evaluations, one of the state and one of its mirror image.
 
     In the formulas v is the diagonal of Vᵀ C V, C the covariance that is diagonal in the DCT. That
-    is all of it where the singular directions are cosines (denoising, color), or where S is the
-    same at all frequencies. Elsewhere correlations between directions are left out, for a blur
-    mixes frequencies at the image's edges, unless the operator knows better
-    (`Operator.frequency_posterior_mean`): the mean is exact in super-resolution, too. In
-    accelerated MRI it is solved for by conjugate gradients, and P = C
+    is all of it where the singular directions are cosines (denoising, color, symmetric blurs of
+    mirrored images), or where S is the same at all frequencies. Elsewhere correlations between
+    directions are left out, for a blur mixes frequencies at the image's edges, unless the operator
+    knows better (`Operator.frequency_posterior_mean`): the mean is exact in super-resolution, too.
+    In accelerated MRI it is solved for by conjugate gradients, and P = C
     (`operators.scanned.ScannedSpread`).
     """
 

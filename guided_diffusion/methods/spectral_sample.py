@@ -19,10 +19,10 @@ class SpectralSample(Spectral):
     which knows the spectrum of images and needs no Langevin steps, for p(x_0 | x_t, y). As x_0's
     own variance P is drawn, too, the states have noise r_{t-1} + P around its mean, and the result
     is a sample of the posterior. For Gaussian images of this spectrum, with κ = 1, it is exactly
-    that where directions are not correlated (denoising, color), if it starts from pure noise.
-    (``start: auto`` starts lower than the prior's power at the lowest frequencies, which matters in
-    what A does not see.) Elsewhere it is near: in super-resolution and Gaussian blur the samples'
-    variance is a tenth too small at most.
+    that where directions are not correlated (denoising, color, symmetric blurs of mirrored images),
+    if it starts from pure noise. (``start: auto`` starts lower than the prior's power at the lowest
+    frequencies, which matters in what A does not see.) Elsewhere it is near: in
+    super-resolution and Gaussian blur the samples' variance is a tenth too small at most.
 
     In denoising y itself is a state of the process, p(x_0 | y) that of the prior from there on, and
     the plain reverse steps draw from it without any Gaussian.

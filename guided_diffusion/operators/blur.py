@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from guided_diffusion.dct import dct_matrix
 from guided_diffusion.operators.base import Shape, expect
 from guided_diffusion.operators.separable import (
+    Factor,
     Factors,
     SeparableOperator,
     identity_factor,
@@ -15,16 +17,37 @@ from guided_diffusion.operators.separable import (
 from util.parameters import Parameter
 
 TYPES = ("gaussian", "uniform", "aniso")
+BOUNDARIES = ("zero", "reflect")
 
 
-def blur_matrix(size: int, kernel: torch.Tensor) -> torch.Tensor:
-    """(size, size) band matrix that correlates with a 1-D kernel, zero outside the image."""
+def blur_matrix(size: int, kernel: torch.Tensor, boundary: str = "zero") -> torch.Tensor:
+    """(size, size) matrix that correlates with a 1-D kernel.
+
+    Outside the image is zero, or with `boundary` "reflect" the image's mirror image, whose first
+    pixel is the last one inside.
+    """
     matrix = torch.zeros(size, size, dtype=torch.float64)
+    rows = torch.arange(size)
     for tap, weight in enumerate(kernel):
-        offset = tap - len(kernel) // 2
-        if abs(offset) < size:
-            matrix.diagonal(offset).fill_(weight)
+        columns = rows + tap - len(kernel) // 2
+        if boundary == "reflect":
+            columns = columns % (2 * size)
+            columns = torch.minimum(columns, 2 * size - 1 - columns)
+        inside = (columns >= 0) & (columns < size)
+        matrix[rows[inside], columns[inside]] += weight
     return matrix
+
+
+def blur_factor(size: int, kernel: torch.Tensor, boundary: str, threshold: float) -> Factor:
+    """The SVD of `blur_matrix`. Where a symmetric kernel meets its own reflection, cosines are
+    singular directions (Strang 1999, the DCT-II), so that no two of them share a frequency."""
+    matrix = blur_matrix(size, kernel, boundary)
+    if boundary == "zero" or len(kernel) % 2 == 0 or not kernel.equal(kernel.flip(0)):
+        return matrix_factor(matrix, threshold)
+    cosines = dct_matrix(size).mT
+    passed = (cosines * (matrix @ cosines)).sum(dim=0)
+    s = torch.where(passed.abs() < threshold, 0.0, passed.abs())
+    return Factor(cosines * torch.where(passed < 0, -1.0, 1.0), s, cosines)
 
 
 def gaussian_kernel(kernel_size: int, intensity: float) -> torch.Tensor:
@@ -39,7 +62,7 @@ def gaussian_kernel(kernel_size: int, intensity: float) -> torch.Tensor:
 
 
 class Deblur(SeparableOperator):
-    """Correlation with a Gaussian or a box along rows and columns, zero outside the image."""
+    """Correlation with a Gaussian or a box along rows and columns."""
 
     name = "deblur"
     parameters = {
@@ -53,6 +76,12 @@ class Deblur(SeparableOperator):
             "uniform, in published files, has no use for it",
             (float, list),
         ),
+        "boundary": Parameter(
+            "zero",
+            "beyond the edges: zero, mid-grey, as published, or reflect, the mirror image",
+            (str,),
+            choices=BOUNDARIES,
+        ),
         **SeparableOperator.parameters,
     }
 
@@ -62,7 +91,9 @@ class Deblur(SeparableOperator):
             parameters["type"], parameters["kernel_size"], parameters["intensity"]
         )
         rows, cols = (
-            matrix_factor(blur_matrix(n, kernel), parameters["singular_value_threshold"])
+            blur_factor(
+                n, kernel, parameters["boundary"], parameters["singular_value_threshold"]
+            )
             for n, kernel in zip(in_shape[1:], kernels, strict=True)
         )
         return identity_factor(in_shape[0]), rows, cols
