@@ -91,9 +91,7 @@ class Deblur(SeparableOperator):
             parameters["type"], parameters["kernel_size"], parameters["intensity"]
         )
         rows, cols = (
-            blur_factor(
-                n, kernel, parameters["boundary"], parameters["singular_value_threshold"]
-            )
+            blur_factor(n, kernel, parameters["boundary"], parameters["singular_value_threshold"])
             for n, kernel in zip(in_shape[1:], kernels, strict=True)
         )
         return identity_factor(in_shape[0]), rows, cols
