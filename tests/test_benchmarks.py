@@ -255,8 +255,11 @@ def test_a_cell_is_a_mean_over_its_slices_and_says_of_how_many(small):
         add_rows({ours: {"a": 32.0 + steps, "b": 0.0}}, "val", steps, "spectral")
     (line,) = [x for x in tables.ahead("val").splitlines() if x.startswith("| ×4 | PSNR")]
     # at 100 it leads on "a" by 0 - 20, at 20 on both by 30.5 - 26
-    assert line.startswith("| ×4 | PSNR (dB) | 21.00 | 26.00 | **30.50** | ddrm, eta 0.85,")
-    assert line.endswith("20 evaluations | 2 |")
+    lead = "-9.50 ± 21.50 (1 of 2)"  # differences of 12 and -31
+    assert line.startswith(
+        f"| ×4 | PSNR (dB) | 21.00 | 26.00 | **30.50** | {lead} | ddrm, eta 0.85,"
+    )
+    assert line.endswith("20 evaluations |")
 
 
 def test_the_denoiser_is_compared_source_by_source_on_the_same_slices(small, restored):
@@ -293,6 +296,7 @@ def test_the_pages_are_what_the_csvs_give(name):
 @pytest.mark.parametrize("name", report.PLOTS)
 def test_the_plots_are_of_the_csvs(name):
     lines, *_ = report.PLOTS[name]
+    assert all(any(panel.values()) for panel in lines().values())  # none is empty
     path = os.path.join(settings.REPOSITORY, name)
     assert report.drawn(path) == report.digest(lines()), "run python tests/benchmarks/report.py"
 

@@ -4,6 +4,7 @@ import csv
 import os
 from types import SimpleNamespace
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from guided_diffusion.intervals import load_factor
 from guided_diffusion.operators import get_operator
 from tests.benchmarks import rows
 from tests.benchmarks.kspace import CASES, identified, measure_factors, parse_args, plan
+from tests.benchmarks.kspace import main as run_kspace
 from tests.benchmarks.kspace_classical import (
     CLASSICAL,
     deepinv_tv,
@@ -22,6 +24,7 @@ from tests.benchmarks.kspace_classical import (
 from tests.benchmarks.kspace_measured import main as measure_scan
 from tests.benchmarks.kspace_rows import COLUMNS, Table
 from tests.benchmarks.kspace_tables import kspace, kspace_intervals, kspace_measured
+from util.errors import UserError
 
 
 def rnd(*shape, seed=0):
@@ -36,6 +39,13 @@ def problem():
     )
     y = operator.forward(rnd(1, 1, 16, 16)) + 0.1 * rnd(1, *operator.out_shape, seed=1)
     return lambda u: operator.transpose(operator.forward(u)), operator.transpose(y), operator, y
+
+
+def test_too_few_slices_are_named(tmp_path):
+    for i in range(3):
+        iio.imwrite(tmp_path / f"{i}.png", np.zeros((32, 32), np.uint8))
+    with pytest.raises(UserError, match=r"--val: expected more than \d+ slices.*found 3"):
+        run_kspace(["--val", str(tmp_path), "--plan"])
 
 
 def test_sense_solves_its_normal_equations(problem):
@@ -204,6 +214,12 @@ class TestMeasuredScans:
         os.rename(tmp_path / "found.csv", tmp_path / "kspace_measured.csv")
         table = kspace_measured().splitlines()
         assert len(table) == 2 + 2 * 2 and all("disc 48×40" in line for line in table[2:])
+        for line in table[2:]:  # each measure at the weight that suits it
+            cells = line.replace("*", "").split(" | ")
+            of = [r for r in found if (r["axis"], r["method"]) == (cells[1], cells[4])]
+            for at, measure in ((6, "psnr"), (7, "ssim"), (8, "haarpsi")):
+                most = max(float(r[measure]) for r in of)
+                assert float(cells[at]) == pytest.approx(most, abs=0.006)
 
     def test_a_scan_with_gaps_has_lines_along_its_own_axis_alone(self, tmp_path, capfd):
         scan = self.scan(tmp_path, empty=[0, 1])

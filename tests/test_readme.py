@@ -95,6 +95,16 @@ def test_links_and_paths_exist(name):
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
+def test_a_list_of_contents_is_whole(name):
+    """From the first section that it names on."""
+    text = read(name)
+    sections = [slug(title) for level, title in headings(text) if level == "##"]
+    listed = re.findall(r"\]\(#([^)]+)\)", re.split(r"^## ", text, flags=re.MULTILINE)[0])
+    named = [s for s in listed if s in sections]
+    assert not named or sections[sections.index(named[0]) :] == named
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
 def test_every_section_that_is_linked_exists(name):
     for file, section in re.findall(r"\]\(([^):#]*)#([^)]+)\)", read(name)):
         target = os.path.normpath(os.path.join(os.path.dirname(name), file)) if file else name

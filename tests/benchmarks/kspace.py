@@ -41,7 +41,7 @@ from tests.benchmarks.kspace_classical import CLASSICAL
 from tests.benchmarks.kspace_rows import COLUMNS, KEY, Table, key_of, known_seen, lines
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.run_all import Speed, duration
-from util.errors import ArgumentParser
+from util.errors import ArgumentParser, UserError, status_of
 from util.metrics import calibration, image_metrics
 from util.random import ImageRandom, image_generator
 
@@ -223,6 +223,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     paths = list_images(args.val)
     sets = {"val": paths[::EVERY], "tuning": paths[TUNING::EVERY]}
+    most = max(max(args.images) * EVERY, max(args.tuning_images) * EVERY + TUNING)
+    if len(paths) <= most:
+        raise UserError(
+            f"--val: expected more than {most} slices, of which every {EVERY}th is taken, found "
+            f"{len(paths)} in {args.val}"
+        )
     prior = None if set(args.methods) <= set(CLASSICAL) else load_prior()
     table = Table(path, prior.digest[:8] if prior else "")
     if args.plan:
@@ -346,4 +352,4 @@ def seconds_of(case: Case, method: str, table: Table, speed: Speed | None) -> fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

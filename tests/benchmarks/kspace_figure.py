@@ -19,6 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from data.dataloader import read_image
 from guided_diffusion import Measurement, NoiseConfig, OperatorConfig, load_prior, restore
 from tests.benchmarks.kspace import CLASSICAL, Case, measure
+from util.errors import status_of
 from util.files import replacing
 from util.metrics import calibration, image_metrics
 
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

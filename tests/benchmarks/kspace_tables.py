@@ -66,14 +66,19 @@ def kspace_intervals() -> str:
 
 
 def kspace_measured() -> str:
-    """Measured scans: each method with its best weight, the best of each scan in bold."""
+    """Measured scans: each method with the best weight for each measure, its λ that of PSNR.
+
+    The best of each scan is bold.
+    """
+    measures = {"psnr": 2, "ssim": 3, "haarpsi": 3}
     best: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in read(os.path.join(rows.FOLDER, "kspace_measured.csv")):
         of = best.setdefault((row["scan"], row["axis"], row["R"]), {})
-        known = of.get(row["method"])
-        if known is None or float(row["psnr"]) > float(known["psnr"]):
-            of[row["method"]] = row
-    measures = {"psnr": 2, "ssim": 3, "haarpsi": 3}
+        known = of.setdefault(row["method"], dict(row))
+        if float(row["psnr"]) > float(known["psnr"]):
+            known["weight"] = row["weight"]
+        for k in measures:
+            known[k] = max(known[k], row[k], key=float)
     lines = []
     for case, methods in best.items():
         leaders = {k: max(float(row[k]) for row in methods.values()) for k in measures}

@@ -21,7 +21,7 @@ from guided_diffusion.devices import pick_device
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.methods import get_conditioning_method
 from guided_diffusion.operators import get_operator
-from util.errors import ArgumentParser
+from util.errors import ArgumentParser, status_of
 from util.flags import positive
 from util.random import ImageRandom, image_generator
 
@@ -103,4 +103,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -27,7 +27,7 @@ from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.thick_slices import load
 from tests.benchmarks.volume_denoising import CUBES, Seeded, Volume, ours
 from tests.benchmarks.volume_rows import Rows
-from util.errors import ArgumentParser
+from util.errors import ArgumentParser, status_of
 from util.flags import positive
 from util.metrics import image_metrics
 
@@ -105,4 +105,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

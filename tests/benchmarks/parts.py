@@ -161,7 +161,7 @@ def shipped(choice: Choice) -> list[Job]:
     return dmps + shipped_settings("shipped", TASKS)
 
 
-def ood(choice: Choice) -> list[Job]:
+def ood(choice: Choice | None = None) -> list[Job]:
     return shipped_settings("ood", ALL_TASKS)
 
 

@@ -19,6 +19,7 @@ from guided_diffusion.prior import load_prior
 from guided_diffusion.statistics import PriorStatistics
 from tests.benchmarks import rows
 from tests.benchmarks.figures import REPOSITORY, restore
+from util.errors import status_of
 from util.files import replacing, replacing_text
 
 COUNT = 16
@@ -82,4 +83,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

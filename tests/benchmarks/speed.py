@@ -29,6 +29,7 @@ from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_operator
 from guided_diffusion.unet import create_model
 from tests.benchmarks.tables import markdown
+from util.errors import status_of
 from util.files import replacing_text
 from util.random import ImageRandom, image_generator
 
@@ -195,4 +196,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

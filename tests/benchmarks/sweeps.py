@@ -1,5 +1,6 @@
 """The tables of settings and sweeps, as Markdown, made of the measured rows alone."""
 
+import math
 import statistics
 from collections.abc import Iterable
 
@@ -104,7 +105,8 @@ def ahead(chosen: str) -> str:
     """`spectral` as shipped at 10 and 20 evaluations beside the best of the others up to 100.
 
     The best is that of the largest lead over `spectral` at 20, or of the smallest gap. Both are
-    means over the slices that both have restored: at least half of them.
+    means over the slices that both have restored: at least half of them. The lead of `spectral` at
+    10 has the standard error of its mean over the slices, and on how many of them it leads.
     """
     lines = []
     for task in settings.TASKS:
@@ -135,9 +137,21 @@ def ahead(chosen: str) -> str:
             marked = [*won, not any(won)]
             cells = [f"**{v}**" if b else v for v, b in zip(shown, marked, strict=True)]
             name = f"{which[2]}, {which[3]}, {which[4]} evaluations"
-            lines.append([TITLES[task], TITLES[metric], *cells, name, str(len(others[which]))])
-    head = ["task", "measure", "spectral, 10", "spectral, 20", "best of the others", "which"]
-    return markdown([*head, "slices"], lines)
+            lead = lead_of(ours[0], rows.everything()[which], metric, others[which])
+            lines.append([TITLES[task], TITLES[metric], *cells, lead, name])
+    head = ["task", "measure", "spectral, 10", "spectral, 20", "best of the others"]
+    return markdown([*head, "lead at 10 (slices)", "which"], lines)
+
+
+def lead_of(
+    ours: dict[str, rows.Row], other: dict[str, rows.Row], metric: str, names: Iterable[str]
+) -> str:
+    """The mean of the slices' differences ± its standard error, and how many are above 0."""
+    found = [float(ours[name][metric]) - float(other[name][metric]) for name in sorted(names)]
+    error = statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else math.nan
+    digits = DIGITS[metric] + (metric != "psnr")
+    won = sum(value > 0 for value in found)
+    return f"{statistics.fmean(found):+.{digits}f} ± {error:.{digits}f} ({won} of {len(found)})"
 
 
 def others_of(chosen: str, task: str) -> dict[rows.Group, dict[str, rows.Row]]:

@@ -9,6 +9,7 @@ saved_results/benchmarks/thick_slices.csv, and measures only what is missing the
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -37,7 +38,7 @@ from guided_diffusion.restoration import FAST, restore
 from guided_diffusion.volumes import AsVolume
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.volume_rows import OURS, Rows
-from util.errors import ArgumentParser
+from util.errors import ArgumentParser, status_of
 from util.flags import positive
 from util.metrics import psnr, ssim
 
@@ -45,8 +46,8 @@ Volume = NDArray[np.float32]
 COLUMNS = ("thickness", "spacing", "method", "shape", "psnr", "ssim", "ssim_rows", "ssim_columns")
 COLUMNS += ("delta", "seconds", "prior")
 LANCZOS = 3  # lobes
-TV_STEPS = 10  # of the proximal gradient, from the cubic interpolation
-TV_WEIGHTS = (0.01, 0.03)  # the best of which counts
+TV_STEPS = 60  # of the accelerated proximal gradient, from the cubic interpolation
+TV_WEIGHTS = (0.001, 0.003, 0.01, 0.03)  # the best of which counts
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -96,13 +97,16 @@ def lanczos(y: Volume, depth: int, spacing: float) -> Volume:
 
 
 def total_variation(operator: Operator, y: Volume, start: Volume, weight: float) -> Volume:
-    """argmin ½‖Ax - y‖² + weight·TV(x) over three axes, by proximal gradient steps."""
+    """argmin ½‖Ax - y‖² + weight·TV(x) over three axes, by FISTA (Beck & Teboulle 2009)."""
     length = 1 / float(operator.singular_values.max()) ** 2
-    x = start
+    x = z = start
+    t = 1.0
     for _ in range(TV_STEPS):
-        residual = operator.forward(torch.from_numpy(x)[None]) - torch.from_numpy(y)[None]
-        x = x - length * operator.transpose(residual)[0].numpy()
-        x = denoise_tv_chambolle(x, weight=weight * length, max_num_iter=10)
+        residual = operator.forward(torch.from_numpy(z)[None]) - torch.from_numpy(y)[None]
+        z = z - length * operator.transpose(residual)[0].numpy()
+        before, x = x, denoise_tv_chambolle(z, weight=weight * length, eps=0, max_num_iter=20)
+        before_t, t = t, (1 + math.sqrt(1 + 4 * t**2)) / 2
+        z = x + (before_t - 1) / t * (x - before)
     return x
 
 
@@ -164,4 +168,4 @@ def methods(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

@@ -26,14 +26,14 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from data.masks import head_mask
 from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
-from guided_diffusion.noise import get_noise
+from guided_diffusion.noise import get_noise, rician_to_gaussian
 from guided_diffusion.prior import SHIPPED, Prior, load_prior
 from guided_diffusion.restoration import FAST, restore
 from guided_diffusion.volumes import AsVolume
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.thick_slices import load
 from tests.benchmarks.volume_rows import OURS, Rows
-from util.errors import ArgumentParser
+from util.errors import ArgumentParser, status_of
 from util.flags import positive
 from util.metrics import image_metrics
 
@@ -63,6 +63,11 @@ def bm4d(M: Volume, sigma: float) -> Volume:
 def unbiased(x: Volume, sigma: float) -> Volume:
     """x, the mean of a magnitude, without what noise adds to it: E[M]² ≈ A² + σ²."""
     return np.sqrt(np.maximum((x + 1) ** 2 - sigma**2, 0)) - 1
+
+
+def gaussian(M: Volume, sigma: float) -> Volume:
+    """M with Gaussian noise in place of Rice noise, by this program's own step."""
+    return rician_to_gaussian(torch.from_numpy(M)[None], sigma)[0].numpy()
 
 
 def ours(prior: Prior, M: Volume, sigma: float | Volume, way: AsVolume) -> Volume:
@@ -99,6 +104,7 @@ def methods(
         "NL-means (dipy, classic)": lambda: nl_means(M, sigma, "classic"),
         "BM4D": block_matching,
         "BM4D, bias removed": without_bias,
+        "BM4D of Gaussian noise": lambda: bm4d(gaussian(M, sigma), sigma),
         "ours, slices": lambda: ours(prior, M, sigma, replace(whole, in_turn=False)),
         "ours, volume": lambda: ours(prior, M, sigma, whole),
     }
@@ -175,4 +181,4 @@ def figures(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

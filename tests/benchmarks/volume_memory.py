@@ -23,7 +23,7 @@ from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.settings import REPOSITORY
 from tests.benchmarks.volume_rows import Rows
 from util.config import read_yaml
-from util.errors import ArgumentParser
+from util.errors import ArgumentParser, status_of
 from util.flags import positive
 
 COLUMNS = ("case", "shape", "peak_MB", "seconds", "prior")
@@ -113,4 +113,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

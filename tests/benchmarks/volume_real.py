@@ -48,7 +48,7 @@ from tests.benchmarks.settings import REPOSITORY
 from tests.benchmarks.thick_slices import cut
 from tests.benchmarks.volume_denoising import Volume, methods, ours
 from tests.benchmarks.volume_rows import Rows
-from util.errors import ArgumentParser
+from util.errors import ArgumentParser, status_of
 from util.flags import positive
 from util.image_files import write_png
 
@@ -202,4 +202,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

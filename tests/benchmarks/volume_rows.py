@@ -3,11 +3,20 @@
 import csv
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tests.benchmarks.rows import FOLDER
 from util.files import replacing_text
 
+HEADS = {  # column of a CSV → head of a table's, where they differ
+    **{"psnr": "PSNR (dB)", "ssim": "SSIM", "haarpsi": "HaarPSI", "noise_percent": "noise (%)"},
+    **{"ssim_rows": "SSIM along rows", "ssim_columns": "SSIM along columns", "delta": "Δ (%)"},
+    **{"delta_mean": "Δ of the mean (%)", "psnr_sample": "PSNR of a sample (dB)"},
+    **{"psnr_mean": "PSNR of the mean (dB)", "in_50": "in 50 %", "in_90": "in 90 %"},
+    **{"rescale": "factor", "drawn": "drawn share", "in_plane": "in the plane"},
+    **{"sigma_error": "error of σ", "sigma_percent": "σ (%)", "peak_MB": "peak (MB)"},
+    **{"thickness": "thickness (mm)", "spacing": "spacing (mm)"},
+}
 OURS = "ours"  # begins the names of this program's own methods, whose rows a new prior replaces
 Row = dict[str, str]
 Lines = tuple[list[str], list[list[str]]]  # head and body of a table
@@ -90,4 +99,19 @@ def compared(
             bold = [float(row[k]) == best[k] for k in measures]
             cells = [f"**{c}**" if b else c for c, b in zip(cells, bold, strict=True)]
             lines.append([*group, row["method"], *cells, f"{float(row['seconds']):.0f}"])
-    return [*groups, "method", *measures, "seconds"], lines
+    return heads([*groups, "method", *measures, "seconds"]), lines
+
+
+def heads(columns: Iterable[str]) -> list[str]:
+    return [HEADS.get(name, name) for name in columns]
+
+
+def listed(name: str, digits: Mapping[str, int]) -> Lines:
+    """All rows of a file, without the prior; `digits` are those shown of each number."""
+    rows = read(os.path.join(FOLDER, f"{name}.csv"))
+    columns = [k for k in (rows[0] if rows else ()) if k != "prior"]
+    lines = [
+        [f"{float(row[k]):.{digits[k]}f}" if k in digits and row[k] else row[k] for k in columns]
+        for row in rows
+    ]
+    return heads(columns), lines

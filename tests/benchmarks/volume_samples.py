@@ -42,7 +42,7 @@ from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.settings import REPOSITORY
 from tests.benchmarks.thick_slices import load
 from tests.benchmarks.volume_rows import Rows
-from util.errors import ArgumentParser
+from util.errors import ArgumentParser, status_of
 from util.files import replacing
 from util.flags import positive
 from util.metrics import calibration, psnr
@@ -170,4 +170,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))
