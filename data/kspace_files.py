@@ -14,6 +14,7 @@ from util.errors import UserError
 NAMES = ("slice", "coil", "ky", "kx")
 ORDERS = {2: "ky kx", 3: "coil ky kx", 4: "slice coil ky kx"}
 WHOLE = 0.9  # share of a line's points from which on it is one: echoes may be partial
+ALIKE = 0.99  # share of all slices' points that each has: a value may be 0 by chance
 DATASETS = ("kspace", "ksp", "k_space", "data")  # names that k-space goes by, the likelier first
 
 
@@ -218,16 +219,43 @@ def _checked(kspace, axis, label, mask, **more):
     kspace = np.ascontiguousarray(kspace, dtype=np.complex64)
     if not np.isfinite(kspace).all():
         raise UserError(f"{label}: holds values that are not finite")
-    samples = np.abs(kspace).max(axis=(0, 1)) > 0  # (H, W), measured in any slice
+    of_slices = (kspace != 0).any(axis=1)
     if mask is not None:
-        samples = samples & _broadcast(np.asarray(mask).squeeze(), samples.shape, axis, label)
+        mask = _broadcast(np.asarray(mask).squeeze(), kspace.shape[-2:], axis, label)
+        of_slices = of_slices & mask
+    samples = of_slices.any(axis=0)
     if not samples.any():
         raise UserError(f"{label}: every value is 0, so there is no image in it")
+    _check_alike(of_slices, samples, axis, label)
     lines = samples.any(axis=-2 if axis == "columns" else -1)
     if (samples[:, lines] if axis == "columns" else samples[lines]).mean() < WHOLE:
         return Raw(kspace * samples, samples, axis, **more)
     kspace = kspace * (lines if axis == "columns" else lines[:, None])
     return Raw(kspace, lines, axis, **more)
+
+
+def _check_alike(of_slices, samples, axis, label):
+    """Refuse slices that were not sampled alike; empty ones, as at the ends of a scan, may be.
+
+    A line is missing if all of it is. Single values may be 0 by chance, which `ALIKE` allows for.
+
+    Args:
+        of_slices: (slices, H, W) bool, what each has; samples: (H, W), what any has.
+    """
+    readout = -2 if axis == "columns" else -1
+    for i, found in enumerate(of_slices):
+        if not found.any():
+            continue
+        missing = np.count_nonzero(samples.any(axis=readout) & ~found.any(axis=readout))
+        what = "lines"
+        if not missing and found[samples].mean() < ALIKE:
+            missing, what = np.count_nonzero(samples & ~found), "points"
+        if missing:
+            raise UserError(
+                f"{label}: slice {i + 1} of {len(of_slices)} lacks {missing} {what} of k-space "
+                "that other slices have, and one mask is for all; restore slices that were "
+                "sampled differently as files of their own"
+            )
 
 
 def _broadcast(mask, shape, axis, label):

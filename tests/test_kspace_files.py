@@ -79,3 +79,52 @@ def test_a_folder_of_scans_lists_their_slices(tmp_path):
         write_fastmri(tmp_path / f"{name}.h5", k)
     items = list_items({"root": str(tmp_path), "measured": False})
     assert [i.name for i in items] == ["a_z000", "a_z001", "b_z000", "b_z001"]
+
+
+class TestSlicesSampledDifferently:
+    """Lines or points that a slice lacks were not measured there: they are not 0."""
+
+    def read(self, path, k, **more):
+        write_fastmri(path, k, **more)
+        return read_raw(str(path), "scan.h5", None)
+
+    def test_lines(self, tmp_path):
+        k, _ = head(slices=3)
+        k[1] *= np.arange(40) % 4 != 1
+        with pytest.raises(UserError, match="scan.h5: slice 2 of 3 lacks 10 lines .* of their own"):
+            self.read(tmp_path / "scan.h5", k)
+
+    def test_lines_along_rows(self, tmp_path):
+        k, _ = head(slices=2)
+        k[0, :, ::3] = 0
+        np.save(tmp_path / "scan.npy", k)
+        with pytest.raises(UserError, match="slice 1 of 2 lacks 16 lines"):
+            read_raw(str(tmp_path / "scan.npy"), "scan.npy", "slice coil ky kx")
+        k[1, :, ::3] = 0
+        np.save(tmp_path / "scan.npy", k)
+        raw = read_raw(str(tmp_path / "scan.npy"), "scan.npy", "slice coil ky kx")
+        assert np.array_equal(raw.mask, np.arange(48) % 3 != 0)
+
+    @pytest.mark.parametrize("share", [0.5, 0.9])
+    def test_points(self, tmp_path, share):
+        """Also where all slices together have nearly all points of every line."""
+        k, _ = head(slices=2)
+        points = np.random.default_rng(0).random((2, 1, 48, 40)) < share
+        lacking = np.count_nonzero(points[1] & ~points[0])
+        with pytest.raises(UserError, match=f"slice 1 of 2 lacks {lacking} points"):
+            self.read(tmp_path / "scan.h5", k * points)
+
+    def test_what_the_files_own_mask_leaves_out_does_not_count(self, tmp_path):
+        k, _ = head(slices=2)
+        k[0] *= lines()
+        assert np.array_equal(self.read(tmp_path / "scan.h5", k, mask=lines()).mask, lines())
+
+    def test_empty_slices_and_single_zeros_are_let_through(self, tmp_path):
+        """Beside a partial echo, and lines that were filled up at the sides."""
+        k, _ = head(slices=4)
+        k[:, :, :3] = 0
+        k[..., :4] = k[..., -3:] = 0
+        k[0] = k[3] = 0
+        k[1, :, 10, 20] = k[2, :, 30, 4] = 0
+        expected = (np.arange(40) >= 4) & (np.arange(40) < 37)
+        assert np.array_equal(self.read(tmp_path / "scan.h5", k).mask, expected)
