@@ -97,7 +97,9 @@ def mask_of(acquisition: Acquisition, parameters: Mapping[str, Any]) -> NDArray[
     height, width = acquisition.kspace.shape[-2:]
     mask = sampling_mask(height, width, acquisition.axis, parameters)
     measured = acquisition.mask
-    return mask & (measured if mask.ndim == 1 else on_kspace(measured, acquisition.axis))
+    if mask.ndim == measured.ndim:
+        return mask & measured
+    return on_kspace(mask, acquisition.axis) & on_kspace(measured, acquisition.axis)
 
 
 def prepare(

@@ -187,6 +187,16 @@ class TestRuns:
         assert picture.shape == (48, 40)
         assert np.array_equal(picture > 0, np.broadcast_to(np.expand_dims(mask, axis), (48, 40)))
 
+    def test_a_readout_filled_up_with_zeros(self, prior):
+        """Of the lines that the task takes, the points that the file has."""
+        k, _ = head(64, 48)
+        k[..., :4] = k[..., -4:] = 0
+        np.save("scan.npy", k[0])
+        assert main.main([*prior, *task("scan.npy", data__order="coil ky kx"), FAST]) == 0
+        mask = np.load(f"{self.folder}/mask/scan_z000.npy")
+        assert mask.shape == (64, 48) and not mask[:, :4].any() and not mask[:, -4:].any()
+        assert (mask[:, 4:-4] == mask[:, 24:25]).all() and 16 <= mask[:, 24].sum() <= 27
+
     def test_one_coil(self, prior):
         k, _ = head(coils=1)
         write_fastmri("scan.h5", k[:, 0])

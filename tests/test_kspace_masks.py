@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.kspace import Acquisition
+from guided_diffusion import scan
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.masks import MASKS, cartesian_mask, measured_centre, sampling_mask
 from util.errors import UserError
@@ -79,6 +81,20 @@ def test_points_from_a_file_that_are_whole_lines_are_lines(tmp_path):
         np.save(path, points)
         assert np.array_equal(mask_of(mask=path), points if points is mask else mask[0])
     assert np.array_equal(mask_of(mask=path, axis="rows"), np.broadcast_to(mask[0], mask.shape))
+
+
+@pytest.mark.parametrize("axis", ["columns", "rows"])
+@pytest.mark.parametrize("height, width", [(64, 64), (64, 48)])
+def test_lines_of_a_complete_file_whose_readout_was_filled_up(tmp_path, axis, height, width):
+    """Measured is where the task takes the line and the file is not filled up with zeros."""
+    row, column = np.mgrid[:height, :width]
+    line, readout = (column, row) if axis == "columns" else (row, column)
+    taken, held = line % 3 == 0, (readout >= 8) & (readout < readout.max() - 8)
+    path = str(tmp_path / "mask.npy")
+    np.save(path, taken[0] if axis == "columns" else taken[:, 0])
+    acquisition = Acquisition(np.zeros((1, height, width), np.complex64), held, axis, 1.0, True)
+    found = scan.mask_of(acquisition, operator_class("mri").check({"mask": path}))
+    assert np.array_equal(found, taken & held)
 
 
 class TestPoissonDisc:
