@@ -197,6 +197,15 @@ class TestRuns:
         assert mask.shape == (64, 48) and not mask[:, :4].any() and not mask[:, -4:].any()
         assert (mask[:, 4:-4] == mask[:, 24:25]).all() and 16 <= mask[:, 24].sum() <= 27
 
+    def test_no_noise(self, prior):
+        """σ = 0 is taken for little noise where equations are solved, as for images."""
+        k, u = head(sigma=0.0)
+        write_fastmri("scan.h5", k)
+        assert main.main([*prior, "--sigma", "0", *task("scan.h5"), FAST]) == 0
+        [path] = glob.glob("out/untrained/mri/*/*/recon/scan.h5")
+        with h5py.File(path) as file:
+            assert np.isfinite(file["reconstruction"][()]).all()
+
     def test_one_coil(self, prior):
         k, _ = head(coils=1)
         write_fastmri("scan.h5", k[:, 0])
