@@ -1,8 +1,5 @@
 """Files of raw k-space: what is read of them."""
 
-import sys
-
-import h5py
 import numpy as np
 import pytest
 
@@ -28,29 +25,6 @@ class TestFiles:
         write_fastmri(tmp_path / "scan.h5", k[:, 0])
         raw = read_raw(str(tmp_path / "scan.h5"), "scan.h5", None)
         assert raw.kspace.shape == (1, 1, 48, 40) and raw.mask.all()
-
-    def test_ismrmrd(self, tmp_path):
-        ismrmrd = pytest.importorskip("ismrmrd")
-        k, _ = head(slices=2)
-        wide, path = oversampled(k, 96), str(tmp_path / "raw.h5")
-        dataset = ismrmrd.Dataset(path)
-        dataset.write_xml_header(HEADER.encode())
-        for s in range(2):
-            for line in np.flatnonzero(lines()):
-                a = ismrmrd.Acquisition.from_array(np.ascontiguousarray(wide[s, :, :, line]))
-                a.idx.slice, a.idx.kspace_encode_step_1 = s, line
-                dataset.append_acquisition(a)
-        dataset.close()
-        raw = read_raw(path, "raw.h5", None)
-        assert np.allclose(raw.kspace, k * lines(), atol=1e-5)
-        assert (raw.mask == lines()).all() and raw.spacing == (4.0, 5.0, 5.0)
-
-    def test_ismrmrd_without_its_library(self, tmp_path, monkeypatch):
-        with h5py.File(tmp_path / "raw.h5", "w") as file:
-            file.create_group("dataset")
-        monkeypatch.setitem(sys.modules, "ismrmrd", None)
-        with pytest.raises(UserError, match="pip install ismrmrd"):
-            read_raw(str(tmp_path / "raw.h5"), "raw.h5", None)
 
     @pytest.mark.parametrize("ending", ["npy", "npz", "mat"])
     @pytest.mark.parametrize("order, axis", [("kx ky coil", "columns"), ("coil, ky, kx", "rows")])
