@@ -1,8 +1,11 @@
 """Files of raw k-space: what is read of them."""
 
+import weakref
+
 import numpy as np
 import pytest
 
+from data import kspace
 from data.dataloader import list_items
 from data.kspace_files import read_header, read_raw
 from tests.kspace_scans import HEADER, head, lines, oversampled, write_fastmri
@@ -53,6 +56,25 @@ def test_a_folder_of_scans_lists_their_slices(tmp_path):
         write_fastmri(tmp_path / f"{name}.h5", k)
     items = list_items({"root": str(tmp_path), "measured": False})
     assert [i.name for i in items] == ["a_z000", "a_z001", "b_z000", "b_z001"]
+
+
+def test_one_file_at_a_time_is_in_memory(tmp_path, monkeypatch):
+    """Each is read once while its slices come one after the other, and then let go."""
+    k, _ = head(slices=2)
+    for name in ("a", "b"):
+        write_fastmri(tmp_path / f"{name}.h5", k)
+    items = list_items({"root": str(tmp_path), "measured": False})
+    read = []
+    monkeypatch.setattr(
+        kspace, "read_raw", lambda path, *rest: read.append(path) or read_raw(path, *rest)
+    )
+    kept = []
+    for item in items:
+        item.read()
+        assert np.array_equal(item.acquisition().kspace, k[item.index])
+        kept.append(weakref.ref(item.volume.raw().kspace))
+    assert len(read) == 2
+    assert [array() is None for array in kept] == [True, True, False, False]
 
 
 class TestSlicesSampledDifferently:
