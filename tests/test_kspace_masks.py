@@ -43,7 +43,11 @@ def mask_of(height=60, width=64, axis="columns", **changed):
         ({"mask": "poison"}, "mask: expected one of random, .*, poisson or a .npy file"),
         ({"mask": "gone.npy"}, "gone.npy: no such file"),
         ({"mask": "poisson", "acceleration": 5000}, "acceleration: expected 1 to the 3840 points"),
-        ({"mask": "poisson", "center_fraction": 0.6}, "0.6 of each axis are 0.36 of all points"),
+        ({"mask": "poisson", "center_fraction": 0.6}, "0.6 of each axis are 1368 of 3840 points"),
+        (
+            {"mask": "poisson", "acceleration": 16, "center_fraction": 0.249},
+            "0.249 of each axis are 240 of 3840 points, and acceleration 16 leaves 240 in all",
+        ),
     ],
 )
 def test_impossible_masks(changed, found):
