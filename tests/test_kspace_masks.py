@@ -48,11 +48,32 @@ def mask_of(height=60, width=64, axis="columns", **changed):
             {"mask": "poisson", "acceleration": 16, "center_fraction": 0.249},
             "0.249 of each axis are 240 of 3840 points, and acceleration 16 leaves 240 in all",
         ),
+        ({"mask_seed": -1}, r"mask_seed: expected a number in \[0, 4294967295\], found -1"),
+        ({"mask_seed": 2**32}, r"mask_seed: .* 4294967295\], found 4294967296"),
+        ({"mask_seed": ""}, "mask_seed: expected an integer or a text, found an empty one"),
+        ({"mask": "poisson", "mask_seed": ""}, "mask_seed: expected an integer or a text"),
     ],
 )
 def test_impossible_masks(changed, found):
     with pytest.raises(UserError, match=found):
         mask_of(**changed)
+
+
+def test_a_mask_of_no_line_is_refused():
+    """Of 16 random lines two are expected at R = 8, and now and then there is none."""
+    wanted = {"mask": "random", "acceleration": 8, "center_fraction": 0}
+    empty = [s for s in range(40) if not (np.random.RandomState(s).uniform(size=16) < 1 / 8).any()]
+    assert empty
+    for seed in range(40):
+        if seed in empty:
+            with pytest.raises(UserError, match=f"of 16 lines, .* {seed}: nothing is"):
+                mask_of(width=16, mask_seed=seed, **wanted)
+        else:
+            assert mask_of(width=16, mask_seed=seed, **wanted).any()
+
+
+def test_the_largest_seed():
+    assert mask_of(mask_seed=2**32 - 1).any()
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,7 @@ def sampling_mask(
             f"{WHERE}.center_fraction: {fraction:g} of each axis are {centre} of "
             f"{height * width} points, and acceleration {acceleration:g} leaves {points} in all"
         )
-    seed = tuple(map(ord, seed)) if isinstance(seed, str) else seed
-    return poisson_disc(height, width, float(acceleration), float(fraction), seed)
+    return poisson_disc(height, width, float(acceleration), float(fraction), _for_numpy(seed))
 
 
 def cartesian_mask(kind, lines, acceleration=4, center_fraction=0.08, seed=0):
@@ -90,11 +89,22 @@ def cartesian_mask(kind, lines, acceleration=4, center_fraction=0.08, seed=0):
             f"{WHERE}.center_fraction: {center_fraction:g} are {low} of {lines} lines, and "
             f"acceleration {acceleration:g} leaves {lines / acceleration:g} in all"
         )
-    random = np.random.RandomState(tuple(map(ord, seed)) if isinstance(seed, str) else seed)
-    mask = MASKS[kind](random, lines, acceleration, low)
+    mask = MASKS[kind](np.random.RandomState(_for_numpy(seed)), lines, acceleration, low)
     first = (lines - low + 1) // 2
     mask[first : first + low] = True
+    if not mask.any():
+        raise UserError(
+            f"{WHERE}: mask {kind} of {lines} lines, acceleration {acceleration:g}, mask_seed "
+            f"{seed!r}: nothing is measured; center_fraction measures lines about the centre"
+        )
     return mask
+
+
+def _for_numpy(seed):
+    """A seed of its legacy generator; of a text, as fastMRI has it, the character codes."""
+    if seed == "":
+        raise UserError(f"{WHERE}.mask_seed: expected an integer or a text, found an empty one")
+    return tuple(map(ord, seed)) if isinstance(seed, str) else seed
 
 
 def random_lines(random, lines, acceleration, low):
