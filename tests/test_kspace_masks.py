@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data.kspace import Acquisition
 from guided_diffusion import scan
+from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
+from guided_diffusion.measuring import operator_of
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.masks import MASKS, cartesian_mask, measured_centre, sampling_mask
 from util.errors import UserError
@@ -98,6 +101,19 @@ def test_a_mask_from_a_file(tmp_path):
     path, mask = str(tmp_path / "mask.npy"), np.arange(64) % 4 == 0
     np.save(path, mask[:, None].astype(np.float32))
     assert np.array_equal(mask_of(mask=path), mask)
+
+
+def test_a_file_that_is_written_anew_is_another_mask(tmp_path):
+    """In one process, as in a notebook."""
+    path = str(tmp_path / "mask.npy")
+    config = OperatorConfig("mri", {"mask": path})
+    measurement = Measurement(config, NoiseConfig("clean", 0.0), simulated=True)
+    for every in (4, 3, 4):
+        mask = np.arange(64) % every == 0
+        np.save(path, mask)
+        found = operator_of(measurement, (1, 60, 64), torch.device("cpu"))
+        assert np.array_equal(found.mask, mask)
+        assert operator_of(measurement, (1, 60, 64), torch.device("cpu")) is found
 
 
 def test_points_from_a_file_that_are_whole_lines_are_lines(tmp_path):
