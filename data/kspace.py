@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -70,20 +71,16 @@ class KSpaceVolume(Volume):
 
     def __init__(self, path: str, label: str, order: str | None, measured: bool):
         self.path, self.order, self.measured = path, order, measured
-        self._raw: Raw | None = None
         count = read_raw(path, printable(label), order, count_only=True)
         super().__init__(safe_name(os.path.splitext(label)[0]), printable(label), count)
         self.slices = [KSpaceSlice(self, i) for i in range(count)]
 
     def raw(self) -> Raw:
-        """The file, read when it is first asked for."""
-        if self._raw is None:
-            self._raw = read_raw(self.path, self.label, self.order)
-            if not self.measured:
-                self._check_complete(self._raw.mask)
-        return self._raw
+        """The file, see `_read`."""
+        return _read(self)
 
-    def _check_complete(self, mask):
+    def check_complete(self, mask: NDArray[np.bool_]) -> None:
+        """Raises UserError where k-space has gaps, so that the truth is not known."""
         seen = np.nonzero(mask)
         block = mask[tuple(slice(i.min(), i.max() + 1) for i in seen)]
         if gaps := np.count_nonzero(~block):
@@ -132,6 +129,14 @@ class KSpaceVolume(Volume):
 
     def try_writing(self, factor: int, spacing: float | None) -> None:
         """Nothing of the file is needed for writing."""
+
+
+@lru_cache(maxsize=1)  # slices are read one after the other; one file at a time is in memory
+def _read(volume: KSpaceVolume) -> Raw:
+    raw = read_raw(volume.path, volume.label, volume.order)
+    if not volume.measured:
+        volume.check_complete(raw.mask)
+    return raw
 
 
 def root_sum_of_squares(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:

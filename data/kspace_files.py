@@ -14,6 +14,20 @@ from util.errors import UserError
 NAMES = ("slice", "coil", "ky", "kx")
 ORDERS = {2: "ky kx", 3: "coil ky kx", 4: "slice coil ky kx"}
 WHOLE = 0.9  # share of a line's points from which on it is one: echoes may be partial
+ALIKE = 0.99  # share of all slices' points that each has: a value may be 0 by chance
+# Of ISMRMRD: flags of acquisitions that are no lines of the image, counters of several images.
+NO_IMAGE = (
+    "NOISE_MEASUREMENT",
+    "PHASECORR_DATA",
+    "NAVIGATION_DATA",
+    "DUMMYSCAN_DATA",
+    "RTFEEDBACK_DATA",
+    "HPFEEDBACK_DATA",
+    "SURFACECOILCORRECTIONSCAN_DATA",
+    "PHASE_STABILIZATION",
+    "PHASE_STABILIZATION_REFERENCE",
+)
+IMAGES = ("contrast", "repetition", "phase", "set")
 DATASETS = ("kspace", "ksp", "k_space", "data")  # names that k-space goes by, the likelier first
 
 
@@ -101,16 +115,20 @@ def _fastmri(kspace, header, mask, reference, label):
 
 def read_header(xml: bytes | str) -> tuple[tuple[float, float, float], tuple[int, int]]:
     """Spacing in mm (rows, columns, slices) and (H, W) that an ISMRMRD header asks for."""
-    root = ElementTree.fromstring(xml)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-    space = root.find("encoding/reconSpace")
+    space = _root(xml).find("encoding/reconSpace")
     if space is None:
         raise UserError("ismrmrd_header: no encoding/reconSpace in it")
     size = [int(space.findtext(f"matrixSize/{a}", "0")) for a in "xyz"]
     field = [float(space.findtext(f"fieldOfView_mm/{a}", "0")) for a in "xyz"]
     rows, columns, slices = (f / n if n and f else 1.0 for f, n in zip(field, size, strict=True))
     return (rows, columns, slices), (size[0], size[1])
+
+
+def _root(xml):
+    root = ElementTree.fromstring(xml)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root
 
 
 def crop_readout(kspace: NDArray, size: int) -> NDArray[np.complex64]:
@@ -139,33 +157,70 @@ def _read_ismrmrd(path, label, count_only):
         lines = [dataset.read_acquisition(i) for i in range(dataset.number_of_acquisitions())]
     finally:
         dataset.close()
-    lines = [a for a in lines if not a.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)]
+    lines = _image_lines(lines, header, ismrmrd)
     if not lines:
-        raise UserError(f"{label}: no acquisition in it")
+        raise UserError(f"{label}: no acquisition of an image in it")
     slices = 1 + max(a.idx.slice for a in lines)
     if count_only:
         return slices
     if any(a.idx.kspace_encode_step_2 for a in lines):
         raise UserError(f"{label}: 3-D encoding (kspace_encode_step_2), expected slices")
+    _check_one_image(lines, label)
     spacing, size = read_header(header)
     encoded, centre = _encoding(header)
     coils, samples = lines[0].data.shape
     kspace = np.zeros((slices, coils, samples, encoded), np.complex64)
+    times = np.zeros((slices, 1, 1, encoded), np.float32)
     for a in lines:
         at = encoded // 2 + a.idx.kspace_encode_step_1 - centre
         if a.data.shape != (coils, samples) or not 0 <= at < encoded:
             raise UserError(f"{label}: acquisitions of different sizes, or beyond the matrix")
-        kspace[a.idx.slice, :, :, at] = a.data
+        kspace[a.idx.slice, :, :, at] += a.data
+        times[a.idx.slice, :, :, at] += 1
+    kspace /= times.clip(min=1)  # what was averaged was measured several times
     if size[0] < samples:
         kspace = crop_readout(kspace, size[0])
     return _checked(kspace, "columns", label, None, spacing=spacing, size=size)
 
 
+def _image_lines(acquisitions, xml, ismrmrd):
+    """Those that are lines of the image.
+
+    Lines for calibration alone are where the header calls them embedded: of the same sequence,
+    between the others. Separate ones may have another contrast.
+    """
+    mode = _root(xml).findtext("encoding/parallelImaging/calibrationMode")
+    flags = [getattr(ismrmrd, f"ACQ_IS_{name}") for name in NO_IMAGE]
+    lines = [a for a in acquisitions if not any(map(a.is_flag_set, flags))]
+    if mode == "embedded":
+        return lines
+    calibration = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION
+    both = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING
+    return [a for a in lines if a.is_flag_set(both) or not a.is_flag_set(calibration)]
+
+
+def _check_one_image(lines, label):
+    """Refuse lines of several images, or that differ in their segment alone."""
+    for name in IMAGES:
+        found = sorted({getattr(a.idx, name) for a in lines})
+        if len(found) > 1:
+            raise UserError(
+                f"{label}: idx.{name} has the values {', '.join(map(str, found))}, expected one "
+                "image of each slice; write each to a file of its own"
+            )
+    segments: dict[tuple[int, int, int], int] = {}
+    for a in lines:
+        line = a.idx.slice, a.idx.kspace_encode_step_1, a.idx.average
+        if segments.setdefault(line, a.idx.segment) != a.idx.segment:
+            raise UserError(
+                f"{label}: line {line[1]} of slice {line[0] + 1} is in segments {segments[line]} "
+                f"and {a.idx.segment}, expected it in one; write each to a file of its own"
+            )
+
+
 def _encoding(xml):
     """(number of phase-encoding lines, which of them is the centre)."""
-    root = ElementTree.fromstring(xml)
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
+    root = _root(xml)
     lines = int(root.findtext("encoding/encodedSpace/matrixSize/y", "0"))
     centre = root.findtext("encoding/encodingLimits/kspace_encoding_step_1/center")
     return lines, lines // 2 if centre is None else int(centre)
@@ -218,16 +273,43 @@ def _checked(kspace, axis, label, mask, **more):
     kspace = np.ascontiguousarray(kspace, dtype=np.complex64)
     if not np.isfinite(kspace).all():
         raise UserError(f"{label}: holds values that are not finite")
-    samples = np.abs(kspace).max(axis=(0, 1)) > 0  # (H, W), measured in any slice
+    of_slices = (kspace != 0).any(axis=1)
     if mask is not None:
-        samples = samples & _broadcast(np.asarray(mask).squeeze(), samples.shape, axis, label)
+        mask = _broadcast(np.asarray(mask).squeeze(), kspace.shape[-2:], axis, label)
+        of_slices = of_slices & mask
+    samples = of_slices.any(axis=0)
     if not samples.any():
         raise UserError(f"{label}: every value is 0, so there is no image in it")
+    _check_alike(of_slices, samples, axis, label)
     lines = samples.any(axis=-2 if axis == "columns" else -1)
     if (samples[:, lines] if axis == "columns" else samples[lines]).mean() < WHOLE:
         return Raw(kspace * samples, samples, axis, **more)
     kspace = kspace * (lines if axis == "columns" else lines[:, None])
     return Raw(kspace, lines, axis, **more)
+
+
+def _check_alike(of_slices, samples, axis, label):
+    """Refuse slices that were not sampled alike; empty ones, as at the ends of a scan, may be.
+
+    A line is missing if all of it is. Single values may be 0 by chance, which `ALIKE` allows for.
+
+    Args:
+        of_slices: (slices, H, W) bool, what each has; samples: (H, W), what any has.
+    """
+    readout = -2 if axis == "columns" else -1
+    for i, found in enumerate(of_slices):
+        if not found.any():
+            continue
+        missing = np.count_nonzero(samples.any(axis=readout) & ~found.any(axis=readout))
+        what = "lines"
+        if not missing and found[samples].mean() < ALIKE:
+            missing, what = np.count_nonzero(samples & ~found), "points"
+        if missing:
+            raise UserError(
+                f"{label}: slice {i + 1} of {len(of_slices)} lacks {missing} {what} of k-space "
+                "that other slices have, and one mask is for all; restore slices that were "
+                "sampled differently as files of their own"
+            )
 
 
 def _broadcast(mask, shape, axis, label):

@@ -36,7 +36,7 @@ from guided_diffusion.restoration import check_restoration
 from guided_diffusion.volume_items import whole_volumes, with_defaults
 from util.config import as_dict
 from util.errors import UserError
-from util.files import file_digest
+from util.files import digests_of
 from util.remote import base_name
 
 VANILLA_SAMPLES = 10
@@ -216,4 +216,4 @@ def _named_files(task: TaskConfig) -> dict[str, str]:
     named = {f"operator.{key}": value for key, value in task.measurement.operator.params.items()}
     named["noise.sigma"] = task.measurement.noise.sigma
     named["data.mask"] = task.data.mask if task.data is not None else None
-    return {k: file_digest(v) for k, v in named.items() if isinstance(v, str) and os.path.isfile(v)}
+    return digests_of(named)

@@ -15,6 +15,7 @@ from guided_diffusion.operators.base import Grid
 from guided_diffusion.prior import Prior
 from guided_diffusion.volumes import AsVolume
 from util.errors import UserError
+from util.files import digests_of
 from util.random import ImageRandom, image_generator
 
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
@@ -148,11 +149,13 @@ def check_volume(measurement: Measurement | None, prior: Prior, volume: AsVolume
 
 def operator_of(measurement: Measurement, in_shape: tuple[int, ...], device: torch.device):
     config = measurement.operator
-    return _built(config.name, json.dumps(config.params), in_shape, device)
+    files = json.dumps(digests_of(config.params))
+    return _built(config.name, json.dumps(config.params), files, in_shape, device)
 
 
 @functools.lru_cache(maxsize=1)  # images of one shape, which come one after the other, share it
-def _built(name: str, params: str, in_shape: tuple[int, ...], device: torch.device):
+def _built(name: str, params: str, files: str, in_shape: tuple[int, ...], device: torch.device):
+    """The operator; of other `files`, SHA-256 of those that `params` name, another one."""
     return get_operator(name, in_shape, device=device, **json.loads(params))
 
 

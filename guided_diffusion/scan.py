@@ -26,7 +26,7 @@ from guided_diffusion.methods.start import FINISH
 from guided_diffusion.operators.coils import estimate_maps, noise_of_coils
 from guided_diffusion.operators.fourier import ifft1c, low_pass
 from guided_diffusion.operators.masks import measured_centre, on_kspace, sampling_mask
-from guided_diffusion.operators.scanned import AXES
+from guided_diffusion.operators.scanned import AXES, at_least
 from guided_diffusion.operators.several_coils import SeveralCoils, several_coils
 from guided_diffusion.operators.solver import (
     EVERYWHERE,
@@ -97,7 +97,9 @@ def mask_of(acquisition: Acquisition, parameters: Mapping[str, Any]) -> NDArray[
     height, width = acquisition.kspace.shape[-2:]
     mask = sampling_mask(height, width, acquisition.axis, parameters)
     measured = acquisition.mask
-    return mask & (measured if mask.ndim == 1 else on_kspace(measured, acquisition.axis))
+    if mask.ndim == measured.ndim:
+        return mask & measured
+    return on_kspace(mask, acquisition.axis) & on_kspace(measured, acquisition.axis)
 
 
 def prepare(
@@ -244,13 +246,14 @@ class FirstLook:
             (2, 1, H, W) complex.
         """
         mean = torch.cat([x_0 + 1, torch.zeros_like(x_0)]) + 0j
-        b = self.adjoint(self.hybrid - self.forward(mean)) / self.sigma**2
+        square = at_least(self.sigma) ** 2
+        b = self.adjoint(self.hybrid - self.forward(mean)) / square
         # Four real images as channels of one: real and imaginary parts of either.
         shares = [IMAGINARY * self.power] + 2 * [FOLDED * self.power]
-        information = float(self._kept.float().mean()) / self.sigma**2
+        information = float(self._kept.float().mean()) / square
 
         def weigh(x: torch.Tensor) -> torch.Tensor:
-            return _as_real(self.normal(_as_complex(x))) / self.sigma**2
+            return _as_real(self.normal(_as_complex(x))) / square
 
         solver = FrequencyPosterior(weigh, torch.stack([variance, *shares]), information, True)
         z = mean + _as_complex(solver.solve(_as_real(b), self.local))

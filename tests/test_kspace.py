@@ -187,6 +187,25 @@ class TestRuns:
         assert picture.shape == (48, 40)
         assert np.array_equal(picture > 0, np.broadcast_to(np.expand_dims(mask, axis), (48, 40)))
 
+    def test_a_readout_filled_up_with_zeros(self, prior):
+        """Of the lines that the task takes, the points that the file has."""
+        k, _ = head(64, 48)
+        k[..., :4] = k[..., -4:] = 0
+        np.save("scan.npy", k[0])
+        assert main.main([*prior, *task("scan.npy", data__order="coil ky kx"), FAST]) == 0
+        mask = np.load(f"{self.folder}/mask/scan_z000.npy")
+        assert mask.shape == (64, 48) and not mask[:, :4].any() and not mask[:, -4:].any()
+        assert (mask[:, 4:-4] == mask[:, 24:25]).all() and 16 <= mask[:, 24].sum() <= 27
+
+    def test_no_noise(self, prior):
+        """σ = 0 is taken for little noise where equations are solved, as for images."""
+        k, u = head(sigma=0.0)
+        write_fastmri("scan.h5", k)
+        assert main.main([*prior, "--sigma", "0", *task("scan.h5"), FAST]) == 0
+        [path] = glob.glob("out/untrained/mri/*/*/recon/scan.h5")
+        with h5py.File(path) as file:
+            assert np.isfinite(file["reconstruction"][()]).all()
+
     def test_one_coil(self, prior):
         k, _ = head(coils=1)
         write_fastmri("scan.h5", k[:, 0])

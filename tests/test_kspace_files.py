@@ -1,11 +1,11 @@
 """Files of raw k-space: what is read of them."""
 
-import sys
+import weakref
 
-import h5py
 import numpy as np
 import pytest
 
+from data import kspace
 from data.dataloader import list_items
 from data.kspace_files import read_header, read_raw
 from tests.kspace_scans import HEADER, head, lines, oversampled, write_fastmri
@@ -28,29 +28,6 @@ class TestFiles:
         write_fastmri(tmp_path / "scan.h5", k[:, 0])
         raw = read_raw(str(tmp_path / "scan.h5"), "scan.h5", None)
         assert raw.kspace.shape == (1, 1, 48, 40) and raw.mask.all()
-
-    def test_ismrmrd(self, tmp_path):
-        ismrmrd = pytest.importorskip("ismrmrd")
-        k, _ = head(slices=2)
-        wide, path = oversampled(k, 96), str(tmp_path / "raw.h5")
-        dataset = ismrmrd.Dataset(path)
-        dataset.write_xml_header(HEADER.encode())
-        for s in range(2):
-            for line in np.flatnonzero(lines()):
-                a = ismrmrd.Acquisition.from_array(np.ascontiguousarray(wide[s, :, :, line]))
-                a.idx.slice, a.idx.kspace_encode_step_1 = s, line
-                dataset.append_acquisition(a)
-        dataset.close()
-        raw = read_raw(path, "raw.h5", None)
-        assert np.allclose(raw.kspace, k * lines(), atol=1e-5)
-        assert (raw.mask == lines()).all() and raw.spacing == (4.0, 5.0, 5.0)
-
-    def test_ismrmrd_without_its_library(self, tmp_path, monkeypatch):
-        with h5py.File(tmp_path / "raw.h5", "w") as file:
-            file.create_group("dataset")
-        monkeypatch.setitem(sys.modules, "ismrmrd", None)
-        with pytest.raises(UserError, match="pip install ismrmrd"):
-            read_raw(str(tmp_path / "raw.h5"), "raw.h5", None)
 
     @pytest.mark.parametrize("ending", ["npy", "npz", "mat"])
     @pytest.mark.parametrize("order, axis", [("kx ky coil", "columns"), ("coil, ky, kx", "rows")])
@@ -79,3 +56,71 @@ def test_a_folder_of_scans_lists_their_slices(tmp_path):
         write_fastmri(tmp_path / f"{name}.h5", k)
     items = list_items({"root": str(tmp_path), "measured": False})
     assert [i.name for i in items] == ["a_z000", "a_z001", "b_z000", "b_z001"]
+
+
+def test_one_file_at_a_time_is_in_memory(tmp_path, monkeypatch):
+    """Each is read once while its slices come one after the other, and then let go."""
+    k, _ = head(slices=2)
+    for name in ("a", "b"):
+        write_fastmri(tmp_path / f"{name}.h5", k)
+    items = list_items({"root": str(tmp_path), "measured": False})
+    read = []
+    monkeypatch.setattr(
+        kspace, "read_raw", lambda path, *rest: read.append(path) or read_raw(path, *rest)
+    )
+    kept = []
+    for item in items:
+        item.read()
+        assert np.array_equal(item.acquisition().kspace, k[item.index])
+        kept.append(weakref.ref(item.volume.raw().kspace))
+    assert len(read) == 2
+    assert [array() is None for array in kept] == [True, True, False, False]
+
+
+class TestSlicesSampledDifferently:
+    """Lines or points that a slice lacks were not measured there: they are not 0."""
+
+    def read(self, path, k, **more):
+        write_fastmri(path, k, **more)
+        return read_raw(str(path), "scan.h5", None)
+
+    def test_lines(self, tmp_path):
+        k, _ = head(slices=3)
+        k[1] *= np.arange(40) % 4 != 1
+        with pytest.raises(UserError, match="scan.h5: slice 2 of 3 lacks 10 lines .* of their own"):
+            self.read(tmp_path / "scan.h5", k)
+
+    def test_lines_along_rows(self, tmp_path):
+        k, _ = head(slices=2)
+        k[0, :, ::3] = 0
+        np.save(tmp_path / "scan.npy", k)
+        with pytest.raises(UserError, match="slice 1 of 2 lacks 16 lines"):
+            read_raw(str(tmp_path / "scan.npy"), "scan.npy", "slice coil ky kx")
+        k[1, :, ::3] = 0
+        np.save(tmp_path / "scan.npy", k)
+        raw = read_raw(str(tmp_path / "scan.npy"), "scan.npy", "slice coil ky kx")
+        assert np.array_equal(raw.mask, np.arange(48) % 3 != 0)
+
+    @pytest.mark.parametrize("share", [0.5, 0.9])
+    def test_points(self, tmp_path, share):
+        """Also where all slices together have nearly all points of every line."""
+        k, _ = head(slices=2)
+        points = np.random.default_rng(0).random((2, 1, 48, 40)) < share
+        lacking = np.count_nonzero(points[1] & ~points[0])
+        with pytest.raises(UserError, match=f"slice 1 of 2 lacks {lacking} points"):
+            self.read(tmp_path / "scan.h5", k * points)
+
+    def test_what_the_files_own_mask_leaves_out_does_not_count(self, tmp_path):
+        k, _ = head(slices=2)
+        k[0] *= lines()
+        assert np.array_equal(self.read(tmp_path / "scan.h5", k, mask=lines()).mask, lines())
+
+    def test_empty_slices_and_single_zeros_are_let_through(self, tmp_path):
+        """Beside a partial echo, and lines that were filled up at the sides."""
+        k, _ = head(slices=4)
+        k[:, :, :3] = 0
+        k[..., :4] = k[..., -3:] = 0
+        k[0] = k[3] = 0
+        k[1, :, 10, 20] = k[2, :, 30, 4] = 0
+        expected = (np.arange(40) >= 4) & (np.arange(40) < 37)
+        assert np.array_equal(self.read(tmp_path / "scan.h5", k).mask, expected)

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from data.kspace import Acquisition
+from guided_diffusion import scan
+from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
+from guided_diffusion.measuring import operator_of
 from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.masks import MASKS, cartesian_mask, measured_centre, sampling_mask
 from util.errors import UserError
@@ -41,12 +46,37 @@ def mask_of(height=60, width=64, axis="columns", **changed):
         ({"mask": "poison"}, "mask: expected one of random, .*, poisson or a .npy file"),
         ({"mask": "gone.npy"}, "gone.npy: no such file"),
         ({"mask": "poisson", "acceleration": 5000}, "acceleration: expected 1 to the 3840 points"),
-        ({"mask": "poisson", "center_fraction": 0.6}, "0.6 of each axis are 0.36 of all points"),
+        ({"mask": "poisson", "center_fraction": 0.6}, "0.6 of each axis are 1368 of 3840 points"),
+        (
+            {"mask": "poisson", "acceleration": 16, "center_fraction": 0.249},
+            "0.249 of each axis are 240 of 3840 points, and acceleration 16 leaves 240 in all",
+        ),
+        ({"mask_seed": -1}, r"mask_seed: expected a number in \[0, 4294967295\], found -1"),
+        ({"mask_seed": 2**32}, r"mask_seed: .* 4294967295\], found 4294967296"),
+        ({"mask_seed": ""}, "mask_seed: expected an integer or a text, found an empty one"),
+        ({"mask": "poisson", "mask_seed": ""}, "mask_seed: expected an integer or a text"),
     ],
 )
 def test_impossible_masks(changed, found):
     with pytest.raises(UserError, match=found):
         mask_of(**changed)
+
+
+def test_a_mask_of_no_line_is_refused():
+    """Of 16 random lines two are expected at R = 8, and now and then there is none."""
+    wanted = {"mask": "random", "acceleration": 8, "center_fraction": 0}
+    empty = [s for s in range(40) if not (np.random.RandomState(s).uniform(size=16) < 1 / 8).any()]
+    assert empty
+    for seed in range(40):
+        if seed in empty:
+            with pytest.raises(UserError, match=f"of 16 lines, .* {seed}: nothing is"):
+                mask_of(width=16, mask_seed=seed, **wanted)
+        else:
+            assert mask_of(width=16, mask_seed=seed, **wanted).any()
+
+
+def test_the_largest_seed():
+    assert mask_of(mask_seed=2**32 - 1).any()
 
 
 @pytest.mark.parametrize(
@@ -73,12 +103,39 @@ def test_a_mask_from_a_file(tmp_path):
     assert np.array_equal(mask_of(mask=path), mask)
 
 
+def test_a_file_that_is_written_anew_is_another_mask(tmp_path):
+    """In one process, as in a notebook."""
+    path = str(tmp_path / "mask.npy")
+    config = OperatorConfig("mri", {"mask": path})
+    measurement = Measurement(config, NoiseConfig("clean", 0.0), simulated=True)
+    for every in (4, 3, 4):
+        mask = np.arange(64) % every == 0
+        np.save(path, mask)
+        found = operator_of(measurement, (1, 60, 64), torch.device("cpu"))
+        assert np.array_equal(found.mask, mask)
+        assert operator_of(measurement, (1, 60, 64), torch.device("cpu")) is found
+
+
 def test_points_from_a_file_that_are_whole_lines_are_lines(tmp_path):
     path, mask = str(tmp_path / "mask.npy"), np.random.default_rng(0).random((60, 64)) < 0.3
     for points in (mask, np.broadcast_to(mask[0], mask.shape)):
         np.save(path, points)
         assert np.array_equal(mask_of(mask=path), points if points is mask else mask[0])
     assert np.array_equal(mask_of(mask=path, axis="rows"), np.broadcast_to(mask[0], mask.shape))
+
+
+@pytest.mark.parametrize("axis", ["columns", "rows"])
+@pytest.mark.parametrize("height, width", [(64, 64), (64, 48)])
+def test_lines_of_a_complete_file_whose_readout_was_filled_up(tmp_path, axis, height, width):
+    """Measured is where the task takes the line and the file is not filled up with zeros."""
+    row, column = np.mgrid[:height, :width]
+    line, readout = (column, row) if axis == "columns" else (row, column)
+    taken, held = line % 3 == 0, (readout >= 8) & (readout < readout.max() - 8)
+    path = str(tmp_path / "mask.npy")
+    np.save(path, taken[0] if axis == "columns" else taken[:, 0])
+    acquisition = Acquisition(np.zeros((1, height, width), np.complex64), held, axis, 1.0, True)
+    found = scan.mask_of(acquisition, operator_class("mri").check({"mask": path}))
+    assert np.array_equal(found, taken & held)
 
 
 class TestPoissonDisc:

@@ -5,8 +5,8 @@ import contextlib
 import gzip
 import hashlib
 import os
-from collections.abc import Iterator
-from typing import IO, BinaryIO, cast
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, BinaryIO, cast
 
 LONGEST_NAME = 255  # bytes of one name on the usual file systems
 LONGEST_STEM = 200  # of them for a result's name: _z000, _12, .part- and .nii.gz come on top
@@ -103,6 +103,12 @@ def file_digest(path):
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digests_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """Key → `file_digest` of each value that is the path of a file."""
+    paths = {k: v for k, v in values.items() if isinstance(v, str) and os.path.isfile(v)}
+    return {k: file_digest(v) for k, v in paths.items()}
 
 
 def _digest(name):

@@ -49,7 +49,7 @@ class Parameter:
             if not math.isfinite(value):
                 raise UserError(f"{where}: expected a finite number, found {value}")
             if not (self.low <= value <= self.high and value > self.above):
-                raise UserError(f"{where}: expected {self.range}, found {value:g}")
+                raise UserError(f"{where}: expected {self.range}, found {value:.10g}")
         return value
 
     def _typed(self, value: Any, where: str) -> Any:
@@ -74,7 +74,7 @@ class Parameter:
         if self.above > -math.inf:
             return f"a number above {self.above:g}"
         if self.high < math.inf:
-            return f"a number in [{self.low:g}, {self.high:g}]"
+            return f"a number in [{self.low:g}, {self.high:.10g}]"
         return f"at least {self.low:g}"
 
 

@@ -4,6 +4,7 @@ The draws of lines are those of `fastmri.data.subsample` (MIT licence) with nump
 generator, so a seed, or a file's name, has the mask here that it has in the published challenge.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_diffusion.operators.poisson import poisson_disc
+from guided_diffusion.operators.poisson import centre_of, poisson_disc
 from util.errors import UserError
 
 WHERE = "measurement.operator"
@@ -47,13 +48,14 @@ def sampling_mask(
             f"{WHERE}.acceleration: expected 1 to the {height * width} points, found "
             f"{acceleration:g}"
         )
-    if fraction**2 >= 1 / acceleration:
+    centre = math.prod(length for _, length in centre_of((height, width), fraction))
+    points = round(height * width / acceleration)
+    if centre >= points:
         raise UserError(
-            f"{WHERE}.center_fraction: {fraction:g} of each axis are {fraction**2:.2g} of all "
-            f"points, and acceleration {acceleration:g} leaves {1 / acceleration:.2g} in all"
+            f"{WHERE}.center_fraction: {fraction:g} of each axis are {centre} of "
+            f"{height * width} points, and acceleration {acceleration:g} leaves {points} in all"
         )
-    seed = tuple(map(ord, seed)) if isinstance(seed, str) else seed
-    return poisson_disc(height, width, float(acceleration), float(fraction), seed)
+    return poisson_disc(height, width, float(acceleration), float(fraction), _for_numpy(seed))
 
 
 def cartesian_mask(kind, lines, acceleration=4, center_fraction=0.08, seed=0):
@@ -87,11 +89,22 @@ def cartesian_mask(kind, lines, acceleration=4, center_fraction=0.08, seed=0):
             f"{WHERE}.center_fraction: {center_fraction:g} are {low} of {lines} lines, and "
             f"acceleration {acceleration:g} leaves {lines / acceleration:g} in all"
         )
-    random = np.random.RandomState(tuple(map(ord, seed)) if isinstance(seed, str) else seed)
-    mask = MASKS[kind](random, lines, acceleration, low)
+    mask = MASKS[kind](np.random.RandomState(_for_numpy(seed)), lines, acceleration, low)
     first = (lines - low + 1) // 2
     mask[first : first + low] = True
+    if not mask.any():
+        raise UserError(
+            f"{WHERE}: mask {kind} of {lines} lines, acceleration {acceleration:g}, mask_seed "
+            f"{seed!r}: nothing is measured; center_fraction measures lines about the centre"
+        )
     return mask
+
+
+def _for_numpy(seed):
+    """A seed of its legacy generator; of a text, as fastMRI has it, the character codes."""
+    if seed == "":
+        raise UserError(f"{WHERE}.mask_seed: expected an integer or a text, found an empty one")
+    return tuple(map(ord, seed)) if isinstance(seed, str) else seed
 
 
 def random_lines(random, lines, acceleration, low):

@@ -73,7 +73,9 @@ class MRI(Scanned):
         "mask": Parameter("equispaced_fraction", f"{', '.join(KINDS)}, or a .npy file", (str,)),
         "acceleration": Parameter(4.0, "R, all of k-space over what is measured", low=1),
         "center_fraction": Parameter(0.08, "share of each axis about the centre, all of it", low=0),
-        "mask_seed": Parameter(0, "seed of the mask, or a text: fastMRI's file name", (int, str)),
+        "mask_seed": Parameter(
+            0, "seed of the mask, or a text: fastMRI's file name", (int, str), low=0, high=2**32 - 1
+        ),
         "axis": Parameter("columns", "along which phase is encoded", (str,), choices=tuple(AXES)),
         "coils": Parameter(1, "1, or the number of simulated coils", (int,), low=1, high=64),
         "keep_measured": Parameter(

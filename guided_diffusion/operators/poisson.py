@@ -1,6 +1,6 @@
 """Variable-density Poisson-disc sampling of two phase-encoding directions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -34,7 +34,7 @@ def poisson_disc(
     rows, cols = ((np.arange(n) - n // 2) / (n / 2) for n in (height, width))
     rho = np.hypot(rows[:, None], cols)
     centre = np.zeros((height, width), dtype=bool)
-    (top, tall), (left, wide) = (_centre(n, center_fraction) for n in (height, width))
+    (top, tall), (left, wide) = centre_of((height, width), center_fraction)
     centre[top : top + tall, left : left + wide] = True
     steep = rho * random.uniform(1 - JITTER, 1 + JITTER, rho.shape)
     draw = _darts((rho <= 1) & ~centre, random.permutation(height * width))
@@ -57,10 +57,10 @@ def poisson_disc(
     return mask
 
 
-def _centre(size: int, fraction: float) -> tuple[int, int]:
-    """(first, length) of the centre, as fastMRI's masks have it."""
-    low = round(size * fraction)
-    return (size - low + 1) // 2, low
+def centre_of(sizes: Sequence[int], fraction: float) -> list[tuple[int, int]]:
+    """(first, length) of the centre along each axis, as fastMRI's masks have it."""
+    lengths = [round(size * fraction) for size in sizes]
+    return [((n - low + 1) // 2, low) for n, low in zip(sizes, lengths, strict=True)]
 
 
 def _darts(
