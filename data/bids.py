@@ -86,12 +86,17 @@ def parse(name: str) -> Named | None:
     return Named(entities, match[2])
 
 
-def check_bids(items: Sequence[Any]) -> None:
+def check_bids(items: Sequence[Any], factor: int = 1) -> None:
     """Find out before the work whether all results can be named.
 
+    Args:
+        factor: by which rows and columns of the results are more than the inputs'.
+
     Raises:
-        UserError: an input is no NIfTI volume, has no BIDS name, or is no anatomical image.
+        UserError: an input is no NIfTI volume, has no BIDS name, or is no anatomical image; or the
+            results of two would have one name.
     """
+    names: dict[str, Any] = {}
     for item in items:
         volume = item.volume if isinstance(item, Slice | Whole) else None
         if not isinstance(volume, NiftiVolume):
@@ -112,6 +117,13 @@ def check_bids(items: Sequence[Any]) -> None:
             raise UserError(
                 f"--bids: {volume.label}: expected an anatomical image ({', '.join(SUFFIXES[:5])}, "
                 f"…), found the suffix {named.suffix}"
+            )
+        name = named.derived(KINDS["volumes"][0], factor > 1 or _is_finer(item))
+        other = names.setdefault(name.lower(), volume)  # some file systems ignore case
+        if other is not volume:
+            raise UserError(
+                f"--bids: the results of {other.label} and {volume.label} would both be named "
+                f"{name}.nii.gz; expected one of them"
             )
 
 
@@ -146,8 +158,7 @@ def write_bids(
             for path, kind in _results_of(volume, folder):
                 named = parse(volume.name)
                 assert named is not None
-                resampled = isinstance(own, Whole) and own.spacing is not None
-                resampled = resampled or _differs(volume, path)
+                resampled = _is_finer(own) or _differs(volume, path)
                 to = os.path.join(root, named.folder, named.derived(KINDS[kind][0], resampled))
                 os.makedirs(os.path.dirname(to), exist_ok=True)
                 with replacing(f"{to}.nii.gz") as temporary:
@@ -177,6 +188,11 @@ def _results_of(volume, folder) -> Iterator[tuple[str, str]]:
         path = os.path.join(folder, kind, f"{volume.name}.nii.gz")
         if os.path.exists(path):
             yield path, kind
+
+
+def _is_finer(item):
+    """Whether the slices of the result are others than the volume's."""
+    return isinstance(item, Whole) and item.spacing is not None
 
 
 def _differs(volume, path):

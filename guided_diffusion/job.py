@@ -27,7 +27,7 @@ from guided_diffusion.config import (
     schedule_of_task,
 )
 from guided_diffusion.item_noise import map_of
-from guided_diffusion.measuring import noise_of
+from guided_diffusion.measuring import enlargement, noise_of
 from guided_diffusion.methods import METHODS
 from guided_diffusion.operators import variant
 from guided_diffusion.options import Options
@@ -144,7 +144,7 @@ def read_job(options: Options) -> Job:
     items = items[: options.limit]
     check_output(options.output, items)
     if options.bids:
-        check_bids(items)
+        check_bids(items, enlargement(measurement))
     sigma = measurement.noise.sigma
     sigma_map = map_of(str(sigma), noise_of(measurement), data) if is_map(sigma) else None
     return Job(options, model, schedule, task, params, items, mask, sigma_map)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -137,8 +138,18 @@ def test_names_are_taken_apart_and_put_together():
     assert named.folder == os.path.join("sub-01", "anat")
     assert named.derived("restored", False) == "sub-01_acq-x_space-MNI_den-2_desc-restored_T1w"
     assert named.derived("std", True) == "sub-01_acq-x_space-MNI_res-hi_den-2_desc-std_T1w"
-    for name in ("brain", "sub-01", "T1w", "acq-x_sub-01_T1w", "sub-_T1w", "sub-0_1_T1w",
-                 "sub-01_T1w_extra", "sub-01_run-1_run-2_T1w", "sub-01__T1w", "Sub-01_T1w"):
+    for name in (
+        "brain",
+        "sub-01",
+        "T1w",
+        "acq-x_sub-01_T1w",
+        "sub-_T1w",
+        "sub-0_1_T1w",
+        "sub-01_T1w_extra",
+        "sub-01_run-1_run-2_T1w",
+        "sub-01__T1w",
+        "Sub-01_T1w",
+    ):
         assert parse(name) is None, name
 
 
@@ -162,3 +173,35 @@ def test_what_cannot_be_named_is_refused_before_the_work(tiny_run, capsys, case)
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: --bids: ") and says in error and "\n" not in error
     assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize(
+    ("operator", "names", "refused"),
+    [
+        ("denoise", ("sub-01_T1w", "sub-01_desc-preproc_T1w"), True),
+        ("denoise", ("sub-01_desc-a_T1w", "sub-01_desc-b_T1w"), True),
+        ("denoise", ("sub-01_res-1_T1w", "sub-01_res-2_T1w"), False),
+        ("super_resolution", ("sub-01_res-1_T1w", "sub-01_res-2_T1w"), True),
+        ("denoise", ("sub-01_desc-a_T1w", "sub-01_desc-a_T2w"), False),
+    ],
+)
+def test_two_results_of_one_name_are_refused_before_the_work(
+    tiny_run, capsys, operator, names, refused
+):
+    os.mkdir("set")
+    for name in names:
+        write_nifti(f"set/{name}.nii.gz", head((16, 16, 2)).astype(np.float32))
+    config = task({"name": operator}, root="set")
+    config["measurement"]["operator"] |= {"scale_factor": 2} if operator != "denoise" else {}
+    config["data"] |= {"measured": True, "volume_mode": "slices"}
+    write_yaml("task.yaml", config)
+    status = tiny_run("--save_dir", "out", "--bids")
+    error = capsys.readouterr().err.strip()
+    assert (status == 2) == refused, error
+    if refused:
+        assert error.startswith("error: --bids: ") and all(f"{n}.nii.gz" in error for n in names)
+        assert not os.path.exists("out")
+    else:
+        stems = {re.sub("_desc-[a-z]*", "", n).replace("_T", "_desc-restored_T") for n in names}
+        restored = {os.path.basename(f) for f in files_of("out") if "desc-restored" in f}
+        assert restored == {n + end for n in stems for end in (".nii.gz", ".json")}
