@@ -121,7 +121,7 @@ class GaussianDiffusion:
             x_0 = torch.maximum(torch.minimum(x_0, bound), -bound) / bound
         return x_0.clamp(-1, 1) if self.clip_denoised else x_0
 
-    def p_mean_variance(self, model, x, t):
+    def p_mean_variance(self, model, x, t, bounded=True):
         """The network's p(x_{t-1} | x_t).
 
         Args:
@@ -129,6 +129,8 @@ class GaussianDiffusion:
                 (N, 2C, H, W).
             x: (N, C, H, W), x_t.
             t: (N,) int64 steps of this process.
+            bounded: whether x̂_0 is clipped or thresholded as configured; otherwise it is as the
+                network has it.
 
         Returns:
             dict of (N, C, H, W) tensors: "mean", "variance", "log_variance", "pred_xstart".
@@ -147,12 +149,13 @@ class GaussianDiffusion:
 
         if self.model_mean_type == "previous_x":
             without_xt = output - self.at("posterior_coef_xt", t, x) * x
-            pred_xstart = self._process_xstart(without_xt / self.at("posterior_coef_x0", t, x))
+            pred_xstart = without_xt / self.at("posterior_coef_x0", t, x)
+            pred_xstart = self._process_xstart(pred_xstart) if bounded else pred_xstart
             mean = output
         else:
             if self.model_mean_type == "epsilon":
                 output = self.predict_xstart_from_eps(x, t, output)
-            pred_xstart = self._process_xstart(output)
+            pred_xstart = self._process_xstart(output) if bounded else output
             mean = self.q_posterior_mean(pred_xstart, x, t)
         log_variance = self._log_variance(values, x, t)
         return {

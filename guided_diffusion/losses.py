@@ -73,10 +73,11 @@ def discretized_gaussian_nll(x, mean, log_scale):
 def variational_term(diffusion, output, x_0, x_t, t):
     """One term of the variational bound, in bits per dimension (IDDPM eq. 4-6), (N,).
 
-    The mean is detached: this term trains the variance alone (IDDPM section 3.1).
+    The mean is detached: this term trains the variance alone (IDDPM section 3.1). x̂_0 is not
+    clipped, as in guided-diffusion: the variance is learnt of the mean that the network gives.
     """
     frozen = torch.cat([output.chunk(2, dim=1)[0].detach(), output.chunk(2, dim=1)[1]], dim=1)
-    model = diffusion.p_mean_variance(lambda *_: frozen, x_t, t)
+    model = diffusion.p_mean_variance(lambda *_: frozen, x_t, t, bounded=False)
     mean, log_var = diffusion.q_posterior_mean(x_0, x_t, t), model["log_variance"]
     true_log_var = diffusion.at("posterior_log_variance", t, x_t)
     kl = 0.5 * (

@@ -48,23 +48,29 @@ def test_loss_weights():
     torch.testing.assert_close(raised, torch.from_numpy(expected).float())
 
 
-def test_variational_term_is_the_kl_divergence_and_trains_the_variance_alone():
-    diffusion = create_sampler(**LINEAR)
+@pytest.mark.parametrize("bounds", [{}, {"dynamic_threshold": True}])
+def test_variational_term_is_the_kl_divergence_and_trains_the_variance_alone(bounds):
+    """Of the mean that the network gives, be x̂_0 beyond [-1, 1]."""
+    diffusion = create_sampler(**LINEAR | bounds)
     x_0, noise = rnd((1, 1, 6, 6), 1).clamp(-0.9, 0.9), rnd((1, 1, 6, 6), 2)
     t = torch.tensor([300])
     x_t = diffusion.q_sample(x_0, t, noise)
-    output = torch.cat([noise + 0.1 * rnd((1, 1, 6, 6), 3), rnd((1, 1, 6, 6), 4)], 1)
-    output.requires_grad_()
-    model = diffusion.p_mean_variance(lambda *_: output.detach(), x_t, t)
+    eps, values = noise + 0.5 * rnd((1, 1, 6, 6), 3), rnd((1, 1, 6, 6), 4)
+    output = torch.cat([eps, values], 1).requires_grad_()
     a, previous = diffusion.alphas_cumprod[300], diffusion.alphas_cumprod[299]
     beta = 1 - a / previous
-    mean = (
-        previous**0.5 * beta / (1 - a) * x_0
-        + (a / previous) ** 0.5 * (1 - previous) / (1 - a) * x_t
-    )
+
+    def mean(x_0):
+        towards_x0 = previous**0.5 * beta / (1 - a) * x_0
+        return towards_x0 + (a / previous) ** 0.5 * (1 - previous) / (1 - a) * x_t
+
+    x_hat = (x_t - (1 - a) ** 0.5 * eps) / a**0.5
+    assert x_hat.abs().max() > 1.5
     std = math.sqrt(beta * (1 - previous) / (1 - a))
-    true = torch.distributions.Normal(mean.float(), std)
-    predicted = torch.distributions.Normal(model["mean"], model["variance"].sqrt())
+    true = torch.distributions.Normal(mean(x_0), std)
+    share = (values + 1) / 2  # between the logarithms of both bounds, IDDPM eq. 15
+    log_variance = share * math.log(beta) + (1 - share) * math.log(std**2)
+    predicted = torch.distributions.Normal(mean(x_hat), (log_variance / 2).exp())
     expected = torch.distributions.kl_divergence(true, predicted).mean() / math.log(2)
     term = variational_term(diffusion, output, x_0, x_t, t)
     torch.testing.assert_close(term[0], expected, rtol=1e-3, atol=1e-5)
