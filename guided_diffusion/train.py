@@ -12,7 +12,7 @@ import torch
 from data.crops import TrainingCrops, to_channels
 from data.dataloader import read_image
 from data.sources import find_shares, find_sources
-from guided_diffusion.config import read_model_config, read_schedule
+from guided_diffusion.config import ModelConfig, read_model_config, read_schedule
 from guided_diffusion.devices import native_bf16, pick_device
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.launch import setup_dist
@@ -98,6 +98,7 @@ def prepare(options: Options) -> Trainer:
         raise UserError(f"{config.model_config}: class_cond: true, and no labels are read")
     schedule = replace(read_schedule(config.diffusion_config), timestep_respacing="", start="")
     diffusion = create_sampler(**schedule.sampler_arguments())
+    _check_outputs(config, model_config, diffusion)
     rank, world = setup_dist()
     device = pick_device(0)
     state = first_state(config, model_config, device)
@@ -145,6 +146,22 @@ def _make_folder(path: str) -> None:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: cannot make {path} ({error.strerror})") from None
+
+
+def _check_outputs(
+    config: TrainConfig, model_config: ModelConfig, diffusion: GaussianDiffusion
+) -> None:
+    """Raise UserError where the schedule reads other outputs than are trained."""
+    if diffusion.model_mean_type != "epsilon":
+        raise UserError(
+            f"{config.diffusion_config}: model_mean_type: training is of the noise, expected "
+            f"epsilon, found {diffusion.model_mean_type}"
+        )
+    if diffusion.model_var_type.startswith("learned") and not model_config.learn_sigma:
+        raise UserError(
+            f"{config.diffusion_config}: model_var_type {diffusion.model_var_type} needs "
+            f"learn_sigma: true, found false in {config.model_config}"
+        )
 
 
 def _check_sizes(

@@ -338,6 +338,24 @@ def test_bad_training_input_is_one_sentence(folder, capsys, arguments, says):
     assert not os.path.exists("out") or not os.listdir("out")
 
 
+@pytest.mark.parametrize(
+    ("schedule", "model", "says"),
+    [
+        ({"model_mean_type": "start_x"}, {}, "model_mean_type: training is of the noise, expected"),
+        ({"model_mean_type": "previous_x"}, {}, "expected epsilon, found previous_x"),
+        ({}, {"learn_sigma": False}, "learned_range needs learn_sigma: true, found false in model"),
+    ],
+)
+def test_what_is_trained_is_what_the_schedule_reads(folder, capsys, schedule, model, says):
+    write_yaml("model.yaml", {**TINY, **model, "model_path": "unused.pt"})
+    write_yaml("diffusion.yaml", {**LINEAR, **schedule})
+    arguments = ["--config", "train.yaml", "--data_dir", "train", "--out", "out"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: diffusion.yaml: ") and says in error
+    assert not os.path.exists("out")
+
+
 @pytest.mark.parametrize("minutes", ["-1", "nan", "soon"])
 def test_a_budget_that_is_none(folder, capsys, minutes):
     with pytest.raises(SystemExit, match="2"):
