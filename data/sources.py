@@ -90,14 +90,18 @@ def find_shares(sizes: Mapping[str, int], named: Mapping[str, float], where: str
 class Interleaving:
     """Which source, and which draw from it, an item is: decided by the item's index alone.
 
-    Items come in blocks of `BLOCK`. Every block holds each source in exact proportion to its
-    share, in an order of its own; so what item n is follows from n, without a count kept.
+    Items come in blocks of `BLOCK`, or of `SEATS` for each source where these would not find room
+    in one. Every block holds each source in exact proportion to its share, in an order of its own;
+    so what item n is follows from n, without a count kept.
     """
 
     BLOCK = 1000
+    SEATS = 4
 
     def __init__(self, shares: list[float], seed: int):
-        self.counts = _apportion(shares, self.BLOCK if len(shares) > 1 else 1)
+        drawn = sum(share > 0 for share in shares)
+        seats = self.BLOCK if drawn <= self.BLOCK else self.SEATS * drawn
+        self.counts = _apportion(shares, seats if len(shares) > 1 else 1)
         self.slots = np.repeat(np.arange(len(shares)), self.counts)
         self.seed = seed
 
@@ -113,7 +117,7 @@ class Interleaving:
 def _apportion(shares: list[float], seats: int) -> list[int]:
     """Whole numbers of sum `seats` in proportion to the shares, by largest remainder.
 
-    A share above 0 gets one at least.
+    A share above 0 gets one at least, so there are no more of them than seats.
     """
     exact = [share * seats for share in shares]
     counts = [max(int(e), 1 if e > 0 else 0) for e in exact]

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,15 @@ def test_a_small_share_is_not_rounded_away():
     interleaving = Interleaving([0.9999, 0.0001, 0.0], seed=0)
     drawn = [interleaving[n][0] for n in range(1000)]
     assert np.bincount(drawn, minlength=3).tolist() == [999, 1, 0]
+
+
+def test_more_sources_than_a_block_has_items():
+    """Each still gets its share: a third of them is seen twice as often as the others."""
+    shares = [2.0 if i % 3 == 0 else 1.0 for i in range(1200)]
+    interleaving = Interleaving([share / sum(shares) for share in shares], seed=0)
+    drawn = Counter(interleaving[n][0] for n in range(4800))
+    assert sum(drawn.values()) == 4800 and len(drawn) == 1200
+    assert all(drawn[i] == 3 * share for i, share in enumerate(shares))
 
 
 def test_a_constant_run_is_prolonged_and_then_decays(folder):
