@@ -328,6 +328,8 @@ def test_two_processes_train_what_one_would(folder, launcher):
         (["--set", "decay_share=0.2"], "decay_share is of schedule: constant"),
         (["--set", "schedule=constant", "decay_share=2"], "decay_share: expected a number from 0"),
         (["--set", "ema_decay=[0.9, 1.5]"], "ema_decay: expected numbers from 0 to below 1"),
+        (["--set", "ema_decay=[true]"], "ema_decay: expected numbers from 0 to below 1"),
+        (["--set", "ema_decay=[0.9, 0.5, 0.9]"], "ema_decay: expected each number once, found"),
         (["--set", "min_snr_gamma=0"], "min_snr_gamma: expected a number above 0, found float 0.0"),
         (["--set", "log_steps=0"], "log_steps: expected a number above 0, found int 0"),
         (["--set", "learning_rate=.nan"], "learning_rate: expected a number above 0"),
@@ -364,6 +366,13 @@ def test_what_is_trained_is_what_the_schedule_reads(folder, capsys, schedule, mo
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: diffusion.yaml: ") and says in error
     assert not os.path.exists("out")
+
+
+def test_an_average_of_decay_zero_is_the_weights(folder):
+    assert train("out", "--set", "ema_decay=[0, 0.9]", "max_steps=3") == 0
+    assert train("out", "--set", "ema_decay=[0.0, 0.9]", "max_steps=4") == 0  # the same run
+    trained, average = weights("out/state.pt"), read_checkpoint("out/ema.pt")
+    assert all(torch.equal(average[k], trained[k].half()) for k in average)
 
 
 @pytest.mark.parametrize("minutes", ["-1", "nan", "soon"])

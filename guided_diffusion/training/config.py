@@ -57,7 +57,8 @@ class TrainConfig:
     @property
     def ema_decays(self) -> list[float]:
         """Of each moving average of the weights."""
-        return self.ema_decay if isinstance(self.ema_decay, list) else [self.ema_decay]
+        decays = self.ema_decay if isinstance(self.ema_decay, list) else [self.ema_decay]
+        return [float(decay) for decay in decays]
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,11 @@ def _check_ranges(config: TrainConfig, where: str) -> None:
     for key in PARTS:
         if not 0 <= getattr(config, key) <= 1:
             raise _out_of_range(config, key, "a number from 0 to 1", where)
-    decays = config.ema_decays
-    if not decays or not all(isinstance(d, float) and 0 <= d < 1 for d in decays):
+    decays = config.ema_decay if isinstance(config.ema_decay, list) else [config.ema_decay]
+    if not decays or not all(type(d) in (int, float) and 0 <= d < 1 for d in decays):
         raise _out_of_range(config, "ema_decay", "numbers from 0 to below 1", where)
+    if len(set(decays)) < len(decays):  # each names its file
+        raise _out_of_range(config, "ema_decay", "each number once", where)
     if not all(type(t) is int and t >= 0 for t in config.val_timesteps):
         raise _out_of_range(config, "val_timesteps", "integers from 0", where)
     if config.schedule == "cosine" and config.decay_share:
