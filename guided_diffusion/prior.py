@@ -71,7 +71,7 @@ def load_prior(
     if device.type == "cpu":
         reuse_memory()
     network = create_model(**vars(replace(model_config, use_fp16=False)))
-    network.to(device, memory_format=torch.channels_last).set_torso_dtype(dtype)
+    network.to(device).to(memory_format=torch.channels_last).set_torso_dtype(dtype)
     network.requires_grad_(False)
     if compile:
         compile_network(network, device)

@@ -3,15 +3,23 @@
 Module names and shapes follow the published checkpoints, so their state dicts load strictly.
 """
 
-import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
 from guided_diffusion.checkpoints import load_checkpoint
 from guided_diffusion.normalisation import GroupNorm
+from guided_diffusion.unet_layers import (
+    AttentionBlock,
+    Downsample,
+    ResBlock,
+    Stage,
+    Upsample,
+    timestep_embedding,
+    zero_init,
+)
 from util.config import parse_numbers
 from util.errors import UserError
 
@@ -25,160 +33,6 @@ DEFAULT_CHANNEL_MULT = {
 }
 
 
-def timestep_embedding(t, dim, max_period=10000):
-    """Sinusoidal embedding of timesteps.
-
-    Args:
-        t: (N,) timesteps, may be fractional.
-        dim: width of the embedding; cosines fill the first half, sines the second.
-
-    Returns:
-        (N, dim) float32 tensor.
-    """
-    half = dim // 2
-    freqs = torch.exp(
-        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
-    )
-    angles = t.float()[:, None] * freqs
-    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return F.pad(embedding, (0, dim % 2))
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour upsampling ×2, then a 3×3 convolution if `use_conv`."""
-
-    def __init__(self, channels, use_conv):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
-
-    def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-class Downsample(nn.Module):
-    """Halve height and width, by a strided 3×3 convolution if `use_conv`, else by averaging."""
-
-    def __init__(self, channels, use_conv):
-        super().__init__()
-        self.op: nn.Module = nn.AvgPool2d(2)
-        if use_conv:
-            self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x):
-        return self.op(x)
-
-
-class ResBlock(nn.Module):
-    """Residual block conditioned on the timestep embedding; `resample` is None, "up" or "down"."""
-
-    def __init__(
-        self,
-        channels,
-        emb_channels,
-        dropout,
-        out_channels,
-        use_scale_shift_norm,
-        use_checkpoint,
-        resample=None,
-    ):
-        super().__init__()
-        self.use_scale_shift_norm = use_scale_shift_norm
-        self.use_checkpoint = use_checkpoint
-        self.in_layers = nn.Sequential(
-            GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
-        )
-        self.resample: nn.Module = nn.Identity()
-        if resample == "up":
-            self.resample = Upsample(channels, use_conv=False)
-        elif resample == "down":
-            self.resample = Downsample(channels, use_conv=False)
-        emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
-        self.out_layers = nn.Sequential(
-            GroupNorm(out_channels),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
-        )
-        same = out_channels == channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
-
-    def forward(self, x, emb):
-        if self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, emb, use_reentrant=False)
-        return self._forward(x, emb)
-
-    def _forward(self, x, emb):
-        in_norm, in_act, in_conv = self.in_layers
-        out_norm, *out_rest = self.out_layers
-        h = in_conv(self.resample(in_act(in_norm(x))))
-        emb = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
-        if self.use_scale_shift_norm:
-            scale, shift = emb.chunk(2, dim=1)
-            h = out_norm(h, scale, shift)
-        else:
-            h = out_norm(h + emb)
-        for layer in out_rest:
-            h = layer(h)
-        return self.skip_connection(self.resample(x)) + h
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention among all positions of a feature map.
-
-    `new_order` splits query, key and value before the heads; the order of older checkpoints
-    splits the heads first.
-    """
-
-    def __init__(self, channels, num_heads, num_head_channels, new_order, use_checkpoint):
-        super().__init__()
-        if num_head_channels != -1:
-            if channels % num_head_channels:
-                raise UserError(
-                    f"model config: num_head_channels {num_head_channels} does not divide the "
-                    f"{channels} channels of an attention block"
-                )
-            num_heads = channels // num_head_channels
-        self.num_heads = num_heads
-        self.new_order = new_order
-        self.use_checkpoint = use_checkpoint
-        self.norm = GroupNorm(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
-
-    def forward(self, x):
-        if self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
-
-    def _forward(self, x):
-        n, c, height, width = x.shape
-        qkv = self.qkv(self.norm(x).reshape(n, c, height * width))
-        if self.new_order:
-            qkv = qkv.reshape(n, 3, self.num_heads, -1, height * width).transpose(1, 2)
-        else:
-            qkv = qkv.reshape(n, self.num_heads, 3, -1, height * width)
-        q, k, v = qkv.transpose(3, 4).unbind(2)  # each (N, heads, H·W, C/heads)
-        h = F.scaled_dot_product_attention(q, k, v)
-        h = h.transpose(2, 3).reshape(n, c, height * width)
-        return x + self.proj_out(h).reshape(n, c, height, width)
-
-
-class Stage(nn.Sequential):
-    """Layers in sequence; the timestep embedding goes to those that take it."""
-
-    def forward(self, x, emb):  # type: ignore[override]
-        for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
-        return x
-
-
-def zero_init(layer):
-    for p in layer.parameters():
-        nn.init.zeros_(p)
-    return layer
-
-
 class UNetModel(nn.Module):
     """The noise predictor ε_θ(x_t, t), and with twice the output channels its variance.
 
@@ -187,22 +41,22 @@ class UNetModel(nn.Module):
 
     def __init__(
         self,
-        in_channels,
-        model_channels,
-        out_channels,
-        num_res_blocks,
-        attention_ds,
-        channel_mult,
-        dropout,
-        num_classes,
-        use_checkpoint,
-        num_heads,
-        num_head_channels,
-        num_heads_upsample,
-        use_scale_shift_norm,
-        resblock_updown,
-        use_new_attention_order,
-        image_size,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_ds: Sequence[int],
+        channel_mult: Sequence[float],
+        dropout: float,
+        num_classes: int | None,
+        use_checkpoint: bool,
+        num_heads: int,
+        num_head_channels: int,
+        num_heads_upsample: int,
+        use_scale_shift_norm: bool,
+        resblock_updown: bool,
+        use_new_attention_order: bool,
+        image_size: int,
     ):
         super().__init__()
         self.image_size = image_size
@@ -271,7 +125,7 @@ class UNetModel(nn.Module):
             GroupNorm(ch), nn.SiLU(), zero_init(nn.Conv2d(ch, out_channels, 3, padding=1))
         )
 
-    def set_torso_dtype(self, dtype):
+    def set_torso_dtype(self, dtype: torch.dtype) -> "UNetModel":
         """Run the convolutional torso in `dtype`; embeddings, norms and the output stay float32."""
         for stage in (self.input_blocks, self.middle_block, self.output_blocks):
             for module in stage.modules():
@@ -280,7 +134,7 @@ class UNetModel(nn.Module):
         self.dtype = dtype
         return self
 
-    def forward(self, x, timesteps, y=None):
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict the noise in x.
 
         Args:
@@ -301,7 +155,7 @@ class UNetModel(nn.Module):
             return torch.cat([self._evaluate(*part) for part in inputs])
         return self._evaluate(x, timesteps, y)
 
-    def _evaluate(self, x, timesteps, y):
+    def _evaluate(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels))
         if y is not None:
             emb = emb + self.label_emb(y)
@@ -324,25 +178,25 @@ class UNetModel(nn.Module):
 
 
 def create_model(
-    image_size,
-    num_channels,
-    num_res_blocks,
-    channel_mult="",
-    learn_sigma=False,
-    class_cond=False,
-    use_checkpoint=False,
-    attention_resolutions="16",
-    num_heads=1,
-    num_head_channels=-1,
-    num_heads_upsample=-1,
-    use_scale_shift_norm=False,
-    dropout=0.0,
-    resblock_updown=False,
-    use_fp16=False,
-    use_new_attention_order=False,
-    in_channels=3,
-    model_path="",
-):
+    image_size: int,
+    num_channels: int,
+    num_res_blocks: int,
+    channel_mult: str | Sequence[float] | None = "",
+    learn_sigma: bool = False,
+    class_cond: bool = False,
+    use_checkpoint: bool = False,
+    attention_resolutions: str | int | Sequence[int] = "16",
+    num_heads: int = 1,
+    num_head_channels: int = -1,
+    num_heads_upsample: int = -1,
+    use_scale_shift_norm: bool = False,
+    dropout: float = 0.0,
+    resblock_updown: bool = False,
+    use_fp16: bool = False,
+    use_new_attention_order: bool = False,
+    in_channels: int = 3,
+    model_path: str = "",
+) -> UNetModel:
     """Build the UNet that a model YAML describes and load its checkpoint.
 
     Args:

@@ -10,7 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from guided_diffusion import unet
 from guided_diffusion.checkpoints import save_checkpoint
-from guided_diffusion.unet import AttentionBlock, create_model, timestep_embedding
+from guided_diffusion.unet import create_model
+from guided_diffusion.unet_layers import AttentionBlock, timestep_embedding
 from tests.conftest import TINY, golden_json, rnd
 
 NORMS = ("in_layers.0.weight", "out_layers.0.weight", "norm.weight", "out.0.weight")
