@@ -211,6 +211,16 @@ def create_model(
     Raises:
         UserError: a value that makes no network, or a checkpoint that does not fit it.
     """
+    for key, count in (
+        ("image_size", image_size),
+        ("num_channels", num_channels),
+        ("num_res_blocks", num_res_blocks),
+        ("in_channels", in_channels),
+    ):
+        if count < 1:
+            raise UserError(f"model config: {key}: expected at least 1, found {count}")
+    if not 0 <= dropout <= 1:
+        raise UserError(f"model config: dropout: expected a number from 0 to 1, found {dropout}")
     if channel_mult in ("", None):
         if image_size not in DEFAULT_CHANNEL_MULT:
             raise UserError(
@@ -220,6 +230,10 @@ def create_model(
         channel_mult = DEFAULT_CHANNEL_MULT[image_size]
     else:
         channel_mult = parse_numbers(channel_mult, "model config: channel_mult")
+        if not channel_mult:
+            raise UserError(
+                "model config: channel_mult: expected a factor for each level, found none"
+            )
     for mult in channel_mult:
         if int(mult * num_channels) % 32 or int(mult * num_channels) == 0:
             raise UserError(
@@ -227,6 +241,11 @@ def create_model(
                 "a multiple of 32, the number of normalisation groups"
             )
     resolutions = parse_numbers(attention_resolutions, "model config: attention_resolutions")
+    if not all(r == int(r) for r in resolutions):
+        raise UserError(
+            "model config: attention_resolutions: expected sides in whole pixels, found "
+            f"{attention_resolutions!r}"
+        )
     model = UNetModel(
         in_channels=in_channels,
         model_channels=num_channels,

@@ -129,12 +129,17 @@ class AttentionBlock(nn.Module):
     ):
         super().__init__()
         if num_head_channels != -1:
-            if channels % num_head_channels:
+            if num_head_channels < 1 or channels % num_head_channels:
                 raise UserError(
                     f"model config: num_head_channels {num_head_channels} does not divide the "
                     f"{channels} channels of an attention block"
                 )
             num_heads = channels // num_head_channels
+        elif num_heads < 1 or channels % num_heads:
+            raise UserError(
+                f"model config: num_heads {num_heads}, or num_heads_upsample, does not divide the "
+                f"{channels} channels of an attention block"
+            )
         self.num_heads = num_heads
         self.new_order = new_order
         self.use_checkpoint = use_checkpoint

@@ -1,6 +1,7 @@
 """The network: published numbers, published checkpoints, and every option."""
 
 import math
+import re
 import zlib
 
 import numpy as np
@@ -13,6 +14,7 @@ from guided_diffusion.checkpoints import save_checkpoint
 from guided_diffusion.unet import create_model
 from guided_diffusion.unet_layers import AttentionBlock, timestep_embedding
 from tests.conftest import TINY, golden_json, rnd
+from util.errors import UserError
 
 NORMS = ("in_layers.0.weight", "out_layers.0.weight", "norm.weight", "out.0.weight")
 PUBLISHED = {"keys_mri128": (128, 3, "32,16,8"), "keys_openai256": (256, 2, "32,16,8")}
@@ -129,6 +131,28 @@ def test_options_run_and_a_batch_is_its_images(changes):
     assert together.shape == (3, factor * channels, 16, 24)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(together[0], model(x[:1], t[1:2])[0], atol=1e-3)  # t matters
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_head_channels": -1, "num_heads": 3}, "num_heads 3, or num_heads_upsample, does not"),
+        ({"num_head_channels": -1, "num_heads": 0}, "num_heads 0, or"),
+        ({"num_head_channels": -1, "num_heads_upsample": 5}, "num_heads 5, or num_heads_upsample"),
+        ({"num_head_channels": 0}, "num_head_channels 0 does not divide the 32 channels"),
+        ({"num_head_channels": -32}, "num_head_channels -32 does not divide"),
+        ({"attention_resolutions": 0.5}, "attention_resolutions: expected sides in whole pixels"),
+        ({"attention_resolutions": "16,2.5"}, "whole pixels, found '16,2.5'"),
+        ({"dropout": 2}, "dropout: expected a number from 0 to 1, found 2"),
+        ({"num_res_blocks": -1}, "num_res_blocks: expected at least 1, found -1"),
+        ({"num_channels": -32}, "num_channels: expected at least 1, found -32"),
+        ({"in_channels": 0}, "in_channels: expected at least 1, found 0"),
+        ({"channel_mult": ","}, "channel_mult: expected a factor for each level"),
+    ],
+)
+def test_values_that_make_no_network(changes, says):
+    with pytest.raises(UserError, match=f"^model config: .*{re.escape(says)}"):
+        create_model(**{**TINY, **changes})
 
 
 def test_class_labels_change_the_output():
