@@ -172,6 +172,16 @@ def header_file(path: str) -> str:
     return _beside(path, VOXELS, HEADERS)
 
 
+def files_of(path: str) -> list[str]:
+    """The file of a volume, and of a pair the other one as well, where that is there."""
+    other = path
+    if path.lower().endswith(VOXELS):
+        other = header_file(path)
+    elif path.lower().endswith(HEADERS):
+        other = voxel_file(path)
+    return [p for p in dict.fromkeys((path, other)) if os.path.isfile(p)]
+
+
 def _beside(path, endings, others):
     """The file of a pair that goes with `path`, which has one of the endings."""
     ending = next(e for e in (*reversed(endings), "") if path.lower().endswith(e))

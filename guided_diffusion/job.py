@@ -13,6 +13,7 @@ from data.dataloader import list_items
 from data.items import Broken
 from data.kspace import KSpaceSlice
 from data.masks import Mask, limit_volumes, open_masks
+from data.nifti_header import files_of
 from data.output import check_output
 from guided_diffusion.config import (
     LOCAL,
@@ -36,7 +37,7 @@ from guided_diffusion.restoration import check_restoration
 from guided_diffusion.volume_items import whole_volumes, with_defaults
 from util.config import as_dict
 from util.errors import UserError
-from util.files import digests_of
+from util.files import digests_of, files_digest
 from util.remote import base_name
 
 VANILLA_SAMPLES = 10
@@ -210,10 +211,29 @@ def settings_of(job: Job, prior: Prior) -> dict[str, Any]:
 
 
 def _named_files(task: TaskConfig) -> dict[str, str]:
-    """Key → SHA-256 of each file beside the images that a task names: maps of σ, masks, coils."""
+    """Key → SHA-256 of the local files that a task names: maps of σ, masks, lines of k-space.
+
+    Raises:
+        UserError: one cannot be read.
+    """
     if task.measurement is None:
         return {}
     named = {f"operator.{key}": value for key, value in task.measurement.operator.params.items()}
-    named["noise.sigma"] = task.measurement.noise.sigma
-    named["data.mask"] = task.data.mask if task.data is not None else None
-    return digests_of(named)
+    found = {}
+    sigma, mask = task.measurement.noise.sigma, task.data.mask if task.data is not None else None
+    if isinstance(sigma, str) and is_map(sigma) and sigma != LOCAL:
+        found["noise.sigma"] = _files_at(sigma)
+    if mask is not None and mask != "auto":
+        found["data.mask"] = _files_at(mask)
+    try:
+        return digests_of(named) | {k: files_digest(paths) for k, paths in found.items() if paths}
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def _files_at(path: str) -> list[str]:
+    """The files of a local volume, picture or folder of these; none at another place."""
+    if not os.path.isdir(path):
+        return files_of(path)
+    paths = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name[:1] != "."]
+    return [p for p in paths if os.path.isfile(p)]

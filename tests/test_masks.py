@@ -93,3 +93,37 @@ def test_a_volume_of_masks_goes_slice_by_slice(tiny_run):
         candidates = [np.mean(((both[0] - both[1]) ** 2)[m]) for m in (seen, seen[:, ::-1])]
         psnr = -10 * np.log10(np.array(candidates))
         assert np.abs(psnr - row["psnr"]).min() < 0.05
+
+
+@pytest.mark.parametrize("change", ["contents", "name"])
+def test_other_masks_in_the_folder_are_another_run(tiny_run, capsys, change):
+    os.mkdir("masks")
+    for k in range(3):
+        mask = np.ones((24, 40) if k == 2 else (32, 32), np.uint8)
+        iio.imwrite(f"masks/{k}.png", mask)
+    masked_task("masks")
+    assert tiny_run("--save_dir", "out") == 0
+    open("masks/.hidden", "w", encoding="utf-8").close()
+    assert tiny_run("--save_dir", "out") == 0
+    if change == "contents":
+        mask[:12] = 0
+        iio.imwrite("masks/2.png", mask)
+    else:  # the first image takes the second's mask
+        os.rename("masks/0.png", "masks/1a.png")
+    capsys.readouterr()
+    assert tiny_run("--save_dir", "out") == 2
+    assert "another files_sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", ["mask.hdr", "mask.img"])
+def test_other_voxels_beside_a_header_are_another_run(tiny_run, capsys, named):
+    write_nifti("v.nii.gz", head((32, 32, 3)))
+    mask, affine = np.ones((32, 32, 3), np.uint8), nibabel.load("v.nii.gz").affine
+    nibabel.save(nibabel.Nifti1Pair(mask, affine), "mask.img")
+    masked_task(named, "v.nii.gz", volume_mode="slices")
+    assert tiny_run("--save_dir", "out") == 0
+    mask[:16] = 0
+    nibabel.save(nibabel.Nifti1Pair(mask, affine), "mask.img")
+    capsys.readouterr()
+    assert tiny_run("--save_dir", "out") == 2
+    assert "another files_sha256" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import contextlib
 import gzip
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, BinaryIO, cast
 
 LONGEST_NAME = 255  # bytes of one name on the usual file systems
@@ -96,7 +96,17 @@ def safe_name(stem: str) -> str:
     return f"{cut}-{digest}"
 
 
-def file_digest(path):
+def files_digest(paths: Sequence[str]) -> str:
+    """SHA-256 of files in hexadecimal: of one its bytes, of several the names and bytes."""
+    if len(paths) == 1:
+        return file_digest(paths[0])
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(os.path.basename(path)) + b"\0" + file_digest(path).encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
