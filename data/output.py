@@ -117,9 +117,9 @@ def write_output(path: str, items: Sequence[Any], folder: str) -> str:
 
 
 def _result_of(name: str, folder: str) -> str:
-    """The file or folder that a volume was written to."""
-    found = [n for n in os.listdir(folder) if n == name or n.startswith(f"{name}.")]
-    return os.path.join(folder, found[0])
+    """The folder or the NIfTI file that a volume was written to."""
+    path = os.path.join(folder, name)
+    return path if os.path.isdir(path) else f"{path}.nii.gz"
 
 
 def _copy_volume(result: str, path: str) -> None:
