@@ -192,3 +192,13 @@ def test_a_volume_with_an_awkward_name_is_written(tmp_path):
     np.testing.assert_allclose(
         series_values(tmp_path / "out/volumes" / name)[1], head()[..., 1], atol=0.02
     )
+
+
+def test_names_of_windows_devices_are_no_results():
+    devices = ["con", "nul", "AUX.1", "Com1.t1", "lpt9", "prn .x", "COM²"]
+    found = [safe_name(name) for name in devices]
+    assert len({name.lower() for name in found}) == len(devices)
+    stems = [name.partition(".")[0].rstrip().lower() for name in found]
+    assert not {"con", "nul", "aux", "com1", "lpt9", "prn", "com²"} & set(stems)
+    for name in ("console", "nul_1", "com10", "x.con", "auxiliary.1"):
+        assert safe_name(name) == name

@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, BinaryIO, cast
 
@@ -12,6 +13,8 @@ LONGEST_NAME = 255  # bytes of one name on the usual file systems
 LONGEST_STEM = 200  # of them for a result's name: _z000, _12, .part- and .nii.gz come on top
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 UNSAFE = frozenset('/\\:*?"<>|')  # in names on one of the usual file systems
+# Names of Windows' devices, whatever follows after a dot.
+RESERVED = re.compile(r"(?i)(con|conin\$|conout\$|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)")
 
 
 @contextlib.contextmanager
@@ -89,6 +92,7 @@ def safe_name(stem: str) -> str:
     safe = "".join("_" if c in UNSAFE or not c.isprintable() else c for c in stem)
     safe = safe.rstrip(" .")
     safe = "_" + safe[1:] if safe[:1] in ("", ".", " ") else safe
+    safe = "_" + safe if RESERVED.match(safe) else safe
     if safe == stem and len(stem.encode()) <= LONGEST_STEM:
         return stem
     digest = _digest(stem)
