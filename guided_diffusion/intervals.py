@@ -8,28 +8,14 @@ the interval.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
-
-from scipy import stats
 
 from guided_diffusion.prior import Prior
 from util.errors import UserError
 from util.files import replacing_text
 from util.remote import is_remote
-
-SHARE = 0.9  # of the truths that an interval is to hold
-
-
-def half_width(samples: int, factor: float = 1.0) -> float:
-    """Half of the interval, in standard deviations s of so many samples about their mean.
-
-    One more draw lies within t s √(1 + 1/K), Student's t of K - 1 degrees of freedom.
-    """
-    t = stats.t.ppf((1 + SHARE) / 2, samples - 1)
-    return factor * float(t) * math.sqrt(1 + 1 / samples)
 
 
 def factors_path(model_path: str) -> str:

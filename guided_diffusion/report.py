@@ -17,13 +17,13 @@ from data.kspace import KSpaceSlice
 from data.volumes import Slice, Volume, Whole, reason
 from guided_diffusion.cautions import cautions_of
 from guided_diffusion.evidence import SHOWN, Evidence, combined, limit, rings
-from guided_diffusion.intervals import half_width, load_factor
+from guided_diffusion.intervals import load_factor
 from guided_diffusion.job import Job
 from guided_diffusion.methods import METHODS
 from guided_diffusion.prior import Prior
 from util.files import replacing_text
 from util.image_files import LABELS, read_png, to_uint8
-from util.metrics import METRICS
+from util.metrics import METRICS, half_width
 from util.page import curve, details, escape, figure, flat, heat, page, picture, section, signed
 from util.page import table as table_of
 from util.results import FIGURES, Results, versions

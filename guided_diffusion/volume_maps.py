@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from data.slices import Slice, Whole
 from data.volumes import Volume
 from guided_diffusion.config import is_map
-from guided_diffusion.intervals import half_width
 from guided_diffusion.job import Job
+from util.metrics import half_width
 
 Voxels = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.signal import convolve2d
 
 from util.errors import UserError
-from util.metrics import calibration, high_frequency_ratio, image_metrics, interval
+from util.metrics import calibration, half_width, high_frequency_ratio, image_metrics, interval
 
 
 def wave(shape, rows, cols):
@@ -55,6 +55,12 @@ def test_calibration_of_draws_from_the_truth_s_own_distribution():
     low, high = interval(narrow, factor=2)
     held = (low <= draws[0]) & (draws[0] <= high)
     assert held.mean() == pytest.approx(wider["in_90"], abs=1e-6)
+
+
+def test_half_of_an_interval_is_student_s():
+    """Quantiles of the table: t_0.95 of 3 degrees of freedom is 2.353363, t_0.75 of 1 is 1."""
+    assert half_width(4) == pytest.approx(2.353363 * math.sqrt(1.25), rel=1e-6)
+    assert half_width(2, factor=1.3, share=0.5) == pytest.approx(1.3 * math.sqrt(1.5))
 
 
 def test_calibration_leaves_the_air_out():

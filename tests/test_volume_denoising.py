@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.fft import dctn, idctn
 
 from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
-from guided_diffusion.intervals import case_of, half_width, save_factors
+from guided_diffusion.intervals import case_of, save_factors
 from guided_diffusion.noise import get_noise
 from guided_diffusion.noise_maps import levels_of, weights_of
 from guided_diffusion.prior import load_prior
@@ -21,6 +21,7 @@ from guided_diffusion.volumes import AsVolume
 from tests.conftest import LINEAR, task, write_yaml
 from tests.volume_files import head, write_nifti
 from util.errors import UserError
+from util.metrics import half_width
 
 OUT = "out/tiny/denoise/gaussian"
 FAST = {**LINEAR, "start": "auto", "timestep_respacing": "logsnr10"}

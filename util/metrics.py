@@ -1,5 +1,6 @@
 """Image quality against a known truth: one row of `METRICS` for each measure."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from util.errors import UserError
 
 HAARPSI_SIDE = 16  # pixels, at least
 AT_ONCE = 16  # channels, so that a volume's many wavelets need not be in memory together
+SHARE = 0.9  # of the truths that an interval is to hold
 Mask = NDArray[np.bool_] | None  # (H, W) or (C, H, W), the pixels that count; None for all
 
 
@@ -132,8 +134,18 @@ def high_frequency_ratio(x: ArrayLike, truth: ArrayLike) -> float:
     return float(energy / of_truth) if of_truth > 0 else float("nan")
 
 
-def interval(samples: NDArray, factor: float = 1.0, share: float = 0.9) -> NDArray[np.float32]:
-    """Bounds between which a pixel's truth lies with a probability, see `calibration`.
+def half_width(samples: int, factor: float = 1.0, share: float = SHARE) -> float:
+    """Half of an interval, in standard deviations s of so many samples about their mean.
+
+    If the truth is one more draw from the distribution of the K samples, and that is Gaussian, it
+    lies within t s √(1 + 1/K) with probability `share`, Student's t of K - 1 degrees of freedom.
+    """
+    t = stats.t.ppf((1 + share) / 2, samples - 1)
+    return factor * float(t) * math.sqrt(1 + 1 / samples)
+
+
+def interval(samples: NDArray, factor: float = 1.0) -> NDArray[np.float32]:
+    """Bounds between which `SHARE` of the pixels' truths lie, see `half_width`.
 
     Args:
         samples: (K, C, H, W), K ≥ 2, in [-1, 1].
@@ -142,9 +154,8 @@ def interval(samples: NDArray, factor: float = 1.0, share: float = 0.9) -> NDArr
     Returns:
         (2, C, H, W), the lower and the upper one, cut to [-1, 1].
     """
-    count, mean = len(samples), samples.mean(axis=0)
-    width = factor * stats.t.ppf((1 + share) / 2, count - 1) * np.sqrt(1 + 1 / count)
-    half = width * samples.std(axis=0, ddof=1)
+    mean, spread = samples.mean(axis=0), samples.std(axis=0, ddof=1).astype(np.float64)
+    half = half_width(len(samples), factor) * spread
     return np.stack([mean - half, mean + half]).clip(-1, 1).astype(np.float32)
 
 
@@ -153,10 +164,6 @@ def calibration(
 ) -> dict[str, float]:
     """How honest the spread of posterior samples is, where there is signal.
 
-    If the truth is one more draw from the distribution of the K samples, and that is Gaussian, a
-    pixel's truth lies with probability p within mean ± t_p s √(1 + 1/K), with the sample standard
-    deviation s and Student's t of K-1 degrees of freedom.
-
     Args:
         samples: (K, C, H, W), K ≥ 2; truth: (C, H, W); both in [-1, 1].
         floor: pixels whose truth is darker, as a share of the displayed range, are left out: the
@@ -164,16 +171,14 @@ def calibration(
         factor: on s, by which the intervals are wider.
 
     Returns:
-        dict: "in_50", "in_90", the share of pixels whose truth lies within these intervals, and
-        "rescale", the factor on s at which 90 % would.
+        dict: "in_50", "in_90", the share of pixels whose truth lies within the intervals of these
+        shares, see `half_width`, and "rescale", the factor on s at which 90 % would.
     """
     seen = (np.asarray(truth) + 1) / 2 > floor
     count, error = len(samples), np.abs(truth - samples.mean(axis=0))[seen]
-    spread = (samples.std(axis=0, ddof=1) * np.sqrt(1 + 1 / count))[seen]
-    score = error / np.maximum(spread, 1e-6)
-    t_50, t_90 = stats.t.ppf([0.75, 0.95], count - 1)
+    score = error / np.maximum(samples.std(axis=0, ddof=1)[seen], 1e-6)
     return {
-        "in_50": float(np.mean(score <= factor * t_50)),
-        "in_90": float(np.mean(score <= factor * t_90)),
-        "rescale": float(np.quantile(score, 0.9) / t_90),
+        "in_50": float(np.mean(score <= half_width(count, factor, 0.5))),
+        "in_90": float(np.mean(score <= half_width(count, factor, 0.9))),
+        "rescale": float(np.quantile(score, 0.9)) / half_width(count, share=0.9),
     }
