@@ -5,11 +5,15 @@ Symbols follow Ho et al. (2020, "DDPM"), Nichol & Dhariwal (2021, "IDDPM") and S
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from guided_diffusion.schedules import chosen_timesteps, noise_schedule_betas
+from guided_diffusion.schedules import Respacing, chosen_timesteps, noise_schedule_betas
 from util.errors import UserError
 
 SAMPLERS = ("ddpm", "ddim")
@@ -17,26 +21,33 @@ MEAN_TYPES = ("epsilon", "start_x", "previous_x")
 VAR_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
 DYNAMIC_THRESHOLD_QUANTILE = 0.995  # Saharia et al. 2022 (Imagen), section 2.3
 
+Network = Callable[[Tensor, Tensor], Tensor]  # (x_t, timesteps) → prediction
+RandnLike = Callable[[Tensor], Tensor]
+Prediction = dict[str, Tensor]  # what `GaussianDiffusion.p_mean_variance` returns
+Step = tuple[Tensor, Tensor]  # (x_{t-1}, x̂_0), each (N, C, H, W)
+
 
 class GaussianDiffusion:
     """The reverse process over a (respaced) schedule.
 
     `num_timesteps` steps; `timestep_map` gives each step's timestep in the original schedule,
-    which is what the network is told. `betas` and `alphas_cumprod` are float64 arrays.
+    which is what the network is told; `rescale_timesteps` tells it thousandths of
+    `original_num_steps`, the length of that schedule, or of this one where it is None. `betas` and
+    `alphas_cumprod` are float64 arrays.
     """
 
     def __init__(
         self,
-        betas,
-        timestep_map,
-        sampler="ddpm",
-        model_mean_type="epsilon",
-        model_var_type="learned_range",
-        dynamic_threshold=False,
-        clip_denoised=True,
-        rescale_timesteps=False,
-        original_num_steps=None,
-        eta=0.0,
+        betas: NDArray,
+        timestep_map: Sequence[int],
+        sampler: str = "ddpm",
+        model_mean_type: str = "epsilon",
+        model_var_type: str = "learned_range",
+        dynamic_threshold: bool = False,
+        clip_denoised: bool = True,
+        rescale_timesteps: bool = False,
+        original_num_steps: int | None = None,
+        eta: float = 0.0,
     ):
         self.sampler = sampler
         self.model_mean_type = model_mean_type
@@ -45,7 +56,8 @@ class GaussianDiffusion:
         self.clip_denoised = clip_denoised
         self.eta = eta
         self.timestep_map = list(timestep_map)
-        self.time_scale = 1000.0 / original_num_steps if rescale_timesteps else None
+        original = original_num_steps or len(betas)
+        self.time_scale = 1000.0 / original if rescale_timesteps else None
 
         self.betas = betas
         self.num_timesteps = len(betas)
@@ -69,9 +81,9 @@ class GaussianDiffusion:
             "log_betas": np.log(betas),
             "timestep_map": np.array(self.timestep_map),
         }
-        self._on_device = {}
+        self._on_device: dict[torch.device, dict[str, Tensor]] = {}
 
-    def _table(self, name, device):
+    def _table(self, name: str, device: torch.device) -> Tensor:
         if device not in self._on_device:
             with torch.inference_mode(False):  # usable under autograd, too
                 self._on_device[device] = {
@@ -79,49 +91,52 @@ class GaussianDiffusion:
                 }
         return self._on_device[device][name]
 
-    def at(self, name, t, x):
+    def at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
         """The coefficient `name` at steps t (N,), shaped to multiply x, (N, 1, 1, 1)."""
         values = self._table(name, x.device)[t].to(x.dtype)
         return values.reshape(-1, *[1] * (x.ndim - 1))
 
-    def model_timesteps(self, t):
+    def model_timesteps(self, t: Tensor) -> Tensor:
         """The timesteps of the original schedule to tell the network, (N,)."""
         mapped = self._table("timestep_map", t.device)[t]
         return mapped if self.time_scale is None else mapped.float() * self.time_scale
 
-    def q_sample(self, x_0, t, noise):
+    def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw x_t ~ q(x_t | x_0) with the given standard normal noise."""
         signal = self.at("sqrt_alpha_bar", t, x_0) * x_0
         return signal + self.at("sqrt_one_minus_alpha_bar", t, x_0) * noise
 
-    def q_posterior_mean(self, x_0, x_t, t):
+    def q_posterior_mean(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Mean of q(x_{t-1} | x_t, x_0), DDPM eq. 7."""
         towards_x0 = self.at("posterior_coef_x0", t, x_t) * x_0
         return towards_x0 + self.at("posterior_coef_xt", t, x_t) * x_t
 
-    def predict_xstart_from_eps(self, x_t, t, eps):
+    def predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t."""
         return self.at("sqrt_recip_alpha_bar", t, x_t) * x_t - self.at("sqrt_r", t, x_t) * eps
 
-    def _log_variance(self, values, x, t):
+    def _log_variance(self, values: Tensor | None, x: Tensor, t: Tensor) -> Tensor:
         if self.model_var_type == "fixed_small":
             return self.at("posterior_log_variance", t, x).expand_as(x)
         if self.model_var_type == "fixed_large":
             return self.at("fixed_large_log_variance", t, x).expand_as(x)
+        assert values is not None
         if self.model_var_type == "learned":
             return values
         # learned_range: interpolate the two bounds in the log domain, IDDPM eq. 15
         low = self.at("posterior_log_variance", t, x)
         return torch.lerp(low, self.at("log_betas", t, x), (values + 1) / 2)
 
-    def _process_xstart(self, x_0):
+    def _process_xstart(self, x_0: Tensor) -> Tensor:
         if self.dynamic_threshold:
             bound = torch.quantile(x_0.flatten(1).abs(), DYNAMIC_THRESHOLD_QUANTILE, dim=1)
             bound = bound.clamp(min=1).reshape(-1, *[1] * (x_0.ndim - 1))
             x_0 = torch.maximum(torch.minimum(x_0, bound), -bound) / bound
         return x_0.clamp(-1, 1) if self.clip_denoised else x_0
 
-    def p_mean_variance(self, model, x, t, bounded=True):
+    def p_mean_variance(
+        self, model: Network, x: Tensor, t: Tensor, bounded: bool = True
+    ) -> Prediction:
         """The network's p(x_{t-1} | x_t).
 
         Args:
@@ -165,12 +180,12 @@ class GaussianDiffusion:
             "pred_xstart": pred_xstart,
         }
 
-    def predict(self, model, x, t):
+    def predict(self, model: Network, x: Tensor, t: int) -> Prediction:
         """`p_mean_variance` of a batch that is all at step t, an int."""
         steps = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
         return self.p_mean_variance(model, x, steps)
 
-    def p_sample(self, model, x, t, randn_like):
+    def p_sample(self, model: Network, x: Tensor, t: int, randn_like: RandnLike) -> Step:
         """One reverse step, x_t → x_{t-1}, by the configured sampler.
 
         Args:
@@ -183,7 +198,7 @@ class GaussianDiffusion:
         out = self.predict(model, x, t)
         return self.sample_from(out, x, t, randn_like), out["pred_xstart"]
 
-    def sample_from(self, out, x, t, randn_like):
+    def sample_from(self, out: Prediction, x: Tensor, t: int, randn_like: RandnLike) -> Tensor:
         """x_{t-1} by the configured sampler, from the prediction `out` at x_t."""
         if self.sampler == "ddim":
             a, a_prev = self.alphas_cumprod[t], self.alphas_cumprod_prev[t]
@@ -193,19 +208,29 @@ class GaussianDiffusion:
             return out["mean"]
         return torch.addcmul(out["mean"], (0.5 * out["log_variance"]).exp(), randn_like(x))
 
-    def ddim_step(self, x, x_0, t, sigma, randn_like):
+    def ddim_step(
+        self, x: Tensor, x_0: Tensor, t: int, sigma: float, randn_like: RandnLike
+    ) -> Tensor:
         """DDIM eq. 12: x_{t-1} from x_t and an estimate of x_0, with fresh noise of std sigma."""
         a_prev = self.alphas_cumprod_prev[t]
         eps = self.eps_from_xstart(x, x_0, t)
         sample = math.sqrt(a_prev) * x_0 + math.sqrt(max(0.0, 1 - a_prev - sigma**2)) * eps
         return sample + sigma * randn_like(x) if t > 0 and sigma > 0 else sample
 
-    def eps_from_xstart(self, x, x_0, t):
+    def eps_from_xstart(self, x: Tensor, x_0: Tensor, t: int) -> Tensor:
         """ε with x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε, for a batch that is all at step t."""
         a = self.alphas_cumprod[t]
         return (x - math.sqrt(a) * x_0) / math.sqrt(1 - a)
 
-    def p_sample_loop(self, model, x_T, step, randn_like, callback=None, left=None):
+    def p_sample_loop(
+        self,
+        model: Network,
+        x_T: Tensor,
+        step: Callable[["GaussianDiffusion", Network, Tensor, int, RandnLike], Step],
+        randn_like: RandnLike,
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        left: int | None = None,
+    ) -> Tensor:
         """Run the whole reverse process, without building an autograd graph.
 
         Args:
@@ -230,20 +255,20 @@ class GaussianDiffusion:
 
 
 def create_sampler(
-    sampler,
-    steps,
-    noise_schedule,
-    model_mean_type,
-    model_var_type,
-    dynamic_threshold,
-    clip_denoised,
-    rescale_timesteps,
-    timestep_respacing="",
-    eta=0.0,
-    start="",
-    levels=None,
-    unclipped_from=math.inf,
-):
+    sampler: str,
+    steps: int,
+    noise_schedule: str,
+    model_mean_type: str,
+    model_var_type: str,
+    dynamic_threshold: bool,
+    clip_denoised: bool | Literal["auto"],
+    rescale_timesteps: bool,
+    timestep_respacing: Respacing = "",
+    eta: float = 0.0,
+    start: int | str = "",
+    levels: tuple[float, float] | None = None,
+    unclipped_from: float = math.inf,
+) -> GaussianDiffusion:
     """Build the (respaced) diffusion that a diffusion YAML describes.
 
     Args:

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
+
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, Network
 
 LossWeighting = Literal["uniform", "min_snr", "p2"]
 TimestepSampling = Literal["uniform", "lognormal"]
@@ -17,7 +20,7 @@ TimestepSampling = Literal["uniform", "lognormal"]
 
 def loss_weights(
     name: LossWeighting, alpha_bar: NDArray, gamma: float = 5.0, high_noise: float = 0.0
-) -> torch.Tensor:
+) -> Tensor:
     """Weight of the simple loss at each noise level, a function of SNR = ᾱ / (1-ᾱ).
 
     min_snr: min(SNR, γ) / SNR (Hang et al. 2023, γ = 5 there, for noise prediction);
@@ -56,21 +59,24 @@ def timestep_probabilities(name: TimestepSampling, alpha_bar: NDArray) -> NDArra
     return 0.9 * density / density.sum() + 0.1 * uniform
 
 
-def approx_standard_normal_cdf(x):
+def standard_normal_cdf(x: Tensor) -> Tensor:
+    """Φ(x)."""
     return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def discretized_gaussian_nll(x, mean, log_scale):
+def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """-log p of 8-bit values scaled to [-1, 1] under a Gaussian, in nats (DDPM eq. 13)."""
     inv_std = torch.exp(-log_scale)
-    upper = approx_standard_normal_cdf((x - mean + 1 / 255) * inv_std)
-    lower = approx_standard_normal_cdf((x - mean - 1 / 255) * inv_std)
+    upper = standard_normal_cdf((x - mean + 1 / 255) * inv_std)
+    lower = standard_normal_cdf((x - mean - 1 / 255) * inv_std)
     upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
     lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
     return -(upper - lower).clamp(min=1e-12).log()
 
 
-def variational_term(diffusion, output, x_0, x_t, t):
+def variational_term(
+    diffusion: GaussianDiffusion, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor
+) -> Tensor:
     """One term of the variational bound, in bits per dimension (IDDPM eq. 4-6), (N,).
 
     The mean is detached: this term trains the variance alone (IDDPM section 3.1). x̂_0 is not
@@ -92,7 +98,14 @@ def variational_term(diffusion, output, x_0, x_t, t):
     return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
 
 
-def training_loss(diffusion, model, x_0, t, noise, weights):
+def training_loss(
+    diffusion: GaussianDiffusion,
+    model: Network,
+    x_0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor]:
     """The ADM objective: weighted L_simple + L_vlb (IDDPM eq. 16, λ folded into the mean over t).
 
     Returns:

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, RandnLike
 from util.files import replacing
 
 COST = 0.02  # share of a run that keeping states may take
 # Called as watch(left, steps, x): before the first step with left = steps and x_T, after each
 # other with the steps that are left and the state x (rows, C, H, W).
 Watch = Callable[[int, int, torch.Tensor], None]
-RandnLike = Callable[[torch.Tensor], torch.Tensor]
 
 
 def sample(

@@ -4,15 +4,19 @@ Symbols follow Ho et al. (2020, "DDPM") and Nichol & Dhariwal (2021, "IDDPM").
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from util.errors import UserError
 
 SCHEDULES = ("linear", "cosine")
+Respacing = int | str | Sequence[int] | None  # see `space_timesteps`
 
 
-def noise_schedule_betas(name, steps):
+def noise_schedule_betas(name: str, steps: int) -> NDArray[np.float64]:
     """β_1..β_T as float64; "linear" (DDPM, scaled to any T) or "cosine" (IDDPM, eq. 17)."""
     if name == "linear":
         scale = 1000 / steps
@@ -32,7 +36,7 @@ def noise_schedule_betas(name, steps):
     )
 
 
-def space_timesteps(steps, respacing):
+def space_timesteps(steps: int, respacing: Respacing) -> list[int]:
     """The timesteps of a `steps`-step process that a shorter process keeps.
 
     Args:
@@ -87,7 +91,7 @@ def space_timesteps(steps, respacing):
     return sorted(chosen)
 
 
-def log_snr_timesteps(alphas_cumprod, count, high, low):
+def log_snr_timesteps(alphas_cumprod: NDArray, count: int, high: float, low: float) -> list[int]:
     """About `count` timesteps of evenly spaced log signal-to-noise ratio.
 
     Args:
@@ -106,7 +110,7 @@ def log_snr_timesteps(alphas_cumprod, count, high, low):
     return sorted({first, *(int(np.abs(np.log(std / level)).argmin()) for level in wanted)})
 
 
-def _count(value, where, found):
+def _count(value: Any, where: str, found: Any) -> int:
     if str(value).strip().isdecimal() and int(value) > 0:
         return int(value)
     raise UserError(
@@ -114,7 +118,12 @@ def _count(value, where, found):
     )
 
 
-def chosen_timesteps(alphas_cumprod, respacing, start, levels):
+def chosen_timesteps(
+    alphas_cumprod: NDArray,
+    respacing: Respacing,
+    start: int | str,
+    levels: tuple[float, float] | None,
+) -> list[int]:
     """The timesteps that `create_sampler` keeps, from `start` down."""
     steps = len(alphas_cumprod)
     std = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)

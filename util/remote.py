@@ -9,6 +9,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException
 
 import blobfile as bf
@@ -20,25 +21,26 @@ _kept = contextlib.ExitStack()
 bf.configure(retry_limit=ATTEMPTS, connect_timeout=TIMEOUT, log_callback=lambda text: None)
 
 
-def is_remote(path):
+def is_remote(path: str) -> bool:
+    """Whether this is an address rather than a local path."""
     return "://" in path
 
 
-def is_web(path):
+def is_web(path: str) -> bool:
     """Whether this is an address that blobfile does not read, so that no folder can be listed."""
     url = urllib.parse.urlsplit(path)
     stores = url.scheme in ("gs", "az") or url.netloc.endswith(".blob.core.windows.net")
     return is_remote(path) and not stores
 
 
-def base_name(path):
+def base_name(path: str) -> str:
     """The last part of a path; of an address without what follows its "?"."""
     path = urllib.parse.urlsplit(path).path if is_remote(path) else path
     return os.path.basename(path)
 
 
 @contextlib.contextmanager
-def local_file(path):
+def local_file(path: str) -> Iterator[str]:
     """Yield a local path to a file's contents: its own, or that of a copy for as long as needed.
 
     Raises:
@@ -55,7 +57,7 @@ def local_file(path):
         yield copy
 
 
-def kept_file(path):
+def kept_file(path: str) -> str:
     """Like `local_file`, for a file that is needed again: a copy is kept to the program's end."""
     if is_remote(path):
         return _kept_copy(path)
@@ -64,11 +66,11 @@ def kept_file(path):
 
 
 @functools.cache
-def _kept_copy(path):
+def _kept_copy(path: str) -> str:
     return _kept.enter_context(local_file(path))
 
 
-def list_folder(path):
+def list_folder(path: str) -> list[str]:
     """Paths of the files in a local or remote folder; raises OSError, as `local_file` does."""
     if not is_remote(path):
         return [os.path.join(path, name) for name in os.listdir(path)]

@@ -16,14 +16,17 @@ from typing import Any, ClassVar
 
 import torch
 
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.gaussian_diffusion import (
+    GaussianDiffusion,
+    Network,
+    Prediction,
+    RandnLike,
+    Step,
+)
 from guided_diffusion.operators.base import Operator, Sigma
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from util.parameters import Parameter, Parameters, check_parameters
 
-Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x_t, timesteps) → prediction
-RandnLike = Callable[[torch.Tensor], torch.Tensor]
-Step = tuple[torch.Tensor, torch.Tensor]  # (x_{t-1}, x̂_0), each (N, C, H, W)
 WHERE = "conditioning.params"
 
 
@@ -135,7 +138,7 @@ def through_the_network(
     x: torch.Tensor,
     t: int,
     objective: Callable[[torch.Tensor], torch.Tensor],
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+) -> tuple[Prediction, torch.Tensor]:
     """The prediction at x_t, and ∇_{x_t} of a scalar function of its x̂_0."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.clone().requires_grad_()
