@@ -165,6 +165,10 @@ def _read_ismrmrd(path, label, count_only):
         return slices
     if any(a.idx.kspace_encode_step_2 for a in lines):
         raise UserError(f"{label}: 3-D encoding (kspace_encode_step_2), expected slices")
+    if any(a.is_flag_set(ismrmrd.ACQ_IS_REVERSE) for a in lines):
+        raise UserError(
+            f"{label}: readouts in reverse (ACQ_IS_REVERSE), expected them all in one direction"
+        )
     _check_one_image(lines, label)
     spacing, size = read_header(header)
     encoded, centre = _encoding(header)

@@ -57,6 +57,14 @@ def same(raw, k, measured=None):
     return np.array_equal(raw.mask, measured) and np.allclose(raw.kspace, k * measured, atol=1e-5)
 
 
+def test_reversed_readouts_are_refused(tmp_path, wide):
+    writer = Writer(tmp_path)
+    writer.line(wide[0], 3)
+    writer.line(wide[0], 4, ["REVERSE"])
+    with pytest.raises(UserError, match="raw.h5: readouts in reverse"):
+        writer.read()
+
+
 def test_slices(tmp_path, wide):
     writer = Writer(tmp_path)
     for s in range(2):
