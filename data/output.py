@@ -10,6 +10,9 @@ import imageio.v3 as iio
 import numpy as np
 
 from data.decoding import decode
+from data.formats import extensions
+from data.kspace import KSpaceVolume
+from data.nifti_header import files_of
 from data.volumes import Slice, Whole
 from util.errors import UserError
 from util.files import replacing
@@ -28,24 +31,28 @@ def suffix(path: str) -> str:
     return SAME.get(end, end)
 
 
-def check_output(path: str | None, items: Sequence[Any]) -> None:
+def check_output(
+    path: str | None, items: Sequence[Any], overwrite: bool = False, read: Sequence[str] = ()
+) -> None:
     """Find out before the work whether the result can go to `path`.
 
     Args:
         path: the value of --output, None if it is not given.
         items: what the run restores.
+        overwrite: whether a file that is there may be replaced; what the run reads never is.
+        read: files that the run reads beside its images.
 
     Raises:
-        UserError: there is not one input, it is of another format than `path` is named, or
-            nothing can be written there.
+        UserError: there is not one input, it is of another format than `path` is named, nothing
+            can be written there, or something would be overwritten.
     """
     if path is None:
         return
     sources = dict.fromkeys(_name_of(i) for i in items)
     if len(sources) != 1:
         raise UserError(
-            f"--output: expected one picture, volume or series to restore, found {len(sources)}; "
-            "--save_dir keeps the results of any number"
+            f"--output: expected one picture, volume or series to restore, found {len(sources)}"
+            f"{_listed(list(sources))}; --save_dir keeps the results of any number"
         )
     source = items[0].volume if isinstance(items[0], (Slice, Whole)) else items[0]
     part = getattr(source, "part", None)
@@ -54,25 +61,53 @@ def check_output(path: str | None, items: Sequence[Any]) -> None:
         raise UserError(
             "--output: needs all slices and volumes of a file, and --limit leaves some out"
         )
-    wanted = _formats(source)
-    if suffix(path) not in wanted:
+    wanted, end = _formats(source), suffix(path)
+    if end not in extensions() and "" in wanted:
+        end = ""  # a folder's name with a dot in it
+    if end not in wanted:
         names = " or ".join(w or "a folder" for w in wanted)
         raise UserError(
             f"--output: {path}: expected {names}, the format of {source.label}, found "
-            f"{suffix(path) or 'no suffix'}"
+            f"{end or 'no suffix'}"
         )
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UserError(f"--output: {path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output: {path}: {folder} cannot be written to")
+    _check_nothing_is_lost(path, source, end, overwrite, read)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f" ({', '.join(names[:2])}{', …' if names[2:] else ''})" if names else ""
+
+
+def _check_nothing_is_lost(
+    path: str, source: Any, end: str, overwrite: bool, read: Sequence[str]
+) -> None:
+    """Refuse a `path` that the run reads, or that is there and may not be replaced."""
+    there = [path]
     if os.path.isdir(path):
-        own = {f"{piece.name}.dcm" for piece in getattr(source, "slices", [])}
-        others = sorted(set(os.listdir(path)) - own)
-        if suffix(path):
+        if end:
             raise UserError(f"--output: {path} is a folder, expected the name of a file")
-        if others:
+        own = {f"{piece.name}.dcm" for piece in getattr(source, "slices", [])}
+        names = sorted(os.listdir(path))
+        if others := [n for n in names if n not in own]:
             raise UserError(f"--output: {path} holds other files ({others[0]}); name a new folder")
+        there = [os.path.join(path, n) for n in names]
+    there = [p for p in there if os.path.lexists(p)]
+    inputs = {os.path.realpath(p) for p in (*_sources(source), *read)}
+    for one in there:
+        if os.path.realpath(one) in inputs:
+            raise UserError(f"--output: {one} is what the run reads; name another")
+    if there and not overwrite:
+        raise UserError(f"--output: {path} exists; name another, or --overwrite to replace it")
+
+
+def _sources(source: Any) -> list[str]:
+    """The local files that an image or volume is read from."""
+    pieces = getattr(source, "frames", [source])
+    return [f for piece in pieces for f in files_of(piece.path)]
 
 
 def _name_of(item: Any) -> str:
@@ -88,9 +123,11 @@ def _formats(source: Any) -> tuple[str, ...]:
         own = suffix(source.label)
         return (own, *(s for s in ANY_PICTURE if s != own))
     own = suffix(getattr(source, "path", ""))
+    if isinstance(source, KSpaceVolume):
+        return (*((own,) if own == ".h5" else ()), *NIFTI)
     if own in NIFTI or own in (".img", ".hdr"):
         return NIFTI
-    return (own,) if own and not hasattr(source, "paths") else ("",)
+    return (own or "",)
 
 
 def write_output(path: str, items: Sequence[Any], folder: str) -> str:
@@ -105,7 +142,12 @@ def write_output(path: str, items: Sequence[Any], folder: str) -> str:
     item = items[0]
     try:
         if isinstance(item, (Slice, Whole)):
-            _copy_volume(_result_of(_name_of(item), os.path.join(folder, "volumes")), path)
+            name = _name_of(item)
+            if suffix(path) == ".h5":
+                result = os.path.join(folder, "recon", f"{name}.h5")
+            else:
+                result = _result_of(name, os.path.join(folder, "volumes"))
+            _copy_volume(result, path)
         else:
             _write_picture(item, folder, path)
     except OSError as error:
@@ -152,4 +194,5 @@ def _write_picture(item: Any, folder: str, path: str) -> None:
         elif end == ".png" and pixels.dtype == np.uint16 and pixels.ndim == 3:
             file.write(deep_png(pixels))
         else:
-            iio.imwrite(file, pixels, extension=end)
+            how: dict[str, Any] = {"quality": 98} if end == ".jpg" else {}
+            iio.imwrite(file, pixels, extension=end, **how)

@@ -143,7 +143,9 @@ def read_job(options: Options) -> Job:
     if task.data is not None and task.data.volume_mode == "volume":
         items = whole_volumes(items, measurement, asked)
     items = items[: options.limit]
-    check_output(options.output, items)
+    named = [v for v in (measurement.noise.sigma, data.get("mask")) if isinstance(v, str)]
+    read = [f for v in named if is_map(v) for f in _files_at(v)]
+    check_output(options.output, items, options.overwrite, read)
     if options.bids:
         check_bids(items, enlargement(measurement))
     sigma = measurement.noise.sigma

@@ -140,6 +140,6 @@ def parse_args(argv: list[str] | None = None) -> Options:
     add(
         "--overwrite",
         action="store_true",
-        help="replace a results folder that was made with other settings",
+        help="replace a results folder that was made with other settings, and --output",
     )
     return Options(**vars(parser.parse_args(argv)))

@@ -68,8 +68,8 @@ def test_a_run_writes_one_file_of_each_kind(tiny_run, mode):
     voxels = write_series_of("s.nii.gz")
     configure(mode)
     arguments = ("--save_dir", "out", "--num_samples", "2", "--output", "restored.nii.gz")
-    for _ in "again", "a second time":  # from what was kept of the volumes
-        assert tiny_run(*arguments) == 0
+    for again in (), ("--overwrite",):  # the second time from what was kept of the volumes
+        assert tiny_run(*arguments, *again) == 0
         for path in ("restored.nii.gz", f"{OUT}/volumes/s.nii.gz", f"{OUT}/samples/1/s.nii.gz"):
             found = nib.load(path)
             np.testing.assert_allclose(found.get_fdata(), voxels, atol=3)
