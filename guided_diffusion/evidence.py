@@ -24,9 +24,9 @@ from data.grids import nearest
 from data.kspace import KSpaceSlice
 from data.masks import head_mask
 from data.volumes import SAMPLED, Whole
+from guided_diffusion.batches import Restored
 from guided_diffusion.config import Measurement
 from guided_diffusion.measuring import noise_of
-from guided_diffusion.restoration import Restored
 from guided_diffusion.statistics import BANDS, NATURAL_IMAGES, PriorStatistics, bands_of
 from util.errors import UserError
 from util.files import replacing_text

@@ -206,7 +206,6 @@ def residuals_of(operator, y, sigma, mean) -> list[torch.Tensor | None]:
 
 def figures_of_images(residuals, sigma, padding) -> list[dict[str, float]]:
     """What is known of each image without its truth: ‖y - A x̂‖/(σ√m), and an estimated σ."""
-    padding = padding or [None] * len(residuals)
     figures: list[dict[str, float]] = [{} for _ in residuals]
     for found, residual, ignored in zip(figures, residuals, padding, strict=True):
         if residual is not None:

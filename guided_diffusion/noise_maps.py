@@ -6,7 +6,7 @@ of its own made of it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,23 +43,21 @@ def weights_of(sigma: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
 
 
 def by_levels(
-    sigma: torch.Tensor, restore_at: Callable[[int, int, float], Any]
+    sigma: torch.Tensor, levels: Sequence[float], parts: Iterable[Any]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Restore at each level that a map needs, and take each voxel from those beside its own.
+    """Take each voxel from what was restored at the levels beside its own.
 
     Args:
         sigma: (N, C, H, W).
-        restore_at: (i, count, σ) → what is restored at σ, the i-th of `count` levels, with
-            `samples` (N, K, C, H, W) and their `mean`.
+        parts: what was restored at each of the levels, with `samples` (N, K, C, H, W) and their
+            `mean`; taken one by one.
 
     Returns:
         (samples, mean).
     """
-    levels = levels_of(sigma)
     samples: Any = 0
     mean: Any = 0
-    for i, weight in enumerate(weights_of(sigma, levels).numpy()):
-        part = restore_at(i, len(levels), levels[i])
+    for weight, part in zip(weights_of(sigma, levels).numpy(), parts, strict=True):
         samples = samples + weight[:, None] * part.samples
         mean = mean + weight * part.mean
     return samples, mean
@@ -69,13 +67,13 @@ def figures_of(
     y: torch.Tensor,
     sigma: torch.Tensor,
     mean: NDArray[np.float32],
-    padding: Sequence[NDArray[np.bool_] | None] | None,
+    padding: Sequence[NDArray[np.bool_] | None],
 ) -> list[dict[str, float]]:
     """Of each image ‖(y - x̂)/σ‖/√m, "residual", and the root mean square σ, where σ is known."""
     found = []
-    for i, (left, strength) in enumerate(zip(y - torch.from_numpy(mean), sigma, strict=True)):
+    each = zip(y - torch.from_numpy(mean), sigma, padding, strict=True)
+    for left, strength, ignored in each:
         known = strength > 0
-        ignored = None if padding is None else padding[i]
         if ignored is not None:
             known = known & ~torch.from_numpy(ignored)
         residual = (left / strength)[known].square().mean().sqrt()

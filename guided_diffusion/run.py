@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from data.kspace import KSpaceSlice
 from data.masks import Mask
 from data.volumes import Slice, Whole, reason
+from guided_diffusion.batches import Restored, own_schedules
 from guided_diffusion.closing import close
 from guided_diffusion.config import Measurement, can_have_map
 from guided_diffusion.devices import pick_device
@@ -31,7 +32,7 @@ from guided_diffusion.operators import operator_class
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior, load_prior
 from guided_diffusion.ranks import Ranks
-from guided_diffusion.restoration import Restored, own_schedules, restore
+from guided_diffusion.restoration import restore
 from guided_diffusion.sampling import forget
 from guided_diffusion.scan import Scan, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES

@@ -14,7 +14,8 @@ from util.files import replacing
 
 COST = 0.02  # share of a run that keeping states may take
 # Called as watch(left, steps, x): before the first step with left = steps and x_T, after each
-# other with the steps that are left and the state x (rows, C, H, W).
+# other with the steps that are left and the state x (rows, C, H, W). Images that have steps of
+# their own follow one another: `steps` are all of theirs, and x is one's.
 Watch = Callable[[int, int, torch.Tensor], None]
 
 
@@ -45,12 +46,16 @@ def sample(
     return diffusion.p_sample_loop(network, x, step, randn_like, after, left)
 
 
-def part_of(watch: Watch, part: int, parts: int) -> Watch:
-    """How one sampling of several, one after the other, is watched as a part of them all."""
+def part_of(watch: Watch, before: int, total: int) -> Watch:
+    """How one sampling of several is watched as a part of them all.
+
+    Args:
+        before: steps of those that came before it; total: of all.
+    """
 
     def seen(left: int, steps: int, x: torch.Tensor) -> None:
-        if part == 0 or left < steps:
-            watch(left + steps * (parts - 1 - part), steps * parts, x)
+        if before == 0 or left < steps:
+            watch(total - before - steps + left, total, x)
 
     return seen
 

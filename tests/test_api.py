@@ -9,6 +9,7 @@ import torch
 
 from guided_diffusion import Measurement, NoiseConfig, OperatorConfig, Schedule, load_prior, restore
 from guided_diffusion.measurements import get_operator
+from guided_diffusion.noise_estimation import estimate_sigma
 from guided_diffusion.unet import UNetModel
 from tests.conftest import REPOSITORY, rnd
 from util.errors import UserError
@@ -138,3 +139,45 @@ def test_the_lines_in_the_manual_run(tmp_path, monkeypatch):
     assert found["restored"].mean.shape == (1, 1, 256, 256)
     error = np.abs(found["restored"].mean[0, 0] - found["x"]).mean()
     assert error < 0.5 * np.abs(found["y"] - found["x"]).mean()
+
+
+def halves_of_noise(strength, seed):
+    """A wave of which the right half is no data, which looks far noisier; and where that is."""
+    y = images(1, seed) + strength * rnd((1, 32, 32), seed).numpy()
+    padding = np.zeros((32, 32), bool)
+    padding[:, 16:] = True
+    y[:, padding] += np.random.default_rng(seed).standard_normal(padding.sum())
+    return y, padding
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_padding_counts_neither_in_an_estimate_of_the_noise_nor_in_a_residual(prior, count):
+    """Also of images that start where their own noise suits, one after the other."""
+    parts = [halves_of_noise(strength, 5) for strength in (0.1, 0.3)[:count]]
+    y, padding = np.concatenate([y for y, _ in parts]), [p for _, p in parts]
+    auto = Measurement(OperatorConfig("denoise"), NoiseConfig("gaussian", "auto"))
+    found = restore(y, auto, prior, padding=padding)
+    for image, figures, mean in zip(y, found.figures, found.mean[:, 0], strict=True):
+        sigma = estimate_sigma(image[None], padding=padding[0])
+        assert estimate_sigma(image[None]) > 1.3 * sigma
+        assert figures["sigma"] == pytest.approx(sigma, rel=1e-5)
+        error = (image - mean)[:, :16] / sigma
+        assert figures["residual"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-4)
+
+
+def test_watch_sees_one_progress_of_images_that_start_where_they_suit(prior):
+    """Quiet and noisy images take different numbers of steps."""
+    y = np.concatenate([images(1, 1), images(1, 1) + rnd((1, 32, 32), 3).numpy()])
+    auto = Measurement(OperatorConfig("denoise"), NoiseConfig("gaussian", "auto"))
+    schedule = Schedule(steps=1000, timestep_respacing="logsnr20", start="auto")
+
+    def seen(*chosen):
+        steps = []
+        how = prior, "spectral_sample", schedule
+        restore(y[list(chosen)], auto, *how, watch=lambda *a: steps.append(a[:2]))
+        return steps
+
+    counts = [seen(i)[0][1] for i in (0, 1)]
+    assert counts[0] != counts[1]
+    total = sum(counts)
+    assert seen(0, 1) == [(left, total) for left in range(total, -1, -1)]

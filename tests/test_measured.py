@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from guided_diffusion import restoration
+from guided_diffusion import batches
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.measurements import get_operator
 from tests.conftest import task, write_yaml
@@ -143,7 +143,7 @@ def test_a_magnitude_image_is_corrected_before_it_is_restored(tiny_run, monkeypa
         seen.append(y)
         return get_conditioning_method(name, operator, y, *others, **params)
 
-    monkeypatch.setattr(restoration, "get_conditioning_method", method)
+    monkeypatch.setattr(batches, "get_conditioning_method", method)
     noise = {"name": "rician", "sigma": 0.3}
     write_yaml("task.yaml", task({"name": "denoise"}, noise))
     for name in os.listdir("images"):

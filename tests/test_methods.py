@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from guided_diffusion.batches import begin
 from guided_diffusion.config import Schedule
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.methods import (
@@ -17,7 +18,6 @@ from guided_diffusion.methods import (
 )
 from guided_diffusion.methods.base import Method
 from guided_diffusion.operators import get_operator
-from guided_diffusion.restoration import begin
 from tests.conftest import LINEAR, REPOSITORY, rnd
 from util.errors import UserError
 from util.parameters import Parameter

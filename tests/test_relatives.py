@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
+from guided_diffusion.batches import begin
 from guided_diffusion.config import Schedule
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.methods import METHODS, get_conditioning_method, method_names
 from guided_diffusion.noise import get_noise
 from guided_diffusion.operators import get_operator
-from guided_diffusion.restoration import begin
 from guided_diffusion.statistics import PriorStatistics
 from tests.conftest import LINEAR, rnd
 from util.random import ImageRandom, image_generator
