@@ -116,8 +116,8 @@ class Batch:
 
     @property
     def one_by_one(self) -> bool:
-        """Whether each image has a schedule of its own."""
-        return own_schedules(self.measurement, self.schedule)
+        """Whether each image has a schedule, or levels of noise, of its own."""
+        return self.has_map or own_schedules(self.measurement, self.schedule)
 
     def each(self) -> list["Batch"]:
         """Its images, each a batch of one."""

@@ -162,8 +162,8 @@ class Run:
         Which images make a batch is decided by their order alone, not by what was done before.
         """
         single = own_schedules(self.job.task.measurement, self.job.schedule)
-        single = single or any(isinstance(i, (KSpaceSlice, Whole)) for i in self.job.items)
-        size = 1 if single else self.job.options.batch_size
+        whole = any(isinstance(i, (KSpaceSlice, Whole)) for i in self.job.items)
+        size = 1 if single or whole or self.job.sigma_map else self.job.options.batch_size
         for i in self.ranks.share(-(-len(self.job.items) // size)):
             yield from self._batch(self.job.items[i * size : (i + 1) * size])
 

@@ -13,7 +13,6 @@ from scipy.fft import dctn, idctn
 from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
 from guided_diffusion.intervals import case_of, save_factors
 from guided_diffusion.noise import get_noise
-from guided_diffusion.noise_maps import levels_of, weights_of
 from guided_diffusion.prior import load_prior
 from guided_diffusion.restoration import restore
 from guided_diffusion.volume_denoising import block_wiener, group_wiener, refined
@@ -116,26 +115,6 @@ def test_refining_is_better_than_its_pilot_and_knows_each_volume_s_noise():
     assert [level for _, level in told] == pytest.approx([0.015, 0.0075, 0.06, 0.03])
     error = (found - clean).square().mean(dim=(1, 2, 3)).sqrt() / sigma.flatten()
     assert (error < 0.25).all()  # the pilot: 0.3
-
-
-def test_levels_span_a_map_and_weights_interpolate_in_its_logarithm():
-    sigma = torch.linspace(0.05, 0.2, 1000).reshape(1, 10, 10, 10)
-    levels = levels_of(sigma)
-    assert levels[0] == pytest.approx(0.0515, abs=1e-3)
-    assert levels[-1] == pytest.approx(0.1985, abs=1e-3)
-    ratios = np.diff(np.log(levels))
-    assert ratios.max() <= np.log(1.3) + 1e-9 and np.ptp(ratios) < 1e-9
-    weights = weights_of(sigma, levels)
-    torch.testing.assert_close(weights.sum(0), torch.ones_like(sigma))
-    inside = (sigma > levels[0]) & (sigma < levels[-1])
-    logs = torch.tensor(levels).log().reshape(-1, 1, 1, 1, 1)
-    met = (weights * logs).sum(0)
-    torch.testing.assert_close(met[inside], sigma.log()[inside], atol=1e-5, rtol=0)
-    assert levels_of(torch.full((1, 2, 2, 2), 0.1)) == pytest.approx([0.1])
-    (one,) = levels_of(torch.linspace(0.1, 0.108, 1000))
-    assert one == pytest.approx(0.104, rel=0.005)
-    assert len(levels_of(torch.linspace(0.1, 0.115, 1000))) == 2
-    assert weights_of(torch.zeros(1, 1, 1, 1), [0.1, 0.12]).flatten().tolist() == [1, 0]
 
 
 @pytest.fixture

@@ -1,0 +1,91 @@
+"""Restoring with maps of σ: levels and weights, images and slices whose maps differ."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
+from guided_diffusion.noise_maps import levels_of, weights_of
+from guided_diffusion.prior import load_prior
+from guided_diffusion.restoration import restore
+from tests.conftest import LINEAR, rnd, task, write_yaml
+from tests.volume_files import head, write_nifti
+
+OUT = "out/tiny/denoise/gaussian/map"
+DENOISE = Measurement(OperatorConfig("denoise"), NoiseConfig("gaussian", "auto"))
+
+
+def test_levels_span_a_map_and_weights_interpolate_in_its_logarithm():
+    sigma = torch.linspace(0.05, 0.2, 1000).reshape(1, 10, 10, 10)
+    levels = levels_of(sigma)
+    assert levels[0] == pytest.approx(0.0515, abs=1e-3)
+    assert levels[-1] == pytest.approx(0.1985, abs=1e-3)
+    ratios = np.diff(np.log(levels))
+    assert ratios.max() <= np.log(1.3) + 1e-9 and np.ptp(ratios) < 1e-9
+    weights = weights_of(sigma, levels)
+    torch.testing.assert_close(weights.sum(0), torch.ones_like(sigma))
+    inside = (sigma > levels[0]) & (sigma < levels[-1])
+    logs = torch.tensor(levels).log().reshape(-1, 1, 1, 1, 1)
+    met = (weights * logs).sum(0)
+    torch.testing.assert_close(met[inside], sigma.log()[inside], atol=1e-5, rtol=0)
+    assert levels_of(torch.full((1, 2, 2, 2), 0.1)) == pytest.approx([0.1])
+    (one,) = levels_of(torch.linspace(0.1, 0.108, 1000))
+    assert one == pytest.approx(0.104, rel=0.005)
+    assert len(levels_of(torch.linspace(0.1, 0.115, 1000))) == 2
+    assert weights_of(torch.zeros(1, 1, 1, 1), [0.1, 0.12]).flatten().tolist() == [1, 0]
+
+
+@pytest.fixture
+def prior(tiny_run):
+    write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 3})
+    return load_prior("model.yaml", "cpu", "fp32")
+
+
+def slopes(count):
+    """Noisy images (N, 1, 32, 32), and maps of which each is twice as strong as the last."""
+    sigma = torch.linspace(0.03, 0.06, 32).expand(count, 1, 32, 32)
+    sigma = sigma * 2.0 ** torch.arange(count).reshape(-1, 1, 1, 1)
+    return 0.3 + sigma * rnd(sigma.shape, 0), sigma
+
+
+def test_each_image_of_a_batch_is_restored_by_its_own_map(prior):
+    y, sigma = slopes(3)
+    how = {"method": "ddrm", "schedule": "diffusion.yaml", "num_samples": 2}
+    seen = []
+    padding = [None, np.eye(32, dtype=bool), None]
+    found = restore(y, DENOISE, prior, sigma=sigma, names=["a", "b", "c"], padding=padding,
+                    watch=lambda *a: seen.append(a[:2]), **how)  # fmt: skip
+    alone = [
+        restore(y[i], DENOISE, prior, sigma=sigma[i : i + 1], names=[name],
+                padding=padding[i : i + 1], **how)
+        for i, name in enumerate("abc")
+    ]  # fmt: skip
+    assert np.array_equal(found.samples, np.concatenate([one.samples for one in alone]))
+    assert np.array_equal(found.mean, np.concatenate([one.mean for one in alone]))
+    assert found.figures == [one.figures[0] for one in alone]
+    assert np.array_equal(found.residuals[1], alone[1].residuals[0])
+    total = seen[0][1]
+    assert seen == [(left, total) for left in range(total, -1, -1)]
+
+
+def denoising(sigma, **data):
+    write_nifti("v.nii.gz", head((32, 34, 3)))
+    write_nifti("s.nii.gz", sigma.astype(np.float32))
+    config = task({"name": "denoise"}, {"name": "gaussian", "sigma": "s.nii.gz"}, "v.nii.gz")
+    config["data"] |= {"measured": True, "volume_mode": "slices", **data}
+    write_yaml("task.yaml", config)
+
+
+def values(path):
+    return nib.load(path).get_fdata()
+
+
+def test_slices_with_maps_do_not_depend_on_the_batch_size(tiny_run):
+    write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 3})
+    sigma = np.linspace(20, 60, 32)[:, None, None] * np.array([1, 2, 4]) * np.ones((32, 34, 3))
+    denoising(sigma)
+    assert tiny_run("--save_dir", "out") == 0
+    one = values(f"{OUT}/volumes/v.nii.gz")
+    assert tiny_run("--save_dir", "four", "--batch_size", "4", "--record") == 0
+    assert np.array_equal(one, values(f"four{OUT[3:]}/volumes/v.nii.gz"))
