@@ -151,7 +151,8 @@ class Batch:
         if self.has_map:
             assert self.sigma is not None
             levels = enumerate(levels_of(self.sigma))
-            return sum(self.at_level(i, level, self.images).steps() for i, level in levels)
+            each = [self.at_level(i, level, self.images).steps() for i, level in levels]
+            return sum(each) or 1
         operator: Operator | None = None
         sigma: Sigma = 0.0
         if self.measurement is not None:
@@ -335,13 +336,25 @@ def _sampled(batch: Batch) -> Restored:
 
 
 def _by_levels(batch: Batch) -> Restored:
-    """Restore images with a map of σ, see `noise_maps`."""
+    """Restore an image with a map of σ, see `noise_maps`."""
     sigma, images = batch.sigma, batch.images
     assert sigma is not None and batch.measurement is not None
-    y = noise_of(batch.measurement).to_gaussian(images, sigma)
     levels = levels_of(sigma)
+    if not levels:
+        return _as_measured(batch)
+    y = noise_of(batch.measurement).to_gaussian(images, sigma)
     parts = _in_turn([batch.at_level(i, level, y) for i, level in enumerate(levels)])
     samples, mean = by_levels(sigma, levels, parts)
     figures = figures_of(y, sigma, mean, batch.padding)
     residuals = torch.where(sigma > 0, (y - torch.from_numpy(mean)) / sigma, 0).numpy()
     return Restored(samples, mean, list(images.numpy()), figures, list(residuals))
+
+
+def _as_measured(batch: Batch) -> Restored:
+    """An image of whose noise nothing is known, as it is; watched as one step."""
+    if batch.watch is not None:
+        for left in (1, 0):
+            batch.watch(left, 1, batch.images)
+    mean = batch.images.clamp(-1, 1).numpy()
+    samples = np.repeat(mean[:, None], batch.num_samples, axis=1)
+    return Restored(samples, mean, list(batch.images.numpy()), [{}], [None])

@@ -20,8 +20,13 @@ TAILS = 0.01  # share of the map beyond the lowest and beyond the highest level
 
 
 def levels_of(sigma: torch.Tensor) -> list[float]:
-    """The noise levels to restore at, ascending, in even ratios of `RATIO` or less."""
+    """The noise levels to restore at, ascending, in even ratios of `RATIO` or less.
+
+    None where the map is 0 throughout: nothing is known of that noise.
+    """
     known = sigma[sigma > 0].cpu().numpy()
+    if not known.size:
+        return []
     low, high = (float(v) for v in np.quantile(known, [TAILS, 1 - TAILS]))
     if high < ALIKE * low:
         return [math.sqrt(low * high)]
@@ -69,13 +74,19 @@ def figures_of(
     mean: NDArray[np.float32],
     padding: Sequence[NDArray[np.bool_] | None],
 ) -> list[dict[str, float]]:
-    """Of each image ‖(y - x̂)/σ‖/√m, "residual", and the root mean square σ, where σ is known."""
-    found = []
+    """Of each image ‖(y - x̂)/σ‖/√m, "residual", and the root mean square σ, where σ is known.
+
+    Neither where it is known of padding alone.
+    """
+    found: list[dict[str, float]] = []
     each = zip(y - torch.from_numpy(mean), sigma, padding, strict=True)
     for left, strength, ignored in each:
         known = strength > 0
         if ignored is not None:
             known = known & ~torch.from_numpy(ignored)
+        if not known.any():
+            found.append({})
+            continue
         residual = (left / strength)[known].square().mean().sqrt()
         level = strength[known].square().mean().sqrt()
         found.append({"residual": residual.item(), "sigma": level.item()})

@@ -60,7 +60,7 @@ def restore(
         num_samples: posterior samples for each image.
         sigma: (rows,), the noise of each channel of each image, where it is "auto" and not to be
             estimated from the images here; or a map of it like the images, 0 where it is not
-            known, see `guided_diffusion.noise_maps`.
+            known, see `guided_diffusion.noise_maps`; an image whose map is 0 stays as it is.
         watch: see `Watch`.
         scan: raw k-space, see `guided_diffusion.scan.prepare`, in place of what would be made of
             the one image; what is restored is its magnitude.

@@ -1,5 +1,7 @@
 """Restoring with maps of σ: levels and weights, images and slices whose maps differ."""
 
+import csv
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -69,6 +71,30 @@ def test_each_image_of_a_batch_is_restored_by_its_own_map(prior):
     assert seen == [(left, total) for left in range(total, -1, -1)]
 
 
+def test_an_image_of_whose_noise_nothing_is_known_stays_as_it_was_measured(prior):
+    y, sigma = slopes(3)
+    y[1, 0, 0, 0] = 1.5
+    sigma[1] = 0
+    seen = []
+    how = {"method": "ddrm", "schedule": "diffusion.yaml", "num_samples": 2}
+    found = restore(y, DENOISE, prior, sigma=sigma, watch=lambda *a: seen.append(a[:2]), **how)
+    assert np.array_equal(found.mean[1], y[1].clamp(-1, 1))
+    assert np.array_equal(found.samples[1], y[[1, 1]].clamp(-1, 1))
+    assert found.figures[1] == {} and found.residuals[1] is None
+    assert all(np.isfinite(list(f.values())).all() and f for f in found.figures[::2])
+    total = seen[0][1]
+    assert seen == [(left, total) for left in range(total, -1, -1)]
+
+
+def test_where_only_padding_has_a_known_sigma_there_are_no_figures(prior):
+    y, sigma = slopes(1)
+    sigma[..., :20] = 0
+    padding = (sigma[0, 0] > 0).numpy()
+    how = {"method": "ddrm", "schedule": "diffusion.yaml", "padding": [padding]}
+    found = restore(y, DENOISE, prior, sigma=sigma, **how)
+    assert found.figures == [{}] and found.finite.all()
+
+
 def denoising(sigma, **data):
     write_nifti("v.nii.gz", head((32, 34, 3)))
     write_nifti("s.nii.gz", sigma.astype(np.float32))
@@ -89,3 +115,21 @@ def test_slices_with_maps_do_not_depend_on_the_batch_size(tiny_run):
     one = values(f"{OUT}/volumes/v.nii.gz")
     assert tiny_run("--save_dir", "four", "--batch_size", "4", "--record") == 0
     assert np.array_equal(one, values(f"four{OUT[3:]}/volumes/v.nii.gz"))
+
+
+@pytest.mark.parametrize("record", [(), ("--record",)])
+def test_a_slice_outside_the_head_does_not_end_a_run(tiny_run, capsys, record):
+    sigma = np.full((32, 34, 3), 40.0)
+    sigma[..., 0] = 0
+    denoising(sigma)
+    assert tiny_run("--save_dir", "out", *record) == 0
+    restored = values(f"{OUT}/volumes/v.nii.gz")
+    assert np.abs(restored - head((32, 34, 3)))[..., 0].max() < 0.5  # rounding
+    assert np.abs(restored - head((32, 34, 3)))[..., 1:].max() > 10
+    with open(f"{OUT}/metrics.csv", encoding="utf-8", newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert rows["v_z000"]["residual"] == rows["v_z000"]["sigma"] == ""
+    assert float(rows["v_z001"]["sigma"]) > 0
+    capsys.readouterr()
+    assert tiny_run("--save_dir", "out", *record) == 0
+    assert "3 of 3 images had been restored" in capsys.readouterr().out
