@@ -34,38 +34,41 @@ def levels_of(sigma: torch.Tensor) -> list[float]:
     return [float(level) for level in np.geomspace(low, high, count)]
 
 
-def weights_of(sigma: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
-    """How much each level counts at each voxel, (len(levels), *sigma.shape), summing to 1.
-
-    Between two levels it is linear in log σ; beyond the last ones these count alone.
-    """
-    log_levels = torch.tensor(levels, dtype=torch.float64).log()
-    place = sigma.double().clamp(min=levels[0], max=levels[-1]).log()
-    if len(levels) == 1:
-        return torch.ones(1, *sigma.shape)
-    distance = (place - log_levels.reshape(-1, *[1] * sigma.ndim)) / (log_levels[1] - log_levels[0])
-    return (1 - distance.abs()).clamp(min=0).float()
-
-
 def by_levels(
     sigma: torch.Tensor, levels: Sequence[float], parts: Iterable[Any]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Take each voxel from what was restored at the levels beside its own.
 
+    Between two levels it is linear in log σ; beyond the last ones these count alone.
+
     Args:
         sigma: (N, C, H, W).
+        levels: see `levels_of`.
         parts: what was restored at each of the levels, with `samples` (N, K, C, H, W) and their
             `mean`; taken one by one.
 
     Returns:
         (samples, mean).
     """
+    place = _place_of(sigma, levels)
     samples: Any = 0
     mean: Any = 0
-    for weight, part in zip(weights_of(sigma, levels).numpy(), parts, strict=True):
+    for i, part in enumerate(parts):  # one weight at a time, for a volume's would fill the memory
+        weight = np.maximum(1 - np.abs(place - i), 0)
         samples = samples + weight[:, None] * part.samples
         mean = mean + weight * part.mean
     return samples, mean
+
+
+def _place_of(sigma: torch.Tensor, levels: Sequence[float]) -> NDArray[np.float32]:
+    """Where each voxel's σ lies among the levels, from 0 to len(levels) - 1, even in log σ."""
+    if len(levels) == 1:
+        return np.zeros(sigma.shape, np.float32)
+    first, second = np.log(levels[:2])
+    place = np.log(np.clip(sigma.numpy(), levels[0], levels[-1], dtype=np.float32))
+    place -= np.float32(first)
+    place /= np.float32(second - first)
+    return place
 
 
 def figures_of(

@@ -1,6 +1,8 @@
 """Restoring with maps of σ: levels and weights, images and slices whose maps differ."""
 
 import csv
+import tracemalloc
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
-from guided_diffusion.noise_maps import levels_of, weights_of
+from guided_diffusion.noise_maps import by_levels, levels_of
 from guided_diffusion.prior import load_prior
 from guided_diffusion.restoration import restore
 from tests.conftest import LINEAR, rnd, task, write_yaml
@@ -16,6 +18,19 @@ from tests.volume_files import head, write_nifti
 
 OUT = "out/tiny/denoise/gaussian/map"
 DENOISE = Measurement(OperatorConfig("denoise"), NoiseConfig("gaussian", "auto"))
+
+
+def weights_of(sigma, levels):
+    """How much each level counts at each voxel, by what is made of parts that are 0 but for one."""
+    one = np.eye(len(levels), dtype=np.float32)
+    blank = np.zeros(sigma.shape, np.float32)
+    found = []
+    for row in one:
+        parts = (SimpleNamespace(samples=blank[:, None] + v, mean=blank + v) for v in row)
+        samples, mean = by_levels(sigma, levels, parts)
+        assert np.array_equal(samples[:, 0], mean) and mean.dtype == np.float32
+        found.append(torch.from_numpy(mean))
+    return torch.stack(found)
 
 
 def test_levels_span_a_map_and_weights_interpolate_in_its_logarithm():
@@ -26,6 +41,7 @@ def test_levels_span_a_map_and_weights_interpolate_in_its_logarithm():
     ratios = np.diff(np.log(levels))
     assert ratios.max() <= np.log(1.3) + 1e-9 and np.ptp(ratios) < 1e-9
     weights = weights_of(sigma, levels)
+    assert ((weights > 0).sum(0) <= 2).all()
     torch.testing.assert_close(weights.sum(0), torch.ones_like(sigma))
     inside = (sigma > levels[0]) & (sigma < levels[-1])
     logs = torch.tensor(levels).log().reshape(-1, 1, 1, 1, 1)
@@ -36,6 +52,29 @@ def test_levels_span_a_map_and_weights_interpolate_in_its_logarithm():
     assert one == pytest.approx(0.104, rel=0.005)
     assert len(levels_of(torch.linspace(0.1, 0.115, 1000))) == 2
     assert weights_of(torch.zeros(1, 1, 1, 1), [0.1, 0.12]).flatten().tolist() == [1, 0]
+    assert weights_of(torch.rand(1, 1, 2, 2), [0.1]).flatten().tolist() == [1] * 4
+
+
+def test_a_map_of_many_levels_does_not_fill_the_memory():
+    """Nine images' worth beside the map, a part's two among them, however many levels there are."""
+    sigma = torch.linspace(0.01, 1, 40 * 50 * 50).reshape(1, 40, 50, 50)
+    levels = levels_of(sigma)
+    assert len(levels) == 8
+
+    def part():
+        blank = np.zeros(sigma.shape, np.float32)
+        return SimpleNamespace(samples=blank[:, None], mean=blank.copy())
+
+    image = 4 * sigma.numel()
+    tracemalloc.start()
+    by_levels(sigma, levels, (part() for _ in levels))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 9.5 * image
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as of_torch:
+        by_levels(sigma, levels, (part() for _ in levels))
+    assert all(event.self_cpu_memory_usage <= image for event in of_torch.events())
 
 
 @pytest.fixture
