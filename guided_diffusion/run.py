@@ -231,7 +231,6 @@ class Run:
 
         def watch(left: int, steps: int, x: torch.Tensor) -> None:
             nonlocal recorder, last
-            self.results.lock.touch()
             shown = steps  # of a volume the first sample, for the others come after it
             if whole is not None:
                 x, shown = x[:, x.shape[1] // 2, None], steps // options.num_samples

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import imageio.v3 as iio
 import nibabel
@@ -96,6 +99,35 @@ def test_on_windows_no_process_is_asked_whether_it_lives(tmp_path, monkeypatch, 
             second.acquire()
         first.release()
         assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_is_held_gives_signs_of_life_whatever_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("util.lock.fcntl", None)
+    monkeypatch.setattr("util.lock.WINDOWS", True)
+    monkeypatch.setattr("util.lock.SIGN_SECONDS", 0.02)
+    before = set(threading.enumerate())
+    lock = Lock(str(tmp_path / "held"))
+    os.mkdir(tmp_path / "held")
+    lock.acquire()
+    [signs] = set(threading.enumerate()) - before
+    os.utime(lock.path, (0, 0))
+    deadline = time.monotonic() + 20
+    while not os.path.getmtime(lock.path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(Locked):
+        Lock(str(tmp_path / "held")).acquire()
+    shutil.rmtree(tmp_path / "held")
+    time.sleep(0.1)
+    assert signs.is_alive()
+    lock.release()
+    assert not signs.is_alive()
+
+
+def test_a_lock_that_is_held_does_not_keep_a_process_alive(tmp_path):
+    hold = "import sys; from util.lock import Lock; Lock(sys.argv[1]).acquire()"
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY}
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=20)
 
 
 # output that is no image

@@ -5,6 +5,7 @@ import getpass
 import json
 import os
 import socket
+import threading
 import time
 
 try:
@@ -28,13 +29,14 @@ class Lock:
     The system keeps the lock (flock), so that one whose owner was killed is free. Where the file
     system keeps none, the file says who holds it: a process of this machine that is gone, or one
     of another machine, or any on Windows, that gave no sign of life for ten minutes, holds it no
-    more.
+    more. While it is held a thread gives these signs, however long the work between takes.
     """
 
     def __init__(self, folder: str, name: str = NAME):
         self.path = os.path.join(folder, name)
         self._file = -1
-        self._signed = 0.0
+        self._stop = threading.Event()
+        self._signs: threading.Thread | None = None
 
     def acquire(self, shared: bool = False) -> None:
         """Take the folder.
@@ -60,20 +62,20 @@ class Lock:
             raise Locked(self._owner())
         if not shared or not os.fstat(self._file).st_size:
             self._sign()
+        self._stop.clear()
+        self._signs = threading.Thread(target=self._keep_signing, daemon=True)
+        self._signs.start()
 
     def share(self) -> None:
         """Let the other processes of this run take it, too."""
         self._flock(shared=True)
 
-    def touch(self) -> None:
-        """A sign of life; costs next to nothing."""
-        if self._file >= 0 and time.monotonic() - self._signed > SIGN_SECONDS:
-            self._signed = time.monotonic()
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
-
     def release(self, last: bool = True) -> None:
         """Give the folder back; others of this run may still hold it, unless this is the `last`."""
+        if self._signs is not None:
+            self._stop.set()
+            self._signs.join()
+            self._signs = None
         if self._file >= 0:
             if WINDOWS:  # no open file can be removed there
                 os.close(self._file)
@@ -83,6 +85,11 @@ class Lock:
             if not WINDOWS:
                 os.close(self._file)
             self._file = -1
+
+    def _keep_signing(self) -> None:
+        while not self._stop.wait(SIGN_SECONDS):
+            with contextlib.suppress(OSError):  # the folder may be gone, or its server away
+                os.utime(self.path)
 
     def _flock(self, shared: bool) -> bool:
         """Whether the system keeps the lock; raises BlockingIOError if another process has it."""
