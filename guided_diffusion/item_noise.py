@@ -1,19 +1,24 @@
-"""σ of the items of a run where it differs from voxel to voxel: a map, read or estimated."""
+"""σ of the items of a run: estimated, or where it differs from voxel to voxel a map of it."""
 
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from data.dataloader import list_items
+from data.kspace import KSpaceSlice
 from data.masks import head_mask
 from data.slices import Slice, Whole
 from data.volumes import Volume
-from guided_diffusion.config import LOCAL
+from guided_diffusion.config import AUTO, LOCAL, Measurement, can_have_map
+from guided_diffusion.measuring import estimate_noise, noise_of
 from guided_diffusion.noise import Noise
+from guided_diffusion.prior import Prior
 from util.errors import UserError
 
 VARIES = 1.5  # factor between noise in one part of the head and another that is worth a note
@@ -60,6 +65,64 @@ def note_of_spread(noise: Noise, volume: Volume, sigma: float) -> str | None:
         f"{volume.label}: σ is {low:.2g} to {high:.2g} in the head, and {sigma:.2g} is taken for "
         "all of it; --sigma local takes a map"
     )
+
+
+@dataclass
+class ItemSigmas:
+    """σ of a run's measured items, where the task gives no number.
+
+    Attributes:
+        sigma_map: see `map_of`; None where σ is one number, of a picture's contrast or a volume.
+        found: of items that wait for their restoration, by name.
+        of_volumes: estimated, a slice's for a slice may be empty.
+    """
+
+    prior: Prior
+    sigma_map: Callable[[Any], Map] | None
+    found: dict[str, torch.Tensor] = field(default_factory=dict)
+    of_volumes: dict[Volume, torch.Tensor] = field(default_factory=dict)
+
+    def find(self, item: Any, image: torch.Tensor, measurement: Measurement) -> str | None:
+        """Find what `take` is to give for an item; returns what a user is to be told.
+
+        Args:
+            image: (C, H, W) that fits.
+
+        Raises:
+            UserError: there is no noise to be found, or no map for this item.
+        """
+        if self.sigma_map is not None:
+            self.found[item.name] = torch.from_numpy(self.sigma_map(item))[None]
+        elif measurement.noise.sigma != AUTO or isinstance(item, KSpaceSlice):
+            return None
+        elif isinstance(item, (Slice, Whole)):
+            note = self._note_of_volume(item.volume, measurement)
+            self.found[item.name] = self.of_volumes[item.volume]
+            return note
+        else:
+            sigma = estimate_noise(image, measurement, self.prior, item.padding())
+            self.found[item.name] = sigma
+        return None
+
+    def _note_of_volume(self, volume: Volume, measurement: Measurement) -> str | None:
+        if volume in self.of_volumes:
+            return None
+        noise = noise_of(measurement)
+        sigma = noise.estimate(volume.sample(), volume.sample_padding())
+        self.of_volumes[volume] = torch.tensor([sigma])
+        return note_of_spread(noise, volume, sigma) if can_have_map(measurement) else None
+
+    def take(
+        self, items: Sequence[Any], images: torch.Tensor, measurement: Measurement | None
+    ) -> torch.Tensor | None:
+        """σ of a batch, (rows,) or maps (N, C, H, W); None where the task or a scan says it."""
+        if measurement is None:
+            return None
+        for item, image in zip(items, images, strict=True):
+            if item.name not in self.found:  # an earlier run restored it, and not its neighbours
+                self.find(item, image, measurement)
+        taken = [self.found.pop(item.name) for item in items if item.name in self.found]
+        return torch.cat(taken) if taken else None
 
 
 def _voxel(volume: Volume) -> tuple[float, float, float]:

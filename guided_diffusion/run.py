@@ -14,19 +14,13 @@ from data.masks import Mask
 from data.volumes import Slice, Whole, reason
 from guided_diffusion.batches import Restored, own_schedules
 from guided_diffusion.closing import close
-from guided_diffusion.config import Measurement, can_have_map
+from guided_diffusion.config import Measurement
 from guided_diffusion.devices import pick_device
 from guided_diffusion.evidence import keep
 from guided_diffusion.intervals import load_factor
-from guided_diffusion.item_noise import note_of_spread
+from guided_diffusion.item_noise import ItemSigmas
 from guided_diffusion.job import Job, read_job, results_folder, settings_of
-from guided_diffusion.measuring import (
-    check_volume,
-    enlargement,
-    estimate_noise,
-    fit,
-    noise_of,
-)
+from guided_diffusion.measuring import check_volume, enlargement, fit
 from guided_diffusion.methods import METHODS
 from guided_diffusion.operators import operator_class
 from guided_diffusion.options import Options
@@ -81,7 +75,7 @@ def run(options: Options, ranks: Ranks) -> int:
         ranks.open(len(job.items))
     closing = False
     try:
-        part = Run(job, prior, results, ranks)
+        part = Run(job, prior, results, ranks, ItemSigmas(prior, job.sigma_map))
         part.restore_all()
         ranks.close()
         records = ranks.leave(found=part.found, failed=part.failed)
@@ -100,12 +94,11 @@ class Run:
     prior: Prior
     results: Results
     ranks: Ranks
+    sigmas: ItemSigmas
     found: int = 0  # images that an earlier run had restored
     failed: list[str] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
     factor: float | None = None  # on samples' standard deviations, see `load_factor`
-    sigmas: dict[str, torch.Tensor] = field(default_factory=dict)  # estimated, by name
-    volume_sigmas: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def restore_all(self) -> None:
         """Restore every image that falls to this process."""
@@ -194,30 +187,13 @@ class Run:
             whole = self._as_volume(item)
             check_volume(measurement, self.prior, whole)
             image = fit(image, measurement, self.prior, whole is not None)
-            if self.job.sigma_map is not None:
-                self.sigmas[item.name] = torch.from_numpy(self.job.sigma_map(item))[None]
-            elif measurement.noise.sigma == "auto":
-                self.sigmas[item.name] = self._estimate_sigma(item, image, measurement)
+            if not self._is_done(item, image):
+                self.tell(self.sigmas.find(item, image, measurement))
         except UserError as error:
             raise UserError(f"{item.label}: {error}") from None
         item.check_writable(enlargement(measurement))
         self.tell(item.note)
         return image
-
-    def _estimate_sigma(
-        self, item: Any, image: torch.Tensor, measurement: Measurement
-    ) -> torch.Tensor:
-        """σ of each contrast of a picture; of a slice its volume's, for a slice may be empty."""
-        if not isinstance(item, (Slice, Whole)):
-            return estimate_noise(image, measurement, self.prior, item.padding())
-        if item.volume not in self.volume_sigmas:
-            volume = item.volume
-            noise = noise_of(measurement)
-            sigma = noise.estimate(volume.sample(), volume.sample_padding())
-            self.volume_sigmas[item.volume] = torch.tensor([sigma])
-            if can_have_map(measurement):
-                self.tell(note_of_spread(noise, volume, sigma))
-        return self.volume_sigmas[item.volume]
 
     def restore(self, items: list[Any], images: torch.Tensor) -> None:
         """Restore one batch and write its files."""
@@ -243,7 +219,7 @@ class Run:
             self.ranks.advance(len(items) * (steps - left - last) / steps, now)
             last = steps - left
 
-        sigma = torch.cat([self.sigmas.pop(i.name) for i in items]) if self.sigmas else None
+        sigma = self.sigmas.take(items, images, measurement)
         measured = measurement is not None and not measurement.simulated
         scan = None
         if isinstance(items[0], KSpaceSlice):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import REPOSITORY, SR, contents
+from tests.conftest import REPOSITORY, SR, contents, task, write_yaml
 
 # One thread, so that sums run in one order; a pause a step, so that there is time to be killed in.
 PROGRAM = """
@@ -141,3 +141,47 @@ def test_a_full_disk_is_one_sentence(tiny_run, capsys, monkeypatch):
     assert tiny_run("--save_dir", "out") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: --save_dir: No space left on device; make room")
+
+
+def of_estimated_noise(sigma):
+    """A task whose images are denoised by what is found of their noise."""
+    config = task({"name": "denoise"}, {"name": "gaussian", "sigma": sigma})
+    write_yaml("task.yaml", {**config, "data": {**config["data"], "measured": True}})
+    random = np.random.default_rng(0)
+    for name in ("a1", "a2"):
+        pixels = iio.imread(f"images/{name}.png") + 20 * random.standard_normal((32, 32))
+        iio.imwrite(f"images/{name}.png", np.uint8(pixels.clip(0, 255)))
+
+
+@pytest.mark.parametrize("sigma", ["auto", "local"])
+def test_the_noise_of_images_that_are_restored_is_not_estimated_again(tiny_run, monkeypatch, sigma):
+    from guided_diffusion import noise
+
+    estimated = []
+    for name in ("estimate_sigma", "estimate_sigma_map"):
+        estimate = getattr(noise, name)
+
+        def counted(y, *arguments, estimate=estimate, **options):
+            estimated.append(len(y))
+            return estimate(y, *arguments, **options)
+
+        monkeypatch.setattr(noise, name, counted)
+    of_estimated_noise(sigma)
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert len(estimated) == 1
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert len(estimated) == 1
+    assert tiny_run("--save_dir", "out", "--limit", "2") == 0
+    assert len(estimated) == 2
+
+
+def test_an_image_that_is_restored_again_with_its_neighbour_has_its_noise(tiny_run):
+    of_estimated_noise("auto")
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    for folder in ("out", "fresh"):
+        assert tiny_run("--save_dir", folder, "--limit", "2", "--batch_size", "2") == 0
+    found = []
+    for folder in ("out", "fresh"):
+        with open(f"{folder}/tiny/denoise/gaussian/auto/metrics.csv", encoding="utf-8") as file:
+            found.append([(r["image"], r["sigma"], r["residual"]) for r in csv.DictReader(file)])
+    assert found[0] == found[1] and len(found[0]) == 2
