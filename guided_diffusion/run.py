@@ -199,14 +199,14 @@ class Run:
         """Restore one batch and write its files."""
         start, options = time.perf_counter(), self.job.options
         recorder: Recorder | None = None
-        last = 0
+        last, done = 0, 0.0  # steps taken, and images' worth of work
         which = items[0].name if len(items) == 1 else f"{items[0].name} … {items[-1].name}"
 
         whole, measurement = self._as_volume(items[0]), self._measurement(items[0])
         self.tell(note_of_planes(items[0], self.job.task.data, whole))
 
         def watch(left: int, steps: int, x: torch.Tensor) -> None:
-            nonlocal recorder, last
+            nonlocal recorder, last, done
             shown = steps  # of a volume the first sample, for the others come after it
             if whole is not None:
                 x, shown = x[:, x.shape[1] // 2, None], steps // options.num_samples
@@ -216,37 +216,35 @@ class Run:
             elif recorder and left >= steps - shown:
                 recorder(left - (steps - shown), x)
             now = f"{which}: step {steps - left}/{steps}"
-            self.ranks.advance(len(items) * (steps - left - last) / steps, now)
-            last = steps - left
+            work = len(items) * (steps - left - last) / steps
+            self.ranks.advance(work, now)
+            last, done = steps - left, done + work
 
-        sigma = self.sigmas.take(items, images, measurement)
         measured = measurement is not None and not measurement.simulated
-        scan = None
-        if isinstance(items[0], KSpaceSlice):
-            try:
-                scan = self._scan(items[0])
-            except UserError as error:
-                self.fail(items[0], f"{items[0].label}: {error}")
-                self.ranks.advance(1, done=1)
-                return
-        restored = restore(
-            images,
-            measurement,
-            self.prior,
-            self.job.method,
-            self.job.schedule,
-            self.job.params,
-            names=[i.name for i in items],
-            places=[place_of(i, self.job.task.data) for i in items],
-            num_samples=options.num_samples,
-            seed=options.seed,
-            sigma=sigma,
-            watch=watch,
-            scan=scan,
-            volume=whole,
-            padding=[self._not_counted(i) for i in items] if measured else None,
-            state_file=self._state_file(items[0]),
-        )
+        try:
+            restored = restore(
+                images,
+                measurement,
+                self.prior,
+                self.job.method,
+                self.job.schedule,
+                self.job.params,
+                names=[i.name for i in items],
+                places=[place_of(i, self.job.task.data) for i in items],
+                num_samples=options.num_samples,
+                seed=options.seed,
+                sigma=self.sigmas.take(items, images, measurement),
+                watch=watch,
+                scan=self._scan(items[0]) if isinstance(items[0], KSpaceSlice) else None,
+                volume=whole,
+                padding=[self._not_counted(i) for i in items] if measured else None,
+                state_file=self._state_file(items[0]),
+            )
+        except UserError as error:
+            for item in items:
+                self.fail(item, f"{item.label}: {error}")
+            self.ranks.advance(len(items) - done, done=len(items))
+            return
         self._tell_sampled(restored)
         seconds = (time.perf_counter() - start) / len(items)
         for i, item in enumerate(items):

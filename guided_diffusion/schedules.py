@@ -36,7 +36,7 @@ def noise_schedule_betas(name: str, steps: int) -> NDArray[np.float64]:
     )
 
 
-def space_timesteps(steps: int, respacing: Respacing) -> list[int]:
+def space_timesteps(steps: int, respacing: Respacing, at_most: bool = False) -> list[int]:
     """The timesteps of a `steps`-step process that a shorter process keeps.
 
     Args:
@@ -45,6 +45,7 @@ def space_timesteps(steps: int, respacing: Respacing) -> list[int]:
             sections; "ddimN", N steps with a fixed integer stride; "quadN", up to N steps
             from T-1 to 0 that lie closer together the less noise there is (DiffPIR, Zhu et al.
             2023); "" or None, all of them.
+        at_most: whether fewer steps do where there are not so many, or no stride makes them.
 
     Returns:
         Sorted list of distinct integers in [0, T).
@@ -59,13 +60,16 @@ def space_timesteps(steps: int, respacing: Respacing) -> list[int]:
         count = _count(respacing[len("ddim") :], where, respacing)
         for stride in range(1, steps):
             kept = list(range(0, steps, stride))
-            if len(kept) == count:
+            if len(kept) == count or (at_most and len(kept) < count):
                 return kept
+        if at_most:
+            return [0]
         raise UserError(f"{where}: no integer stride makes {count} steps of {steps}")
     if isinstance(respacing, str) and respacing.startswith("quad"):
         count = _count(respacing[len("quad") :], where, respacing)
-        if count > steps:
+        if count > steps and not at_most:
             raise UserError(f"{where}: asks for {count} of {steps} steps")
+        count = min(count, steps)
         done = np.sqrt(np.linspace(0, steps**2, count)).astype(int)  # of the way from T-1
         return sorted({int(steps - 1 - d) for d in np.minimum(done, steps - 1)})
     if isinstance(respacing, str):
@@ -80,8 +84,9 @@ def space_timesteps(steps: int, respacing: Respacing) -> list[int]:
     start = 0
     for section, count in enumerate(counts):
         size = base + (section < extra)
-        if count > size:
+        if count > size and not at_most:
             raise UserError(f"{where}: asks for {count} of {size} steps")
+        count = min(count, size)
         gap = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):  # summed, not multiplied: the published rounding
@@ -124,10 +129,14 @@ def chosen_timesteps(
     start: int | str,
     levels: tuple[float, float] | None,
 ) -> list[int]:
-    """The timesteps that `create_sampler` keeps, from `start` down."""
+    """The timesteps that `create_sampler` keeps, from `start` down.
+
+    Below a start that is found ("auto") there may be fewer steps than `respacing` counts.
+    """
     steps = len(alphas_cumprod)
     std = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
-    if start == "auto":
+    auto = start == "auto"
+    if auto:
         if levels is None:
             raise UserError("diffusion config: start: auto needs a measurement to start from")
         high, low = levels
@@ -146,4 +155,4 @@ def chosen_timesteps(
             respacing[len("logsnr") :], "diffusion config: timestep_respacing", respacing
         )
         return log_snr_timesteps(alphas_cumprod[: start + 1], count, high, low)
-    return space_timesteps(start + 1, respacing)
+    return space_timesteps(start + 1, respacing, at_most=auto)

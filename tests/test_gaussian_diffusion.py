@@ -73,6 +73,24 @@ def test_impossible_respacing_is_refused(respacing):
 
 
 @pytest.mark.parametrize(
+    ("steps", "respacing", "expected"),
+    [
+        (7, 100, list(range(7))),
+        (7, "quad100", list(range(7))),
+        (7, "2,9", [0, 3, 4, 5, 6]),
+        (1, "2,9", [0]),
+        (7, "ddim100", list(range(7))),
+        (7, "ddim5", [0, 2, 4, 6]),  # strides make 7 or 4 of them
+        (1, "ddim1", [0]),
+        (300, "10,15,20", space_timesteps(300, "10,15,20")),
+    ],
+)
+def test_a_count_is_of_the_steps_there_are_where_fewer_do(steps, respacing, expected):
+    kept = space_timesteps(steps, respacing, at_most=True)
+    assert set(kept) <= set(expected) if respacing == "quad100" else kept == expected
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("sampler", "euler"),

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from guided_diffusion.unet import UNetModel
 from tests.conftest import REPOSITORY, SR, task, write_yaml
 from tests.volume_files import head, write_nifti
+from util.errors import UserError
 from util.journal import read_table
 from util.lock import NAME, Lock, Locked
 
@@ -155,6 +156,24 @@ def test_output_that_is_not_finite_is_a_failed_image(tiny_run, capsys, monkeypat
     monkeypatch.setattr(UNetModel, "forward", forward)
     assert tiny_run("--save_dir", "out", "--batch_size", "2") == 0
     assert os.path.exists(f"{FOLDER}/recon/a2.png")
+
+
+def test_an_image_that_cannot_be_restored_does_not_end_the_run(tiny_run, capsys, monkeypatch):
+    from guided_diffusion import run
+
+    restore = run.restore
+
+    def fails(*arguments, names, **options):
+        if names == ["a2"]:
+            raise UserError("nothing can be made of it")
+        return restore(*arguments, names=names, **options)
+
+    monkeypatch.setattr(run, "restore", fails)
+    assert tiny_run("--save_dir", "out") == 2
+    errors = capsys.readouterr().err
+    assert "error: a2.png: nothing can be made of it" in errors
+    assert "error: 1 of 3 images could not be restored: a2" in errors.splitlines()[-1]
+    assert sorted(os.listdir(f"{FOLDER}/recon")) == ["a1.png", "a10.png"]
 
 
 def test_weights_that_are_not_finite_are_refused(tiny_run, capsys):

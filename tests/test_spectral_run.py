@@ -65,6 +65,17 @@ class TestRun:
         folder = "tiny/denoise/gaussian/auto"
         assert np.array_equal(recon("alone", "a1", folder), recon("all", "a1", folder))
 
+    @pytest.mark.parametrize("respacing", [100, "60,40", "ddim25", "quad40"])
+    def test_a_quiet_image_has_fewer_steps_than_are_counted(self, tiny_run, respacing):
+        """It starts where fewer are left, with all of them."""
+        write_yaml("diffusion.yaml", {**FAST, "timestep_respacing": respacing, "method": "dmps"})
+        noise = {"name": "gaussian", "sigma": "auto"}
+        config = task({"name": "denoise"}, noise)
+        write_yaml("task.yaml", {**config, "data": {**config["data"], "measured": True}})
+        pixels = iio.imread("images/a1.png") + np.random.default_rng(0).normal(0, 1, (32, 32))
+        iio.imwrite("images/a1.png", np.uint8(np.clip(pixels, 0, 255)))
+        assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+
     @pytest.mark.parametrize("start", ["auto", 400])
     def test_the_prior_alone_has_nothing_to_start_from(self, tiny_run, capsys, start):
         write_yaml("diffusion.yaml", {**FAST, "start": start})
