@@ -1,14 +1,16 @@
 """What a task's measurement means for the images at hand: sizes, channels, operator and noise."""
 
+import contextlib
 import functools
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guided_diffusion.config import Measurement, is_map
+from guided_diffusion.config import WITH_A_MAP, Measurement, can_have_map, is_map
 from guided_diffusion.noise import Noise, get_noise
 from guided_diffusion.operators import get_operator, operator_class, restored_size
 from guided_diffusion.operators.base import Grid
@@ -45,8 +47,38 @@ def fit(
         name = measurement.operator.name
         raise UserError(f"{found} channels, and {name} restores measurements of {channels}")
     if channels == 3 and found == 1:
-        images = images.repeat(*[1] * (images.ndim - 3), 3, 1, 1)
+        return images.repeat(*[1] * (images.ndim - 3), 3, 1, 1)
+    if found % channels:
+        known = f"1 or {channels}" if channels == 3 else channels
+        raise UserError(f"{found} channels, and this prior restores images of {known}")
     return images
+
+
+def check_sigma(
+    sigma: torch.Tensor, images: torch.Tensor, measurement: Measurement, prior: Prior, whole: bool
+) -> torch.Tensor:
+    """σ of images (N, C, H, W) that `fit`: of each row that is restored by itself, or like them.
+
+    Raises:
+        UserError: there are other numbers of σ, or a map of what cannot have one.
+    """
+    if sigma.ndim > 1:
+        if not can_have_map(measurement):
+            raise UserError(
+                "sigma: a map is for measured images, operator denoise, noise "
+                f"{' or '.join(WITH_A_MAP)}, found {measurement.operator.name}, "
+                f"{measurement.noise.name}"
+            )
+        with contextlib.suppress(RuntimeError):
+            return sigma.expand_as(images)
+        expected = f"a map of shape {tuple(images.shape)}"
+    else:
+        operator = operator_for(images, measurement, prior, whole)
+        rows = images.numel() // math.prod(operator.out_shape)
+        if sigma.numel() == rows:
+            return sigma.reshape(rows)
+        expected = f"{rows} noise levels"
+    raise UserError(f"sigma: expected {expected}, found shape {tuple(sigma.shape)}")
 
 
 def estimate_noise(

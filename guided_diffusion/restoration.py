@@ -10,7 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from guided_diffusion.batches import Batch, Restored, restored
 from guided_diffusion.config import Measurement, ModelConfig, Schedule, read_schedule
 from guided_diffusion.gaussian_diffusion import create_sampler
-from guided_diffusion.measuring import check_volume, estimate_noise, fit, noise_of, operator_of
+from guided_diffusion.measuring import (
+    check_sigma,
+    check_volume,
+    estimate_noise,
+    fit,
+    noise_of,
+    operator_of,
+)
 from guided_diffusion.methods import VANILLA, check_conditioning, check_svd
 from guided_diffusion.operators import operator_class
 from guided_diffusion.prior import Prior
@@ -76,6 +83,11 @@ def restore(
             that cannot be estimated.
     """
     batch = _as_batch(images)
+    for key, given in (("names", names), ("places", places), ("padding", padding)):
+        if given is not None and len(given) != len(batch):
+            raise UserError(
+                f"{key}: expected one for each of {len(batch)} images, found {len(given)}"
+            )
     names = [str(i) for i in range(len(batch))] if names is None else list(names)
     places = [None] * len(batch) if places is None else list(places)
     schedule = read_schedule(schedule) if isinstance(schedule, str) else schedule
@@ -91,6 +103,8 @@ def restore(
             each = zip(batch, ignored, strict=True)
             how = measurement, prior
             sigma = torch.cat([estimate_noise(x, *how, p, volume is not None) for x, p in each])
+        if sigma is not None and not measurement.simulated:
+            sigma = check_sigma(sigma, batch, measurement, prior, volume is not None)
     return restored(
         Batch(
             images=batch,

@@ -11,10 +11,13 @@ from guided_diffusion import Measurement, NoiseConfig, OperatorConfig, Schedule,
 from guided_diffusion.measurements import get_operator
 from guided_diffusion.noise_estimation import estimate_sigma
 from guided_diffusion.unet import UNetModel
-from tests.conftest import REPOSITORY, rnd
+from tests.conftest import REPOSITORY, TINY, rnd, write_yaml
 from util.errors import UserError
 
 DENOISE = Measurement(OperatorConfig("denoise"), NoiseConfig("gaussian", 0.1))
+DOUBLED = Measurement(
+    OperatorConfig("super_resolution", {"scale_factor": 2}), NoiseConfig("gaussian", 0.1)
+)
 SHORT = Schedule(steps=1000, timestep_respacing=4, model_var_type="fixed_small")
 
 
@@ -120,12 +123,37 @@ def test_an_image_without_finite_numbers_is_nan_throughout(prior, monkeypatch):
         ({"method": "magic"}, "conditioning.method: expected one of"),
         ({"params": {"scal": 1}}, "unknown key 'scal'"),
         ({"schedule": "nowhere.yaml"}, "nowhere.yaml: no such file"),
+        ({"names": ["a"]}, "names: expected one for each of 2 images, found 1"),
+        ({"places": [None] * 3}, "places: expected one for each of 2 images, found 3"),
+        ({"padding": []}, "padding: expected one for each of 2 images, found 0"),
+        ({"sigma": torch.ones(3)}, r"sigma: expected 2 noise levels, found shape \(3,\)"),
+        ({"sigma": torch.ones(3, 1, 32, 32)}, r"a map of shape \(2, 1, 32, 32\), found shape \(3"),
+        ({"measurement": DOUBLED, "sigma": torch.ones(2, 1, 32, 32)}, "sigma: a map is for"),
     ],
 )
 def test_mistakes_are_user_errors(prior, change, says):
     arguments = {"images": images(), "measurement": DENOISE, "prior": prior, "method": "dmps"}
     with pytest.raises(UserError, match=says):
         restore(**{**arguments, "schedule": SHORT, **change})
+
+
+def test_channels_that_a_colour_prior_cannot_take_are_a_user_error(tiny_run):
+    torch.manual_seed(0)
+    write_yaml("colour.yaml", {**TINY, "in_channels": 3, "model_path": ""})
+    prior = load_prior("colour.yaml", "cpu", "fp32")
+    for simulated in (True, False):
+        measurement = Measurement(
+            OperatorConfig("denoise"), NoiseConfig("gaussian", 0.1), simulated
+        )
+        for channels in (2, 4):
+            with pytest.raises(UserError, match=f"{channels} channels, .* images of 1 or 3$"):
+                restore(np.zeros((1, channels, 32, 32)), measurement, prior, "dmps", SHORT)
+    grey = restore(images(1), DENOISE, prior, "dmps", SHORT)
+    assert grey.mean.shape == (1, 3, 32, 32)
+    sloped = torch.linspace(0.1, 0.2, 32).expand(1, 1, 32, 32)
+    auto = Measurement(OperatorConfig("denoise"), NoiseConfig("gaussian", "auto"))
+    found = restore(images(1), auto, prior, "dmps", SHORT, sigma=sloped)
+    assert found.figures[0]["sigma"] == pytest.approx(sloped.square().mean().sqrt().item())
 
 
 def test_the_lines_in_the_manual_run(tmp_path, monkeypatch):
