@@ -32,7 +32,7 @@ from guided_diffusion.sampling import Kept, Watch, Watched, identity_of, part_of
 from guided_diffusion.scan import Scan
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from guided_diffusion.unconditional import PriorStep
-from guided_diffusion.volume_denoising import is_denoising, network_at, refined
+from guided_diffusion.volume_denoising import STAGES, is_denoising, network_at, refined
 from guided_diffusion.volumes import AsVolume, SliceRandom
 from util.random import ImageRandom, Place, sample_random
 
@@ -159,7 +159,15 @@ class Batch:
             operator = operator_of(self.measurement, self.shape, self.prior.device)
             sigma = noise_of(self.measurement).std if self.sigma is None else self.sigma
         how = self.method, self.schedule, operator, sigma, self.prior.statistics
-        return _diffusion(*how).num_timesteps * (1 if self.volume is None else self.num_samples)
+        steps = _diffusion(*how).num_timesteps
+        if self.refines(steps, sigma):
+            steps += STAGES * len(self.images)
+        return steps * (1 if self.volume is None else self.num_samples)
+
+    def refines(self, steps: int, sigma: Sigma) -> bool:
+        """Whether the volume that so many steps restore is filtered in three dimensions, too."""
+        at_once = self.volume is not None and self.volume.in_turn and steps == 1
+        return at_once and is_denoising(self.measurement) and bool(torch.as_tensor(sigma).min() > 0)
 
 
 def _numbered(path: str | None, i: int) -> str | None:
@@ -296,14 +304,20 @@ def _sampled(batch: Batch) -> Restored:
             file = batch.state_file if of == 1 else f"{batch.state_file}.{part}"
             kept = Kept(file, f"{identity} {samples}", step, random.randn_like, changing)
         watch, steps = batch.watch, diffusion.num_timesteps
-        seen_by = None if watch is None else part_of(watch, part * steps, of * steps)
+        refines = sigma is not None and batch.refines(steps, sigma)
+        whole = steps + (STAGES * len(names) if refines else 0)
+        seen_by = None if watch is None else part_of(watch, part * whole, of * whole)
         x_hat = sample(diffusion, network, x_T, step, random.randn_like, seen_by, kept)
-        at_once = volume is not None and volume.in_turn and steps == 1
-        if at_once and is_denoising(measurement) and bool(torch.as_tensor(sigma).min() > 0):
+        if refines:
             assert measurement is not None  # as it is denoising
             _, noisy, level = for_each_sample(operator, y, sigma, len(images), count)
             look = functools.partial(network_at, batch.schedule, batch.method, network)
-            x_hat = refined(x_hat, noisy, level, noise_of(measurement), look)
+
+            def done(stage: int, pilot: torch.Tensor) -> None:
+                if seen_by is not None:
+                    seen_by(-stage, steps, pilot)  # after the last step, of which 0 were left
+
+            x_hat = refined(x_hat, noisy, level, noise_of(measurement), look, done)
         finite = (network.finite & torch.isfinite(x_hat).flatten(1).all(dim=1)).cpu()
         x_hat = x_hat.float().cpu().reshape(len(names), count, -1, *shape[1:])
         return x_hat, finite.reshape(len(names), -1).all(dim=1)

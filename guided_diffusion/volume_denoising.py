@@ -7,6 +7,7 @@ lost, and takes out noise that is none in three dimensions. After either the net
 at the three planes, of which little noise is left.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -28,6 +29,7 @@ SIDE, DISTANCE = 4, 3  # of the blocks that are grouped
 REACH = 4  # voxels along each axis, to the blocks that a group may be made of
 ALIKE = 20  # blocks in a group
 ROUNDS = 2  # of the groups' filter, each with the last one's result as its pilot
+STAGES = 3 + ROUNDS  # of `refined`: filters and looks
 AT_ONCE = 2048  # groups
 SLAB = 24  # slices whose groups are looked for at once
 FAR = np.float32(1e6)  # more unlike than any two blocks
@@ -181,6 +183,7 @@ def refined(
     sigma: Sigma,
     noise: Noise,
     look: Callable[[torch.Tensor, float], torch.Tensor],
+    done: Callable[[int, torch.Tensor], None] = lambda stage, pilot: None,
 ) -> torch.Tensor:
     """The pilots (N, D, H, W) made better, see the module.
 
@@ -188,13 +191,22 @@ def refined(
         y: the measurements, like the pilots; sigma: of their noise, a number or (N, 1, 1, 1).
         noise: its model; with the pilot for the signal it is made Gaussian anew in each round.
         look: what the network makes of (1, D, H, W) with noise of a standard deviation.
+        done: called after each of the volumes' `STAGES`, counted from 1 on, with the volume's
+            pilot (1, D, H, W).
     """
     sigmas = sigma.flatten().tolist() if torch.is_tensor(sigma) else [float(sigma)] * len(y)
+    stages = itertools.count(1)
+
+    def next_done(pilot: torch.Tensor) -> None:
+        done(next(stages), pilot)
+
     each = zip(pilot, y, sigmas, strict=True)
-    return torch.cat([_refined(x[None], one[None], s, noise, look) for x, one, s in each])
+    return torch.cat(
+        [_refined(x[None], one[None], s, noise, look, next_done) for x, one, s in each]
+    )
 
 
-def _refined(pilot, y, sigma, noise, look):
+def _refined(pilot, y, sigma, noise, look, done):
     def gaussian():
         return noise.to_gaussian(y, sigma, signal=pilot)[0].float().cpu().numpy()
 
@@ -204,7 +216,12 @@ def _refined(pilot, y, sigma, noise, look):
     noisy, clean = gaussian(), pilot[0].float().cpu().numpy()
     blocks = sum(block_wiener(noisy, clean, sigma, *block) for block in BLOCKS)
     pilot = as_pilot(blocks / len(BLOCKS))
+    done(pilot)
     pilot = (pilot + look(pilot, LEFT[0] * sigma)) / 2
+    done(pilot)
     for _ in range(ROUNDS):
         pilot = as_pilot(group_wiener(gaussian(), pilot[0].cpu().numpy(), sigma))
-    return (pilot + look(pilot, LEFT[1] * sigma)) / 2
+        done(pilot)
+    pilot = (pilot + look(pilot, LEFT[1] * sigma)) / 2
+    done(pilot)
+    return pilot

@@ -153,6 +153,19 @@ def test_a_constant_map_is_a_number_and_halves_are_restored_at_their_own_level(t
         assert found.figures[0]["residual"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_filters_count_in_the_progress(tiny):
+    """One step of three planes, then two filters and two looks, the second filter twice."""
+    y = np.clip(smooth((18, 32, 32)) + 0.1 * normal((18, 32, 32)), -1, 1)[None]
+    seen = []
+    restore(
+        *(y, measured(0.1), tiny, "spectral", "fast.yaml"),
+        names=["v"],
+        volume=AsVolume(chunk=6, in_turn=True),
+        watch=lambda left, steps, x: seen.append((left, steps, tuple(x.shape))),
+    )
+    assert seen == [(left, 6, (1, 18, 32, 32)) for left in range(6, -1, -1)]
+
+
 def denoising(sigma, mode="volume", noise="gaussian", **data):
     config = task({"name": "denoise"}, {"name": noise, "sigma": sigma}, "v.nii.gz")
     config["data"] |= {"measured": True, "volume_mode": mode, **data}
