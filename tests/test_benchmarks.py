@@ -1,6 +1,7 @@
 """The benchmarks: what is measured, resumed, tuned, and shown on the pages."""
 
 import csv
+import hashlib
 import os
 
 import pytest
@@ -291,6 +292,13 @@ def test_the_pages_are_what_the_csvs_give(name):
     text = report.read(name)
     assert text.count("<!-- table ") == text.count("<!-- end of table -->") > 3
     assert report.page(text) == text, "run python tests/benchmarks/report.py"
+
+
+def test_speed_and_precision_are_of_the_prior_that_ships():
+    with open(os.path.join(settings.REPOSITORY, "models", "mri.pt"), "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    with open(os.path.join(rows.FOLDER, "speed", "machine.csv"), encoding="utf-8") as file:
+        assert f"prior {digest[:8]}" in file.read(), "run python tests/benchmarks/speed.py"
 
 
 @pytest.mark.parametrize("name", report.PLOTS)

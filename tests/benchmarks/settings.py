@@ -111,7 +111,7 @@ COMPARED = {
     "dps": Compared(
         lambda task: {"scale": 0.3, "variance": "learned_range", "clip": True},
         # Far above the published one too: as few steps as 20 have to be that much longer.
-        _grid("scale", (0.3,), (1,), (4,), (16,), (32,), (64,), (128,), clip=True),
+        _grid("scale", (1,), (4,), (16,), (32,), (64,), (128,), (256,), clip=True),
         (20, 100),
     ),
     "ddrm": Compared(
@@ -153,7 +153,7 @@ COMPARED = {
         lambda task: {"kappa": 1, "widest": 3, "sample_finish": 0.1},
         _grid(
             "kappa widest sample_finish",
-            (1, 3, 0.1), (0.5, 3, 0.1), (0.7, 3, 0.1), (1.4, 3, 0.1), (2, 3, 0.1), (1, 3, 0.05),
+            (1, 3, 0.1), (0.35, 3, 0.1), (0.5, 3, 0.1), (0.7, 3, 0.1), (1.4, 3, 0.1), (1, 3, 0.05),
             (1, 3, 0.2),
         ),
     ),

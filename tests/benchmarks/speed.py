@@ -9,7 +9,6 @@ as CSVs, of which report.py makes those of the page.
 import argparse
 import csv
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,13 +23,14 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from guided_diffusion.condition_methods import get_conditioning_method
 from guided_diffusion.config import read_model_config, read_schedule
-from guided_diffusion.devices import pick_device
+from guided_diffusion.devices import native_bf16, pick_device
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.measurements import get_operator
 from guided_diffusion.unet import create_model
+from tests.benchmarks.comparison import processor
 from tests.benchmarks.tables import markdown
 from util.errors import status_of
-from util.files import replacing_text
+from util.files import file_digest, replacing_text
 from util.random import ImageRandom, image_generator
 
 REPOSITORY = sys.path[0]
@@ -120,8 +120,8 @@ sys.exit(status)
 
 def machine(device):
     """What the numbers are measured on."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    name = name or platform.machine()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
+    name += " with native bf16" if native_bf16(device) else ""
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
@@ -150,7 +150,10 @@ def tables(args):
     model = create_model(**vars(replace(config, use_fp16=False))).to(device)
     size = model.image_size
     batch = f"batch {args.batch_size} of {size}×{size}"
-    yield "machine", ["measured on"], [[f"{machine(device)}, {batch}"]]
+    prior = "untrained"
+    if config.model_path:
+        prior = f"prior {file_digest(config.model_path)[:8]}"
+    yield "machine", ["measured on"], [[f"{machine(device)}, {batch}, {prior}"]]
 
     times = network_times(model, device, args.batch_size, args.repeats)
     slowest = times["fp32, autograd, contiguous"]
