@@ -12,7 +12,8 @@ from guided_diffusion.methods import METHODS
 from guided_diffusion.restoration import restore
 from guided_diffusion.sampling import Kept
 from guided_diffusion.volumes import AsVolume
-from tests.volume_files import ball, thick_task, write_nifti
+from tests.conftest import task, write_yaml
+from tests.volume_files import ball, head, thick_task, write_nifti
 from util.random import Place
 
 
@@ -90,6 +91,14 @@ def test_a_volume_whose_slices_are_alone_is_restored_as_they_are(tiny, method, o
     assert whole.finite.all()
     y = np.concatenate(whole.measurements)[:, None]
     np.testing.assert_allclose(y, np.stack(slices.measurements), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "uniform"])
+def test_a_blurred_volume_needs_no_kernel_size(tiny_run, kind):
+    write_nifti("a.nii", head())
+    write_yaml("task.yaml", task({"name": "deblur", "type": kind, "intensity": 1.0}, root="a.nii"))
+    assert tiny_run("--save_dir", "out") == 0
+    assert os.listdir(f"out/tiny/deblur/{kind}/0.05/volumes") == ["a.nii.gz"]
 
 
 def test_one_step_sees_all_three_planes_and_their_mean_counts():

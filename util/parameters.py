@@ -36,11 +36,13 @@ class Parameter:
     defaults_for: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, value: Any, where: str) -> Any:
-        """The value, a number as float where `kinds` say so.
+        """The value, a number as float where `kinds` say so; None stands for a default of None.
 
         Raises:
             UserError: another type, no finite number, or a value out of range; starts with `where`.
         """
+        if value is None and self.default is None:
+            return None
         if self.choices and value not in self.choices:
             known = ", ".join(map(str, self.choices))
             raise UserError(f"{where}: expected one of {known}, found {value!r}")
