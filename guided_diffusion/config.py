@@ -5,8 +5,9 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from guided_diffusion.methods import VANILLA
+from guided_diffusion.methods import VANILLA, check_method
 from guided_diffusion.noise import NOISES
+from guided_diffusion.unet import check_counts
 from util.config import (
     as_dict,
     build,
@@ -175,16 +176,26 @@ class TaskConfig:
 
 
 def read_model_config(path: str) -> ModelConfig:
-    """Raises UserError, see `build`."""
+    """Raises UserError, see `build` and `check_counts`."""
     path = locate(path)
     config = build(ModelConfig, read_yaml(path), path)
+    check_counts(
+        path,
+        image_size=config.image_size,
+        num_channels=config.num_channels,
+        num_res_blocks=config.num_res_blocks,
+        in_channels=config.in_channels,
+    )
     return replace(config, model_path=locate(config.model_path, path))
 
 
 def read_schedule(path: str) -> Schedule:
-    """Raises UserError, see `build`."""
+    """Raises UserError, see `build`; or for a method that there is none of."""
     path = locate(path)
-    return build(Schedule, read_yaml(path), path)
+    schedule = build(Schedule, read_yaml(path), path)
+    if schedule.method is not None:
+        check_method(schedule.method, f"{path}: method")
+    return schedule
 
 
 def schedule_of_task(path: str) -> str:
@@ -200,6 +211,7 @@ def read_task_config(
     measured: bool = False,
     root: str | None = None,
     sigma: float | str | None = None,
+    schedules_method: str | None = None,
 ) -> TaskConfig:
     """A task file; where the method is "vanilla" it needs `conditioning` alone.
 
@@ -209,13 +221,22 @@ def read_task_config(
         measured: the images are measurements, as if the file had data.measured: true.
         root: replaces data.root.
         sigma: replaces measurement.noise.sigma.
+        schedules_method: stands for `method` where there is none, see `Schedule`; it does not
+            replace vanilla, which is no method.
 
     Raises:
-        UserError: see `build`; or a noise level that cannot be had.
+        UserError: see `build`; a method that there is none of, even if it is replaced; or a noise
+            level that cannot be had.
     """
     path = locate(path)
     config = read_yaml(path)
     conditioning = config.get("conditioning")
+    named = None
+    if isinstance(conditioning, dict) and "method" in conditioning:
+        named = conditioning["method"]
+        check_method(named, f"{path}: conditioning.method")
+    if named != VANILLA:
+        method = method or schedules_method
     if method and isinstance(conditioning, dict) and conditioning.get("method") != method:
         conditioning = {"method": method}
         config["conditioning"] = conditioning

@@ -19,6 +19,7 @@ from util.errors import UserError
 SAMPLERS = ("ddpm", "ddim")
 MEAN_TYPES = ("epsilon", "start_x", "previous_x")
 VAR_TYPES = ("fixed_small", "fixed_large", "learned", "learned_range")
+MOST_STEPS = 100_000  # published schedules have 1000 or 4000
 DYNAMIC_THRESHOLD_QUANTILE = 0.995  # Saharia et al. 2022 (Imagen), section 2.3
 
 Network = Callable[[Tensor, Tensor], Tensor]  # (x_t, timesteps) → prediction
@@ -294,6 +295,8 @@ def create_sampler(
             )
     if steps < 1:
         raise UserError(f"diffusion config: steps: expected at least 1, found {steps}")
+    if steps > MOST_STEPS:
+        raise UserError(f"diffusion config: steps: expected at most {MOST_STEPS}, found {steps}")
     if not 0 <= eta <= 1:
         raise UserError(f"diffusion config: eta: expected a number in [0, 1], found {eta}")
     alphas_cumprod = np.cumprod(1.0 - noise_schedule_betas(noise_schedule, steps))

@@ -111,10 +111,11 @@ def read_job(options: Options) -> Job:
     schedule = read_schedule(options.diffusion_config or schedule_of_task(options.task_config))
     task = read_task_config(
         options.task_config,
-        options.method or schedule.method,
+        options.method,
         options.measured,
         options.input,
         options.sigma,
+        schedule.method,
     )
     conditioning, measurement = task.conditioning, task.measurement
     params = check_restoration(

@@ -23,6 +23,7 @@ from guided_diffusion.unet_layers import (
 from util.config import parse_numbers
 from util.errors import UserError
 
+MOST = 1 << 14  # of pixels, channels and blocks
 NUM_CLASSES = 1000  # ImageNet, for class_cond
 CPU_PIXELS = 2 * 256 * 256  # at once, on a CPU: layers of more images do not stay in its caches
 DEFAULT_CHANNEL_MULT = {
@@ -177,6 +178,15 @@ class UNetModel(nn.Module):
         return out[..., rows // 2 : rows // 2 + height, cols // 2 : cols // 2 + width]
 
 
+def check_counts(where: str = "model config", **counts: int) -> None:
+    """Raise the UserError of a number of pixels, channels or blocks that no network has."""
+    for key, count in counts.items():
+        if count < 1:
+            raise UserError(f"{where}: {key}: expected at least 1, found {count}")
+        if count > MOST:
+            raise UserError(f"{where}: {key}: expected at most {MOST}, found {count}")
+
+
 def create_model(
     image_size: int,
     num_channels: int,
@@ -211,14 +221,12 @@ def create_model(
     Raises:
         UserError: a value that makes no network, or a checkpoint that does not fit it.
     """
-    for key, count in (
-        ("image_size", image_size),
-        ("num_channels", num_channels),
-        ("num_res_blocks", num_res_blocks),
-        ("in_channels", in_channels),
-    ):
-        if count < 1:
-            raise UserError(f"model config: {key}: expected at least 1, found {count}")
+    check_counts(
+        image_size=image_size,
+        num_channels=num_channels,
+        num_res_blocks=num_res_blocks,
+        in_channels=in_channels,
+    )
     if not 0 <= dropout <= 1:
         raise UserError(f"model config: dropout: expected a number from 0 to 1, found {dropout}")
     if channel_mult in ("", None):

@@ -68,18 +68,51 @@ def double_names():
     np.save("images/a1.npy", np.zeros((32, 32), np.float32))
 
 
+def method_that_is_replaced(name):
+    """By that of the schedule."""
+
+    def apply():
+        change("diffusion.yaml", method="spectral")()
+        with open("task.yaml", encoding="utf-8") as file:
+            config = yaml.safe_load(file)
+        write_yaml("task.yaml", {**config, "conditioning": {"method": name}})
+
+    return apply
+
+
 OPERATOR, NOISE = "measurement__operator__", "measurement__noise__"
 BAD = {
     "missing yaml": (["--task_config", "none.yaml"], None, "none.yaml: no such file"),
     "broken yaml": ([], write("task.yaml", b"a: [1,\nb: 2"), "task.yaml: not valid YAML at line"),
     "yaml with code": ([], write("task.yaml", b"a: !!python/object/apply:os.getcwd []"), "YAML"),
     "binary yaml": ([], write("task.yaml", b"\xff\xfe\x00"), "task.yaml: not"),
+    "impossible date": (
+        [],
+        write("task.yaml", b"a: 1\nb: 2024-13-45"),
+        "task.yaml: not valid YAML at line 2 ('2024-13-45' cannot be read as timestamp)",
+    ),
+    "impossible tag": ([], write("task.yaml", b"a: !!bool maybe"), "'maybe' cannot be read as"),
     "yaml list": ([], write("task.yaml", b"- 1"), "expected keys and values"),
     "unknown key": ([], change("task.yaml", data__folder="x"), "unknown key 'folder'"),
     "missing key": ([], change("task.yaml", data__root=None), "missing key 'root'"),
     "missing section": ([], change("task.yaml", measurement=None), "missing key 'measurement'"),
     "missing sigma": ([], change("task.yaml", **{NOISE + "sigma": None}), "missing key 'sigma'"),
     "wrong type": ([], change("task.yaml", **{NOISE + "sigma": "big"}), "sigma: expected a number"),
+    "beyond floats": (
+        [],
+        change("task.yaml", **{NOISE + "sigma": 10**400}),
+        "sigma: expected a number",
+    ),
+    "a parameter beyond floats": (
+        [],
+        change("task.yaml", **{OPERATOR + "singular_value_threshold": 10**400}),
+        "singular_value_threshold: expected a number",
+    ),
+    "channels beyond floats": (
+        [],
+        change("model.yaml", channel_mult=[10**400]),
+        "channel_mult: expected numbers",
+    ),
     "bool for int": ([], change("model.yaml", num_channels=True), "expected an integer"),
     "unknown task": ([], change("task.yaml", **{OPERATOR + "name": "inpaint"}), "inpaint"),
     "unknown type": ([], change("task.yaml", **{OPERATOR + "type": "cubic"}), "cubic"),
@@ -96,6 +129,18 @@ BAD = {
     ),
     "unknown noise": ([], change("task.yaml", **{NOISE + "name": "salt"}), "salt"),
     "unknown method": ([], change("task.yaml", conditioning__method="x"), "conditioning.method"),
+    "replaced method in capitals": (
+        [],
+        method_that_is_replaced("DMPS"),
+        "task.yaml: conditioning.method: expected one of",
+    ),
+    "replaced method that is a number": ([], method_that_is_replaced(5), "vanilla, found 5"),
+    "replaced method that is none": ([], method_that_is_replaced(None), "vanilla, found None"),
+    "unknown method of a schedule": (
+        [],
+        change("diffusion.yaml", method="Spectral"),
+        "diffusion.yaml: method: expected one of",
+    ),
     "unknown sampler": ([], change("diffusion.yaml", sampler="euler"), "sampler"),
     "bad respacing": ([], change("diffusion.yaml", timestep_respacing=2000), "2000 of 1000"),
     "more steps than a section": (
@@ -111,9 +156,30 @@ BAD = {
     "no sections": ([], change("diffusion.yaml", timestep_respacing=[]), "timestep_respacing"),
     "too short a schedule": ([], change("diffusion.yaml", steps=20), "steps: the linear schedule"),
     "no steps": ([], change("diffusion.yaml", steps=0), "steps: expected at least 1, found 0"),
+    "too long a schedule": (
+        [],
+        change("diffusion.yaml", steps=10**9),
+        "steps: expected at most 100000, found 1000000000",
+    ),
     "wrong factor": ([], change("task.yaml", **{OPERATOR + "scale_factor": 3}), "scale_factor"),
+    "infinite blur": (
+        [],
+        change(
+            "task.yaml",
+            measurement__operator={"name": "deblur", "type": "aniso", "intensity": [1, np.inf]},
+        ),
+        "intensity: expected two positive numbers for aniso",
+    ),
+    "endless kernel": (
+        [],
+        change("task.yaml", measurement__operator={"name": "deblur", "kernel_size": 10**20}),
+        "kernel_size: expected a number in [1, 4095]",
+    ),
     "negative sigma": ([], change("task.yaml", **{NOISE + "sigma": -1.0}), "sigma"),
     "bad channels": ([], change("model.yaml", num_channels=40), "multiple of 32"),
+    "negative size": ([], change("model.yaml", image_size=-1), "model.yaml: image_size: expected"),
+    "no channels": ([], change("model.yaml", in_channels=-1), "model.yaml: in_channels: expected"),
+    "endless channels": ([], change("model.yaml", in_channels=10**20), "at most 16384"),
     "other architecture": ([], change("model.yaml", num_res_blocks=2), "input_blocks"),
     "other width": ([], change("model.yaml", num_channels=64), "other shape"),
     "class_cond": ([], change("model.yaml", class_cond=True), "class_cond"),
@@ -142,6 +208,7 @@ BAD = {
     ),
     "bad precision": (["--precision", "int8"], None, "--precision"),
     "bad batch size": (["--batch_size", "0"], None, "--batch_size"),
+    "endless batch": (["--batch_size", "1" + 20 * "0"], None, "expected 1000000 or less"),
     "no number": (["--seed", "x"], None, "--seed"),
     "unknown flag": (["--fast"], None, "--fast"),
 }

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from tests.conftest import REPOSITORY, task, write_yaml
+from tests.conftest import LINEAR, REPOSITORY, task, write_yaml
 
 SR = "out/tiny/super_resolution/x4/0.05"
 
@@ -168,6 +168,13 @@ def test_vanilla_samples_the_prior_without_data(tiny_run, capsys):
     assert "PSNR" not in capsys.readouterr().out
     a, b = recons("out/tiny/vanilla").values()
     assert a.shape == (32, 32) and not np.array_equal(a, b)
+
+
+def test_a_schedules_own_method_does_not_replace_vanilla(tiny_run):
+    write_yaml("task.yaml", {**task(), "conditioning": {"method": "vanilla"}})
+    write_yaml("diffusion.yaml", {**LINEAR, "timestep_respacing": 2, "method": "spectral"})
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert os.listdir("out/tiny") == ["vanilla"]
 
 
 def test_samples_their_mean_and_their_spread(tiny_run, capsys):

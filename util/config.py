@@ -24,7 +24,8 @@ NAMES = {str: "text", int: "an integer", float: "a number"}
 class _Loader(yaml.SafeLoader):
     """A safe loader that also knows the one Python tag published task files use.
 
-    A key that is given twice is an error: YAML forbids it, and PyYAML would keep the last.
+    A key that is given twice is an error: YAML forbids it, and PyYAML would keep the last. So is
+    a value that its type does not have, as the date 2024-13-45.
     """
 
     def compose_mapping_node(self, anchor):
@@ -40,6 +41,16 @@ class _Loader(yaml.SafeLoader):
                         problem_mark=key.start_mark,
                     )
         return node
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value[:40]!r} cannot be read as {kind}",
+                problem_mark=node.start_mark,
+            ) from None
 
 
 def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple:
@@ -182,7 +193,7 @@ def check_type(value: Any, hint: Any, where: str) -> Any:
     elif float in kinds and isinstance(value, (int, str)):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     names = [NAMES.get(k, f"a {k.__name__}") for k in kinds if k is not type(None)]
     names += [c for c in choices if isinstance(c, str)]
@@ -230,10 +241,8 @@ def parse_numbers(value: str | float | Sequence[float], where: str) -> tuple[flo
         parts = [value]
     try:
         numbers = tuple(float(p) for p in parts)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{where}: expected numbers separated by commas, found {value!r}"
-        ) from None
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{where}: expected numbers separated by commas, found {value!r}") from None
     if not all(0 < n < math.inf for n in numbers):
         raise UserError(f"{where}: expected positive numbers, found {value!r}")
     return numbers

@@ -4,11 +4,16 @@ import argparse
 import math
 import os
 
+MOST = 1_000_000
+
 
 def positive(text: str) -> int:
+    """A count, from 1 to `MOST`."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
+    if value > MOST:
+        raise argparse.ArgumentTypeError(f"expected {MOST} or less, found {value}")
     return value
 
 

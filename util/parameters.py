@@ -48,10 +48,11 @@ class Parameter:
             raise UserError(f"{where}: expected one of {known}, found {value!r}")
         value = self._typed(value, where)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                raise UserError(f"{where}: expected a finite number, found {value}")
+            shown = f"{value:.10g}" if isinstance(value, float) else value
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{where}: expected a finite number, found {shown}")
             if not (self.low <= value <= self.high and value > self.above):
-                raise UserError(f"{where}: expected {self.range}, found {value:.10g}")
+                raise UserError(f"{where}: expected {self.range}, found {shown}")
         return value
 
     def _typed(self, value: Any, where: str) -> Any:
@@ -63,7 +64,7 @@ class Parameter:
         elif float in self.kinds and isinstance(value, (int, str)):
             try:
                 return float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
         kinds = " or ".join(KINDS[kind] for kind in self.kinds)
         raise UserError(f"{where}: expected {kinds}, found {value!r}")

@@ -27,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     for method in (DMPS, DPS, DDRM, PiGDM, DDNM, DiffPIR, Spectral, SpectralSample)
 }
 VANILLA = "vanilla"
+KEY = "conditioning.method"
 
 
 def method_names() -> tuple[str, ...]:
@@ -34,12 +35,20 @@ def method_names() -> tuple[str, ...]:
     return (*METHODS, VANILLA)
 
 
+def check_method(name: Any, where: str = KEY) -> None:
+    """Raise UserError for what is none of `method_names`."""
+    if name not in method_names():
+        raise _unknown(name, where)
+
+
+def _unknown(name: Any, where: str) -> UserError:
+    return UserError(f"{where}: expected one of {', '.join(method_names())}, found {name!r}")
+
+
 def method_class(name: str) -> type[Method]:
     """The class of `METHODS`; raises UserError for a name that is not among them."""
     if name not in METHODS:
-        raise UserError(
-            f"conditioning.method: expected one of {', '.join(method_names())}, found {name!r}"
-        )
+        raise _unknown(name, KEY)
     return METHODS[name]
 
 

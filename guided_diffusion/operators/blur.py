@@ -1,5 +1,6 @@
 """Deblurring: separable blurs."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from util.parameters import Parameter
 
 TYPES = ("gaussian", "uniform", "aniso")
 BOUNDARIES = ("zero", "reflect")
+WIDEST = 4095  # pixels of a kernel
 
 
 def blur_matrix(size: int, kernel: torch.Tensor, boundary: str = "zero") -> torch.Tensor:
@@ -68,7 +70,11 @@ class Deblur(SeparableOperator):
     parameters = {
         "type": Parameter("gaussian", "gaussian, uniform, or aniso", (str,), choices=TYPES),
         "kernel_size": Parameter(
-            None, "width; default 9 for uniform, else 61, which spans 31 pixels", (int,), low=1
+            None,
+            "width; default 9 for uniform, else 61, which spans 31 pixels",
+            (int,),
+            low=1,
+            high=WIDEST,
         ),
         "intensity": Parameter(
             3.0,
@@ -108,8 +114,8 @@ class Deblur(SeparableOperator):
         pair = intensity if kind == "aniso" else (intensity, intensity)
         try:
             vertical, horizontal = (float(v) for v in pair)  # type: ignore[union-attr, arg-type]
-            valid = vertical > 0 and horizontal > 0
-        except (TypeError, ValueError):
+            valid = all(0 < v < math.inf for v in (vertical, horizontal))
+        except (TypeError, ValueError, OverflowError):
             valid = False
         numbers = "two positive numbers" if kind == "aniso" else "a positive number"
         expect(valid, "intensity", f"{numbers} for {kind}", intensity)
