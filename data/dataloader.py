@@ -63,7 +63,7 @@ def _listed(root, key, known):
     return [names[n] for n in sorted(names, key=natural_key)]
 
 
-def list_items(data: Mapping[str, Any], magnitude: bool = False) -> list[Item]:
+def list_items(data: Mapping[str, Any], magnitude: bool = False, exact: bool = False) -> list[Item]:
     """The images to restore: pictures and the slices of volumes, in natural order.
 
     What takes several files, as a DICOM series, comes after what takes one.
@@ -77,6 +77,8 @@ def list_items(data: Mapping[str, Any], magnitude: bool = False) -> list[Item]:
             task has them `axis` and `volume`, see `NiftiVolume` and `DicomSeries`, and
             `series`, see `data.dicom`.
         magnitude: the noise is that of magnitude images (rician), so -1 must be magnitude 0.
+        exact: a file of one volume must be the `volume` asked for, 0; otherwise it is taken for
+            any, as a mask is that serves all volumes of another file.
 
     Returns:
         list of `Item`. Only headers have been read: a volume's voxels are when the first of its
@@ -88,7 +90,9 @@ def list_items(data: Mapping[str, Any], magnitude: bool = False) -> list[Item]:
     root, axis = data["root"], data.get("axis")
     if axis not in (None, 0, 1, 2):
         raise UserError(f"data.axis: expected 0, 1 or 2, found {axis}")
-    options = {**data, "magnitude": magnitude}
+    if (volume := data.get("volume")) is not None and volume < 0:
+        raise UserError(f"data.volume: expected 0 or more, found {volume}")
+    options = {**data, "magnitude": magnitude, "exact": exact}
     paths = _files(root)
     places = {path: i for i, path in enumerate(paths)}
     formats: dict[str, list[str]] = {name: [] for name in FORMATS}

@@ -23,7 +23,7 @@ from data.dicom_frames import (
 from data.dicom_writing import check_series, write_series
 from data.grids import Plane, World, nearest
 from data.items import Broken, Format
-from data.volumes import Slice, Volume
+from data.volumes import Slice, Volume, check_only_volume
 from util.errors import UserError
 from util.files import printable, safe_name
 from util.remote import base_name
@@ -99,7 +99,10 @@ def _series(headers, name, label, options) -> list[Slice]:
         for frame in frames_of(path, header, f"{label}: {printable(base_name(path))}")
     ]
     volume, magnitude = options.get("volume"), options.get("magnitude", False)
-    return DicomSeries(frames, name, label, volume, magnitude).slices
+    found = DicomSeries(frames, name, label, volume, magnitude)
+    if options.get("exact") and not found.several:
+        check_only_volume(volume, label)
+    return found.slices
 
 
 def _choose(headers, label, series):
@@ -139,6 +142,9 @@ class DicomSeries(Volume):
         volume: which of several slices to take at each place, where every place has as many:
             an echo, a time point.
 
+    Attributes:
+        several: whether places have several slices.
+
     Raises:
         UserError: the frames are no stack of slices of one size and direction.
     """
@@ -170,7 +176,7 @@ class DicomSeries(Volume):
         if len({f.photometric for f in frames}) > 1:
             raise UserError(f"{label}: some slices are MONOCHROME1 and some MONOCHROME2")
         normal = np.cross(directions[0][:3], directions[0][3:])
-        self.frames = _one_a_place(frames, normal, volume, label)
+        self.frames, self.several = _one_a_place(frames, normal, volume, label)
         self.shape = frames[0].size
         inverted = frames[0].photometric == "MONOCHROME1"
         along = [float(np.dot(f.position, normal)) for f in self.frames]
@@ -219,9 +225,7 @@ class DicomSeries(Volume):
         if len(self.frames) > 1:  # oblique to the slices where a gantry is tilted
             normal = (last - first) / self.positions[-1]
         places = (first + last) / 2 + offsets[:, None] * normal
-        return [
-            replace(self.frames[j], position=p) for j, p in zip(sources, places, strict=True)
-        ]
+        return [replace(self.frames[j], position=p) for j, p in zip(sources, places, strict=True)]
 
     def try_writing(self, factor: int, spacing: float | None) -> None:
         frames = self.frames if spacing is None else self._respaced(2 * len(self.frames), spacing)
@@ -261,7 +265,7 @@ def _world(frames, normal):
 
 
 def _one_a_place(frames, normal, volume, label):
-    """The frames sorted by place, of those at one place the volume-th."""
+    """(the frames sorted by place, of those at one place the volume-th; whether there are such)."""
     ordered = sorted(frames, key=lambda f: (float(np.dot(f.position, normal)), f.order))
     along = [float(np.dot(f.position, normal)) for f in ordered]
     places: list[list[Frame]] = []
@@ -273,7 +277,7 @@ def _one_a_place(frames, normal, volume, label):
     places = [_without_copies(sorted(place, key=lambda f: f.order)) for place in places]
     most = max(map(len, places))
     if most == 1:
-        return [place[0] for place in places]
+        return [place[0] for place in places], False
     pair = " and ".join(f.label for f in next(p for p in places if len(p) > 1)[:2])
     if {len(place) for place in places} != {most}:
         raise UserError(
@@ -285,7 +289,7 @@ def _one_a_place(frames, normal, volume, label):
         raise UserError(f"{label}: {pair} show the same slice; {choice}")
     if not 0 <= volume < most:
         raise UserError(f"{label}: data.volume: no volume {volume}; {choice}")
-    return [place[volume] for place in places]
+    return [place[volume] for place in places], True
 
 
 def _without_copies(place):

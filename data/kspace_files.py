@@ -1,5 +1,6 @@
 """What files of k-space hold, brought to one order of axes."""
 
+import math
 import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -82,6 +83,12 @@ def _read_h5(path, label, order, count_only):
     with h5py.File(path, "r") as file:
         if "kspace" in file:
             stored = file["kspace"]
+            if stored.ndim not in (3, 4) or stored.dtype.kind != "c":
+                raise UserError(
+                    f"{label}: kspace: expected complex (slices, coils, rows, columns), found "
+                    f"{stored.dtype} {stored.shape}"
+                )
+            _check_not_empty(stored, label)
             if count_only:
                 return stored.shape[0]
             header = file["ismrmrd_header"][()] if "ismrmrd_header" in file else None
@@ -97,15 +104,10 @@ def _read_h5(path, label, order, count_only):
 
 
 def _fastmri(kspace, header, mask, reference, label):
-    if kspace.ndim not in (3, 4) or kspace.dtype.kind != "c":
-        raise UserError(
-            f"{label}: kspace: expected complex (slices, coils, rows, columns), found "
-            f"{kspace.dtype} {kspace.shape}"
-        )
     kspace = kspace if kspace.ndim == 4 else kspace[:, None]
     spacing, size = (1.0, 1.0, 1.0), None
     if header is not None:
-        spacing, size = read_header(header)
+        spacing, size = read_header(header, label)
     elif reference is not None:
         size = reference.shape[-2:]
     if size is not None and size[0] < kspace.shape[-2]:
@@ -113,22 +115,44 @@ def _fastmri(kspace, header, mask, reference, label):
     return _checked(kspace, "columns", label, mask, spacing=spacing, size=size, reference=reference)
 
 
-def read_header(xml: bytes | str) -> tuple[tuple[float, float, float], tuple[int, int]]:
-    """Spacing in mm (rows, columns, slices) and (H, W) that an ISMRMRD header asks for."""
-    space = _root(xml).find("encoding/reconSpace")
-    if space is None:
-        raise UserError("ismrmrd_header: no encoding/reconSpace in it")
-    size = [int(space.findtext(f"matrixSize/{a}", "0")) for a in "xyz"]
-    field = [float(space.findtext(f"fieldOfView_mm/{a}", "0")) for a in "xyz"]
+def read_header(xml: bytes | str, label: str) -> tuple[tuple[float, float, float], tuple[int, int]]:
+    """Spacing in mm (rows, columns, slices) and (H, W) that an ISMRMRD header asks for.
+
+    Raises:
+        UserError: it lacks the matrix, or has one without pixels or a field of view below 0.
+    """
+    root, space = _root(xml, label), "encoding/reconSpace"
+    if root.find(space) is None:
+        raise UserError(f"{label}: ismrmrd_header: no {space} in it")
+    size = [_number(root, f"{space}/matrixSize/{a}", int(a != "z"), label) for a in "xyz"]
+    field = [_number(root, f"{space}/fieldOfView_mm/{a}", 0.0, label) for a in "xyz"]
     rows, columns, slices = (f / n if n and f else 1.0 for f, n in zip(field, size, strict=True))
     return (rows, columns, slices), (size[0], size[1])
 
 
-def _root(xml):
-    root = ElementTree.fromstring(xml)
+def _root(xml, label):
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        raise UserError(f"{label}: ismrmrd_header: not valid XML ({error})") from None
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
     return root
+
+
+def _number(root, key, least, label):
+    """What a header has at `key`, a number of least's type and no lower; 0 where it has none."""
+    found, kind = root.findtext(key, "0"), type(least)
+    try:
+        number = kind(found)
+    except ValueError:
+        number = None
+    if number is None or not least <= number < math.inf:
+        what = "an integer" if kind is int else "a number"
+        raise UserError(
+            f"{label}: ismrmrd_header: {key}: expected {what} from {least:g}, found {found!r}"
+        )
+    return number
 
 
 def crop_readout(kspace: NDArray, size: int) -> NDArray[np.complex64]:
@@ -157,7 +181,7 @@ def _read_ismrmrd(path, label, count_only):
         lines = [dataset.read_acquisition(i) for i in range(dataset.number_of_acquisitions())]
     finally:
         dataset.close()
-    lines = _image_lines(lines, header, ismrmrd)
+    lines = _image_lines(lines, _root(header, label), ismrmrd)
     if not lines:
         raise UserError(f"{label}: no acquisition of an image in it")
     slices = 1 + max(a.idx.slice for a in lines)
@@ -170,8 +194,8 @@ def _read_ismrmrd(path, label, count_only):
             f"{label}: readouts in reverse (ACQ_IS_REVERSE), expected them all in one direction"
         )
     _check_one_image(lines, label)
-    spacing, size = read_header(header)
-    encoded, centre = _encoding(header)
+    spacing, size = read_header(header, label)
+    encoded, centre = _encoding(header, label)
     coils, samples = lines[0].data.shape
     kspace = np.zeros((slices, coils, samples, encoded), np.complex64)
     times = np.zeros((slices, 1, 1, encoded), np.float32)
@@ -187,13 +211,13 @@ def _read_ismrmrd(path, label, count_only):
     return _checked(kspace, "columns", label, None, spacing=spacing, size=size)
 
 
-def _image_lines(acquisitions, xml, ismrmrd):
+def _image_lines(acquisitions, root, ismrmrd):
     """Those that are lines of the image.
 
     Lines for calibration alone are where the header calls them embedded: of the same sequence,
     between the others. Separate ones may have another contrast.
     """
-    mode = _root(xml).findtext("encoding/parallelImaging/calibrationMode")
+    mode = root.findtext("encoding/parallelImaging/calibrationMode")
     flags = [getattr(ismrmrd, f"ACQ_IS_{name}") for name in NO_IMAGE]
     lines = [a for a in acquisitions if not any(map(a.is_flag_set, flags))]
     if mode == "embedded":
@@ -222,12 +246,12 @@ def _check_one_image(lines, label):
             )
 
 
-def _encoding(xml):
+def _encoding(xml, label):
     """(number of phase-encoding lines, which of them is the centre)."""
-    root = _root(xml)
-    lines = int(root.findtext("encoding/encodedSpace/matrixSize/y", "0"))
-    centre = root.findtext("encoding/encodingLimits/kspace_encoding_step_1/center")
-    return lines, lines // 2 if centre is None else int(centre)
+    root, centre = _root(xml, label), "encoding/encodingLimits/kspace_encoding_step_1/center"
+    lines = _number(root, "encoding/encodedSpace/matrixSize/y", 1, label)
+    given = root.find(centre) is not None
+    return lines, _number(root, centre, 0, label) if given else lines // 2
 
 
 def _read_array(path, label, order, count_only):
@@ -248,6 +272,7 @@ def _read_array(path, label, order, count_only):
     if "coil" not in names:
         array = array[..., None, :, :]
     array = array if array.ndim == 4 else array[None]
+    _check_not_empty(array, label)
     return len(array) if count_only else _checked(array, axis, label, None)
 
 
@@ -270,6 +295,14 @@ def _complex_array(path, label):
             f"{label}: expected one complex array of 2 to 4 axes, or one named kspace; found {held}"
         )
     return arrays[named[0] if named else next(iter(arrays))]
+
+
+def _check_not_empty(kspace, label):
+    if 0 in kspace.shape:
+        raise UserError(
+            f"{label}: k-space of shape {'×'.join(map(str, kspace.shape))}, expected at least one "
+            "slice, coil, row and column"
+        )
 
 
 def _checked(kspace, axis, label, mask, **more):

@@ -21,7 +21,7 @@ from data.nifti_header import (
     voxel_file,
     written_header,
 )
-from data.volumes import Part, Slice, Volume, reason
+from data.volumes import Part, Slice, Volume, check_only_volume, reason
 from util.errors import UserError
 from util.files import open_plain, printable, read_head, replacing, safe_name
 from util.remote import base_name, is_remote, kept_file
@@ -319,7 +319,10 @@ def _items(paths: Sequence[str], options: Mapping[str, Any]) -> list[Slice]:
 
     count = volumes_in(*where)
     if chosen is not None or count <= 1:
-        return volume(chosen).slices
+        found = volume(chosen)
+        if options.get("exact") and found.index is None:
+            check_only_volume(chosen, found.label)
+        return found.slices
     return [piece for i in range(count) for piece in volume(i, one_of_all=True).slices]
 
 

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.slices import Slice, Whole
+
+ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")  # of an object in memory
 
 
 class Written(NamedTuple):
@@ -168,6 +171,9 @@ def _stack(names, folder, whole):
 
 
 def reason(error: BaseException) -> str:
-    """What a library's exception says, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """What a library's exception says, in one line: its first, and what that announces."""
+    lines = [line.strip() for line in ADDRESS.sub("", str(error)).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    first, *others = lines
+    return f"{first} {'; '.join(others)}".rstrip(": ") if first[-1] == ":" else first.rstrip(".")

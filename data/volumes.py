@@ -357,6 +357,12 @@ def padding_note(padding: NDArray[np.bool_], what: str) -> str:
     return f"{padding.mean():.1%} of its values are {what}: left out and kept as they are"
 
 
+def check_only_volume(index: int | None, label: str) -> None:
+    """Raise UserError where a file that holds one volume is asked for another."""
+    if index not in (None, 0):
+        raise UserError(f"{label}: data.volume: no volume {index}; it holds one, 0")
+
+
 def _loaded(volume: Volume) -> Loaded:
     loaded = _load(volume)
     if isinstance(loaded, UserError):

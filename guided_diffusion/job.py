@@ -135,7 +135,7 @@ def read_job(options: Options) -> Job:
         samples = [PriorSample(f"sample_{i:03d}", shape) for i in range(count)]
         return Job(options, model, schedule, task, params, samples, lambda item, truth: None)
     data = as_dict(task.data)
-    items = list_items(data, magnitude=measurement.noise.name == "rician")
+    items = list_items(data, magnitude=measurement.noise.name == "rician", exact=True)
     check_kspace(items, measurement)
     mask = open_masks(task.data.mask, data, items)
     limit_volumes(items, task.data.mask, mask)

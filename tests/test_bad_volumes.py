@@ -7,7 +7,8 @@ import imageio.v3 as iio
 import nibabel as nib
 import numpy as np
 import pytest
-from pydicom.uid import JPEGLSLossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from tests.conftest import task, write_yaml
 from tests.volume_files import (
@@ -100,6 +101,14 @@ BAD = {
     ),
     "frames": (series(NumberOfFrames=2), r"5\.dcm: holds 2 frames"),
     "no pixels": (series(PixelData=None), r"5\.dcm: its pixels cannot be read"),
+    "broken RLE": (
+        series(PixelData=encapsulate([b"broken"]), syntax=RLELossless),
+        r"5\.dcm: its pixels cannot be read \(.* plugins: .*64 bytes.*\)$",
+    ),
+    "broken JPEG 2000": (
+        series(PixelData=encapsulate([b"broken"]), syntax=JPEG2000Lossless),
+        r"5\.dcm: its pixels cannot be read \(.* plugins: \w+: [^<>]+\)$",
+    ),
     "few pixels": (series(PixelData=b"\0\0"), r"5\.dcm: its pixels cannot be read"),
     "no DICOM": (no_dicom, r"bad\.dcm: cannot be read as DICOM"),
 }
@@ -126,8 +135,6 @@ def test_a_compressed_series_without_a_decoder_says_what_to_install(tmp_path, mo
     from pydicom.pixels import get_decoder
 
     monkeypatch.setattr(type(get_decoder(JPEGLSLossless)), "is_available", False)
-    from pydicom.encaps import encapsulate
-
     write_dicom(tmp_path / "a.dcm", head()[..., 0], 0, syntax=JPEGLSLossless,
                 PixelData=encapsulate([b"\xff\xd8\xff\xd9"]))  # fmt: skip
     with pytest.raises(UserError, match="compressed as JPEG-LS .*install .*pyjpegls"):

@@ -9,7 +9,7 @@ import pytest
 
 from data.volumes import Whole, write_volumes
 from tests.conftest import task, write_yaml
-from tests.volume_files import head, items_of, write_back, write_nifti
+from tests.volume_files import head, items_of, write_back, write_nifti, write_series
 
 OUT = "out/tiny/denoise/clean/0"
 AFFINE = np.array([[-2, 0.1, 0, 30], [0.1, 2, 0, -20], [0, 0, 4, 5], [0, 0, 0, 1.0]])
@@ -61,6 +61,28 @@ def test_a_finer_grid_keeps_the_time_between_volumes(tmp_path):
     assert written.shape == (64, 64, 3, 3)
     expected = np.array(source.header.get_zooms()) * [0.5, 0.5, 1, 1]
     np.testing.assert_allclose(written.header.get_zooms(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["NIfTI", "DICOM"])
+def test_what_holds_one_volume_has_no_other(tiny_run, capsys, form):
+    if form == "NIfTI":
+        write_nifti("s.nii.gz", head())
+    else:
+        write_series("s.nii.gz", head())
+    for volume, says in ((-1, "expected 0 or more, found -1"), (1, "no volume 1; it holds one, 0")):
+        configure(volume=volume)
+        assert tiny_run("--save_dir", "out") == 2
+        assert f"data.volume: {says}" in capsys.readouterr().err
+        assert not os.path.exists("out")
+    configure(volume=0)
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+
+
+def test_a_mask_of_one_volume_serves_any(tiny_run):
+    write_series_of("s.nii.gz")
+    write_nifti("mask.nii.gz", np.ones((32, 32, 3), np.int16), AFFINE)
+    configure(volume=1, mask="mask.nii.gz")
+    assert tiny_run("--save_dir", "out") == 0
 
 
 @pytest.mark.parametrize("mode", ["volume", "slices"])

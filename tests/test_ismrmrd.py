@@ -135,6 +135,15 @@ def test_segments_may_share_a_slice_but_not_a_line(tmp_path, wide):
         writer.read()
 
 
+@pytest.mark.parametrize("lines", ["0", "-40"])
+def test_an_impossible_matrix_is_named(tmp_path, wide, lines):
+    writer = Writer(tmp_path, HEADER.replace("<y>40</y>", f"<y>{lines}</y>"))
+    writer.line(wide[0], 20)
+    says = f"encodedSpace/matrixSize/y: expected an integer from 1, found '{lines}'"
+    with pytest.raises(UserError, match=f"raw.h5: ismrmrd_header: encoding/{says}"):
+        writer.read()
+
+
 def test_nothing_of_an_image(tmp_path, wide):
     writer = Writer(tmp_path)
     writer.line(wide[0], 20, ["NOISE_MEASUREMENT"])

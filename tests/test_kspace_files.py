@@ -47,7 +47,33 @@ class TestFiles:
         assert np.array_equal(raw.kspace, k) and raw.axis == axis
 
     def test_header(self):
-        assert read_header(HEADER) == ((4.0, 5.0, 5.0), (48, 36))
+        assert read_header(HEADER, "scan.h5") == ((4.0, 5.0, 5.0), (48, 36))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("<x>48</x>", "<x>0</x>", "reconSpace/matrixSize/x: expected an integer from 1, found '0'"),
+        ("<y>36</y>", "<y>-36</y>", "reconSpace/matrixSize/y: expected an integer from 1"),
+        ("<x>48</x>", "<x>many</x>", "matrixSize/x: expected an integer from 1, found 'many'"),
+        ("<x>192</x>", "<x>-192</x>", "fieldOfView_mm/x: expected a number from 0, found '-192'"),
+        ("reconSpace", "space", "no encoding/reconSpace in it"),
+        ("</encoding>", "", "not valid XML"),
+    ],
+)
+def test_a_headers_impossible_numbers_are_named(tmp_path, before, after, says):
+    write_fastmri(tmp_path / "scan.h5", head()[0], HEADER.replace(before, after))
+    [item] = list_items({"root": str(tmp_path / "scan.h5"), "measured": True})
+    with pytest.raises(UserError, match=f"^scan.h5: ismrmrd_header: .*{says}"):
+        item.read()
+
+
+@pytest.mark.parametrize("name", ["scan.h5", "scan.npy"])
+def test_a_file_without_slices(tmp_path, name):
+    path, none = tmp_path / name, np.zeros((0, 4, 48, 40), np.complex64)
+    write_fastmri(path, none) if name.endswith("h5") else np.save(path, none)
+    with pytest.raises(UserError, match=f"{name}: k-space of shape 0×4×48×40, expected at least"):
+        list_items({"root": str(path), "measured": True})
 
 
 def test_a_folder_of_scans_lists_their_slices(tmp_path):
