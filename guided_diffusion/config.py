@@ -58,7 +58,7 @@ class ModelConfig:
 class Schedule:
     """A noise schedule and the steps taken of it; see `create_sampler`.
 
-    method: the method that the schedule is made for, which replaces a task's.
+    method: the method that the schedule is made for, which replaces a task's, but not vanilla.
     """
 
     sampler: str = "ddpm"
