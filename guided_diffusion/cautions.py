@@ -148,7 +148,7 @@ def _of_sigma(results, job, evidence):
 def _of_residual(known, operator):
     found = []
     edges = (
-        " Where the picture goes on beyond its edges, it is boundary: reflect."
+        " Where the picture goes on beyond its edges, boundary: reflect is the better operator."
         if operator.name == "deblur" and operator.params.get("boundary") != "reflect"
         else ""
     )
@@ -174,7 +174,7 @@ def _of_residual(known, operator):
                 f"The residual has structure, autocorrelation {max(v for _, v in left):.2f}: "
                 f"{_listed([label for label, _ in left])}.",
                 "Look for outlines of the anatomy in it: they are detail that was lost. Without "
-                "outlines, the noise itself is correlated.",
+                "outlines, the noise itself is correlated." + edges,
             )
         )
     if known and not seen:

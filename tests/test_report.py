@@ -256,6 +256,18 @@ def test_warnings_of_sigma(tiny_run, case):
         assert text not in warned, warned
 
 
+@pytest.mark.parametrize("boundary", ["zero", "reflect"])
+def test_a_blur_that_ends_at_the_edges_is_doubted_where_edges_do_not_fit(tiny_run, boundary):
+    blur = {"type": "uniform", "kernel_size": 9}
+    y = 0.6 + 0.02 * white((64, 64))  # blurred and mirrored, a constant is what it was
+    np.save("a.npy", y.astype(np.float32))
+    noise = {"name": "gaussian", "sigma": 0.02}
+    write_yaml("task.yaml", task({"name": "deblur", "boundary": boundary, **blur}, noise))
+    assert tiny_run("--save_dir", "out", "--measured", "--input", "a.npy", "--method", "ddrm") == 0
+    warned = warnings_in("out/tiny/deblur/uniform/0.02/report.html")
+    assert ("boundary: reflect" in warned) is (boundary == "zero"), warned
+
+
 def test_contrast_unlike_the_training_images_is_said(tiny_run):
     """That is, where statistics of them lie beside the weights."""
     write_yaml("task.yaml", task({"name": "denoise"}, {"name": "gaussian", "sigma": 0.01}))
