@@ -37,7 +37,7 @@ class Stored(NamedTuple):
     numbers: NDArray[np.uint16]  # (slices, H, W)
     slope: str
     intercept: str
-    padding: tuple[int, int] | None  # the numbers, from and to, that are no data
+    padding: int | None  # the number that is no data
 
 
 def write_series(
@@ -60,14 +60,15 @@ def write_series(
 
     Args:
         frames, names: of the slices, in the order of the voxels.
-        padding: where the voxels are no data, or None.
+        padding: where the voxels are no data, or None; one stored value then says so, whatever
+            theirs are, so that the other numbers are for the rest.
         description, identity, std: see `data.volumes.Volume`.
         spacing: mm between the slices, where they are not the source's; the frames then have the
             positions to write, and each as much of a source's header as is true of it.
     """
     from pydicom.uid import generate_uid
 
-    stored = _store(voxels, padding)
+    stored = _store(voxels, padding, frames[0].photometric == "MONOCHROME1")
     digest = hashlib.sha256(voxels.tobytes()).hexdigest()
     source = first_text(frames[0].header, "SeriesInstanceUID") or os.path.basename(path)
     series = generate_uid(entropy_srcs=[source, identity, digest])
@@ -107,22 +108,28 @@ def _files(frames):
     return [(members[0], members) for members in enhanced.values()]
 
 
-def _store(voxels, padding):
+def _store(voxels, padding, inverted):
+    """Spread what is no padding over 16 bits, whose end at black is kept for padding.
+
+    A viewer that does not know PixelPaddingValue then shows it black, see PS3.3 C.7.5.1.1.2.
+    """
     from pydicom.valuerep import format_number_as_ds
 
-    finite = np.nan_to_num(voxels, nan=float(np.nanmin(voxels)))
-    low, high = float(finite.min()), float(finite.max())
-    intercept = format_number_as_ds(low)
-    slope = format_number_as_ds((high - low) / STORED or 1.0)
-    numbers = np.rint((finite - float(intercept)) / float(slope)).clip(0, STORED)
+    known = voxels if padding is None else voxels[~padding]
+    low, high = float(np.nanmin(known)), float(np.nanmax(known))
+    first, last, reserved = 0, STORED, None
+    if padding is not None:
+        reserved = STORED if inverted else 0
+        first, last = (0, STORED - 1) if inverted else (1, STORED)
+        voxels = np.where(padding, np.float32(low), voxels)
+    slope = format_number_as_ds((high - low) / (last - first) or 1.0)
+    intercept = format_number_as_ds(low - first * float(slope))
+    finite = np.nan_to_num(voxels, nan=low)
+    numbers = np.rint((finite - float(intercept)) / float(slope)).clip(first, last)
     numbers = numbers.astype(np.uint16)
-    if padding is None:
-        return Stored(numbers, slope, intercept, None)
-    first, last = int(numbers[padding].min()), int(numbers[padding].max())
-    # Tissue that would be stored as padding is given the next number.
-    beside = last + 1 if last < STORED else max(first - 1, 0)
-    numbers[~padding & (numbers >= first) & (numbers <= last)] = beside
-    return Stored(numbers, slope, intercept, (first, last))
+    if reserved is not None:
+        numbers[padding] = reserved
+    return Stored(numbers, slope, intercept, reserved)
 
 
 def _derived(frames, members, stored, spacing):
@@ -189,10 +196,7 @@ def _set_pixels(dataset, numbers, padding):
     if padding is not None:
         from pydicom.dataelem import DataElement
 
-        first, last = padding
-        dataset.add(DataElement(0x00280120, "US", first))  # PixelPaddingValue
-        if last > first:
-            dataset.add(DataElement(0x00280121, "US", last))  # PixelPaddingRangeLimit
+        dataset.add(DataElement(0x00280120, "US", padding))  # PixelPaddingValue
     for keyword in ("FloatPixelData", "DoubleFloatPixelData"):
         _drop(dataset, keyword)
     dataset.PixelData = numbers.astype("<u2").tobytes()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data.slices import Slice, Whole
 
 ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")  # of an object in memory
+NO_IMAGES = ("std", "residual", "sigma")  # have no padding; samples and bounds have the file's
 
 
 class Written(NamedTuple):
@@ -123,7 +124,8 @@ def _write_volume(volume, names, spacing, folder, description, identity, more_of
     for kind, values in [*more, *(more_of(volume, mean, std) if more_of else ()), *samples]:
         text = f"{description} {kind}", identity
         where = os.path.join(folder, kind)
-        paths.append(volume.write(where, values, None, *text, std=True, spacing=spacing))
+        hidden = None if kind in NO_IMAGES else padding
+        paths.append(volume.write(where, values, hidden, *text, std=True, spacing=spacing))
     kept = measured or not volume.clipped
     line = (
         f"{os.path.relpath(path, folder)}: {len(mean)} slices; {black:g} to {white:g} were -1 to "

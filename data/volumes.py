@@ -354,7 +354,8 @@ def _find_padding(voxels, declared):
 
 def padding_note(padding: NDArray[np.bool_], what: str) -> str:
     """What a user is told of values that are no data."""
-    return f"{padding.mean():.1%} of its values are {what}: left out and kept as they are"
+    share = f"{padding.mean():.1%} of its values are {what}"
+    return f"{share}: left out, and padding again in what is written"
 
 
 def check_only_volume(index: int | None, label: str) -> None:
