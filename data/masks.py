@@ -10,13 +10,12 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from data.dataloader import list_items
-from data.volumes import Slice
+from data.volumes import Slice, check_grid
 from util.errors import UserError
 
 Mask = NDArray[np.bool_]
 SMOOTHING = 2.0  # pixels, so that noise in the air makes no islands
 SHARE_OF_OTSU = 0.4  # scalp and fluid lie far below the threshold between air and brain
-OFF_GRID = 0.25  # of a pixel, to which a mask may be off its image
 ROUGHLY = (0.1, 99.9)  # percentiles of a volume that are black and white until its mask is known
 LEAST_SHARE = 0.01  # of the pixels; less is no head
 
@@ -43,26 +42,7 @@ def head_mask(image: NDArray) -> Mask:
     return filled if filled.mean() >= LEAST_SHARE else whole
 
 
-def _check_grid(mask, image):
-    """Raise UserError where a volume of masks is not on the grid of its volume of images."""
-    if mask.world is None or image.world is None:
-        return
-    if mask.world.shape != image.world.shape:
-        seen, expected = ("×".join(map(str, w.shape[::-1])) for w in (mask.world, image.world))
-        raise UserError(
-            f"data.mask: {mask.label} has {seen} voxels, and {image.label} has {expected}"
-        )
-    apart = image.world.apart(mask.world)
-    if apart > OFF_GRID * image.plane.pixel:
-        raise UserError(
-            f"data.mask: {mask.label} lies elsewhere than {image.label}, a corner {apart:.3g} mm "
-            "off; resample it to the image's grid"
-        )
-
-
-def limit_volumes(
-    items: Sequence[Any], mask: str | None, find: Callable[..., Mask | None]
-) -> None:
+def limit_volumes(items: Sequence[Any], mask: str | None, find: Callable[..., Mask | None]) -> None:
     """Limit the grey scale of volumes, and what is estimated of their noise, to the mask.
 
     Args:
@@ -124,7 +104,7 @@ def open_masks(
         if isinstance(item, Slice) and isinstance(found, Slice):
             pairs[found.volume, item.volume] = None
     for pair in pairs:
-        _check_grid(*pair)
+        check_grid("data.mask", *pair)
     # A volume of masks is read once as a whole: read slice by slice, it and the images' volume
     # would take turns in the place that the reader has for one.
     volumes: dict[Any, NDArray[np.bool_]] = {}

@@ -14,7 +14,7 @@ from data.dataloader import list_items
 from data.kspace import KSpaceSlice
 from data.masks import head_mask
 from data.slices import Slice, Whole
-from data.volumes import Volume
+from data.volumes import Volume, check_grid
 from guided_diffusion.config import AUTO, LOCAL, Measurement, can_have_map
 from guided_diffusion.measuring import estimate_noise, noise_of
 from guided_diffusion.noise import Noise
@@ -142,7 +142,7 @@ def open_map(path: str, options: Mapping[str, Any]) -> Callable[[Any], Map]:
 
     Returns:
         item, a volume or a slice of one → (C, H, W), in units of the [-1, 1] image. It raises
-        UserError for an item that is no volume or has another grid.
+        UserError for an item that is no volume, has another grid or lies elsewhere.
 
     Raises:
         UserError: the map cannot be read, or holds no standard deviations.
@@ -170,6 +170,7 @@ def open_map(path: str, options: Mapping[str, Any]) -> Callable[[Any], Map]:
                 f"{WHERE}: {volume.label} has {_grid(values.shape, volume.spacing)}, and "
                 f"{other.label} {_grid(size, other.spacing)}"
             )
+        check_grid(WHERE, volume, other)
         black, white, _ = other.scale
         chosen = values if isinstance(item, Whole) else values[item.index : item.index + 1]
         return chosen * np.float32(2 / abs(white - black))

@@ -1,0 +1,38 @@
+"""Files that a task names beside its images: maps of σ and masks."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from guided_diffusion.item_noise import open_map
+from tests.volume_files import head, items_of, write_nifti
+from util.errors import UserError
+
+TURNED = np.array([[0, -1, 0, 32], [1, 0, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1.0]])
+FLIPPED = np.array([[-1, 0, 0, 31], [0, 1, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1.0]])
+PLACES = {
+    "shifted": (nib.affines.from_matvec(np.diag([1, 1, 4]), [0, 0, 50]), "a corner 50 mm off"),
+    "turned": (TURNED, "s.nii.gz lies elsewhere than v.nii.gz, a corner"),
+    "stored otherwise": (FLIPPED, None),
+    "nowhere": (None, None),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_map_of_sigma_must_lie_where_the_volume_does(tmp_path, case):
+    affine, says = PLACES[case]
+    write_nifti(tmp_path / "v.nii.gz", head())
+    sigma = np.full((32, 32, 3), 40, np.float32)
+    write_nifti(tmp_path / "s.nii.gz", sigma, affine)
+    if affine is None:
+        image = nib.Nifti1Image(sigma, None)
+        image.header.set_zooms((1, 1, 4))
+        nib.save(image, tmp_path / "s.nii.gz")
+    item = items_of({"root": str(tmp_path / "v.nii.gz")})[1]
+    sigma_of = open_map(str(tmp_path / "s.nii.gz"), {})
+    if says is None:
+        expected = 40 * 2 / np.percentile(head(), 99.9)  # in the [-1, 1] image
+        np.testing.assert_allclose(sigma_of(item), np.full((1, 32, 32), expected), rtol=1e-5)
+        return
+    with pytest.raises(UserError, match=f"measurement.noise.sigma: .*{says}.*; resample it"):
+        sigma_of(item)
