@@ -63,7 +63,12 @@ def _listed(root, key, known):
     return [names[n] for n in sorted(names, key=natural_key)]
 
 
-def list_items(data: Mapping[str, Any], magnitude: bool = False, exact: bool = False) -> list[Item]:
+def list_items(
+    data: Mapping[str, Any],
+    magnitude: bool = False,
+    exact: bool = False,
+    key: str = "data.root",
+) -> list[Item]:
     """The images to restore: pictures and the slices of volumes, in natural order.
 
     What takes several files, as a DICOM series, comes after what takes one.
@@ -79,6 +84,7 @@ def list_items(data: Mapping[str, Any], magnitude: bool = False, exact: bool = F
         magnitude: the noise is that of magnitude images (rician), so -1 must be magnitude 0.
         exact: a file of one volume must be the `volume` asked for, 0; otherwise it is taken for
             any, as a mask is that serves all volumes of another file.
+        key: what names them in the task, for error messages.
 
     Returns:
         list of `Item`. Only headers have been read: a volume's voxels are when the first of its
@@ -93,7 +99,7 @@ def list_items(data: Mapping[str, Any], magnitude: bool = False, exact: bool = F
     if (volume := data.get("volume")) is not None and volume < 0:
         raise UserError(f"data.volume: expected 0 or more, found {volume}")
     options = {**data, "magnitude": magnitude, "exact": exact}
-    paths = _files(root)
+    paths = _files(root, key)
     places = {path: i for i, path in enumerate(paths)}
     formats: dict[str, list[str]] = {name: [] for name in FORMATS}
     found: list[tuple[int, list]] = []
@@ -112,20 +118,20 @@ def list_items(data: Mapping[str, Any], magnitude: bool = False, exact: bool = F
         known = [f for f in FORMATS.values() if f.remote or not is_remote(root)]
         endings = " ".join(e for f in known for e in f.extensions)
         names = ", ".join(f.name for f in known)
-        raise UserError(f"data.root: no image in {root} (looked for {names}: {endings})")
+        raise UserError(f"{key}: no image in {root} (looked for {names}: {endings})")
     if len(items) == 1 and isinstance(items[0], Broken):
         items[0].read()
-    check_names(items)
+    check_names(items, key)
     return items
 
 
-def _files(root):
+def _files(root, key):
     """The file, or the files of the folder, in natural order."""
     if os.path.isfile(root):
         return [root]
     if not is_remote(root) and not os.path.isdir(root):
-        raise UserError(f"data.root: no file or folder {root}")
-    paths = _listed(root, "data.root", extensions())
+        raise UserError(f"{key}: no file or folder {root}")
+    paths = _listed(root, key, extensions())
     return [p for p in paths if is_remote(p) or not os.path.isdir(p)]
 
 
@@ -170,7 +176,7 @@ def _broken(group, error):
     return Broken(safe_name(stem), printable(label), error)
 
 
-def check_names(items: Sequence[Item]) -> None:
+def check_names(items: Sequence[Item], key: str = "data.root") -> None:
     """Raise UserError when two items' results would carry one name."""
     seen: dict[str, str] = {}
     volumes = dict.fromkeys(item.volume for item in items if isinstance(item, Slice))
@@ -181,7 +187,7 @@ def check_names(items: Sequence[Item]) -> None:
         other = seen.get(name.lower())  # some file systems ignore case
         if other is not None:
             raise UserError(
-                f"data.root: the results of {other} and {label} would carry one name, rename one "
-                "of them"
+                f"{key}: the results of {other} and {label} would carry one name, rename one of "
+                "them"
             )
         seen[name.lower()] = label

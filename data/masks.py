@@ -91,7 +91,7 @@ def open_masks(
     if mask == "auto":
         return lambda item, truth, empty=True: head_mask(truth)
     kept = {k: v for k, v in options.items() if k in ("axis", "volume")}
-    masks = list_items({"root": mask, "measured": False, **kept})
+    masks = list_items({"root": mask, "measured": False, **kept}, key="data.mask")
     if len(masks) not in (1, len(items)):
         raise UserError(
             f"data.mask: expected one mask, or one for each of {len(items)} images, found "

@@ -20,6 +20,7 @@ from util.config import (
     rest,
 )
 from util.errors import UserError
+from util.remote import is_remote
 
 HUNDRED = "configs/diffusion_config_100.yaml"
 AUTO, LOCAL = "auto", "local"  # σ that is estimated, one number of an image or a map
@@ -259,7 +260,7 @@ def read_task_config(
         data,
         measured=data.measured or measured,
         root=data.root if root is not None else locate(data.root, path),
-        mask=data.mask if data.mask in (None, "auto") else locate(data.mask or "", path),
+        mask=_mask_at(data.mask, path),
     )
     # Published files have in_shape; every image's own size counts.
     operator = task.measurement.operator
@@ -270,6 +271,27 @@ def read_task_config(
         simulated=not data.measured,
     )
     return replace(task, data=data, measurement=measurement)
+
+
+def _mask_at(mask: str | None, path: str) -> str | None:
+    if mask in (None, AUTO):
+        return mask
+    found = locate(mask or "", path)
+    if not (is_remote(found) or os.path.exists(found)):
+        raise UserError(
+            f"{path}: data.mask: expected auto, or a file or folder of masks, found {mask!r}"
+        )
+    return found
+
+
+def _map_at(sigma: str, path: str) -> str:
+    found = locate(sigma, path)
+    if not (is_remote(found) or os.path.exists(found)):
+        raise UserError(
+            f"{path}: measurement.noise.sigma: expected a number, {AUTO}, {LOCAL}, or the file of "
+            f"a map, found {sigma!r}"
+        )
+    return found
 
 
 def is_map(sigma: float | str | None) -> bool:
@@ -298,7 +320,7 @@ def _checked_noise(noise: NoiseConfig, measured: bool, operator: str, path: str)
                 f"or {LOCAL}, is for measured images, operator denoise, noise "
                 f"{' or '.join(WITH_A_MAP)}"
             )
-        return noise if noise.sigma == LOCAL else replace(noise, sigma=locate(noise.sigma, path))
+        return noise if noise.sigma == LOCAL else replace(noise, sigma=_map_at(noise.sigma, path))
     if noise.sigma == AUTO:
         if not (measured or operator == "mri"):
             raise UserError(

@@ -148,7 +148,7 @@ def open_map(path: str, options: Mapping[str, Any]) -> Callable[[Any], Map]:
         UserError: the map cannot be read, or holds no standard deviations.
     """
     kept = {k: v for k, v in options.items() if k in ("axis", "volume")}
-    found = list_items({"root": path, "measured": False, **kept})
+    found = list_items({"root": path, "measured": False, **kept}, key=WHERE)
     volumes = list(dict.fromkeys(i.volume for i in found if isinstance(i, Slice)))
     if len(volumes) != 1 or len(volumes[0].slices) != len(found):
         raise UserError(f"{WHERE}: expected one volume of standard deviations in {path}")

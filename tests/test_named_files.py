@@ -1,10 +1,13 @@
 """Files that a task names beside its images: maps of σ and masks."""
 
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from guided_diffusion.item_noise import open_map
+from tests.conftest import task, write_yaml
 from tests.volume_files import head, items_of, write_nifti
 from util.errors import UserError
 
@@ -36,3 +39,25 @@ def test_a_map_of_sigma_must_lie_where_the_volume_does(tmp_path, case):
         return
     with pytest.raises(UserError, match=f"measurement.noise.sigma: .*{says}.*; resample it"):
         sigma_of(item)
+
+
+NAMED_WRONGLY = {
+    "mask": ("nope.nii", 0.1, "task.yaml: data.mask: expected auto, or a file or folder of masks, "
+                              "found 'nope.nii'"),
+    "folder of masks": ("empty", 0.1, "data.mask: no image in empty"),
+    "sigma": (None, "aut", "task.yaml: measurement.noise.sigma: expected a number, auto, local, or "
+                           "the file of a map, found 'aut'"),
+    "map": (None, "empty", "measurement.noise.sigma: no image in empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMED_WRONGLY)
+def test_a_file_that_is_not_there_is_missed_under_its_own_key(tiny_run, capsys, case):
+    mask, sigma, says = NAMED_WRONGLY[case]
+    os.mkdir("empty")
+    write_nifti("v.nii.gz", head())
+    config = task({"name": "denoise"}, {"name": "gaussian", "sigma": sigma}, "v.nii.gz")
+    config["data"] |= {"measured": True, "mask": mask}
+    write_yaml("task.yaml", config)
+    assert tiny_run("--save_dir", "out") == 2
+    assert f"error: {says}" in capsys.readouterr().err.replace(f"{os.getcwd()}/", "")

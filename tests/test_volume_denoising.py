@@ -269,7 +269,7 @@ def test_another_file_under_the_name_of_a_map_or_mask_is_another_run(tiny_run, c
         (lambda s: s[:, :30], "s.nii.gz has 3 slices of"),
         (lambda s: -s, "s.nii.gz: expected standard deviations"),
         (lambda s: np.where(s > 50, np.nan, s), "s.nii.gz: expected standard deviations"),
-        (lambda s: None, "no file or folder"),
+        (lambda s: None, "a number, auto, local, or the file of a map, found 's.nii.gz'"),
     ],
 )
 def test_maps_that_fit_nothing_are_refused(tiny_run, capsys, change, message):
