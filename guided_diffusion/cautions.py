@@ -130,7 +130,7 @@ def _of_sigma(results, job, evidence):
         if e is not None
         and e.sigma
         and label in levels
-        and not 1 / RATIO < e.sigma / levels[label] < RATIO
+        and not levels[label] / RATIO < e.sigma < levels[label] * RATIO
     ]
     if off:
         label, level, estimate = off[0]

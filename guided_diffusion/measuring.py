@@ -21,6 +21,7 @@ from util.files import digests_of
 from util.random import ImageRandom, image_generator
 
 LEAST_SIDE = 16  # pixels of a restored image; SSIM's window takes 11 of them
+NO_NOISE = float(np.finfo(np.float32).eps)  # σ below it is lost in the pixels' own rounding
 
 
 def fit(
@@ -229,8 +230,8 @@ def for_each_sample(operator, y, sigma, images, num_samples):
 
 
 def residuals_of(operator, y, sigma, mean) -> list[torch.Tensor | None]:
-    """(y - A x̂)/σ of each image, (rows·c, h, w); None where σ is 0."""
-    if not torch.is_tensor(sigma) and sigma == 0:
+    """(y - A x̂)/σ of each image, (rows·c, h, w); None where σ is next to 0, see `NO_NOISE`."""
+    if not torch.is_tensor(sigma) and sigma < NO_NOISE:
         return [None] * len(mean)
     residual = (y - operator.forward(mean.reshape(-1, *operator.in_shape))) / sigma
     return [rows.flatten(0, 1) for rows in residual.chunk(len(mean))]

@@ -232,6 +232,8 @@ CASES = {  # --sigma, texts that must stand among the warnings, and that must no
     "too quiet": ("0.002", ["below the prior's range, 0.01", "looks like 0.09"], []),
     "too loud": ("1.5", ["more than half of the displayed range"], ["above the prior's range"]),
     "file's units": ("200", ["above the prior's range, 0.01 to 157"], ["more than half"]),
+    "none": ("0", ["σ was given as 0, and a.npy looks like 0.09", "σ 0 is below"], []),
+    "next to none": ("1e-30", ["σ was given as 1e-30", "There is no residual picture"], ["inf"]),
     "too small": ("0.05", ["σ was given as 0.05, and a.npy looks like 0.09"], ["prior's range"]),
 }
 
@@ -241,13 +243,14 @@ def warnings_in(path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_warnings_of_sigma(tiny_run, case):
+def test_warnings_of_sigma(tiny_run, capsys, case):
     sigma, says, silent = CASES[case]
     wave = 0.5 * np.sin(np.arange(64) / 6) * np.cos(np.arange(64)[:, None] / 7)
     np.save("a.npy", (wave + 0.1 * white((64, 64))).astype(np.float32))
     write_yaml("task.yaml", task({"name": "denoise"}))
     given = ("--measured", "--input", "a.npy", "--method", "ddrm", "--sigma", sigma)
     assert tiny_run("--save_dir", "out", *given) == 0
+    assert not {"inf", "nan"} & set(capsys.readouterr().out.split())
     [folder] = os.listdir("out/tiny/denoise/gaussian")
     warned = warnings_in(f"out/tiny/denoise/gaussian/{folder}/report.html")
     for text in says:
