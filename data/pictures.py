@@ -10,14 +10,22 @@ from numpy.typing import NDArray
 from data.decoding import Pixels, decode, recognises
 from data.grids import enlarge, interpolate
 from data.items import Format
-from data.scale import beyond, find_padding, find_scale, from_unit, to_unit
+from data.scale import (
+    TOO_MANY,
+    beyond,
+    find_padding,
+    find_scale,
+    from_unit,
+    shares_beyond,
+    to_unit,
+)
 from data.volumes import padding_note
 from util.errors import UserError
 from util.files import printable, safe_name
 from util.remote import base_name, local_file
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
-OVERSHOOT = 4.0  # how far beyond [-1, 1] the noise of a measurement may go
+OVERSHOOT = 6.0  # how far beyond [-1, 1] the noise of a measurement may go
 
 
 def image_name(path: str) -> str:
@@ -34,6 +42,7 @@ class Read(NamedTuple):
     raw: NDArray  # (C, H, W), the file's values
     padding_is: str  # in words, for a user
     clipped: bool = False  # what lies outside of `scale`
+    remark: str = ""  # of the scale, to a user
 
 
 class Picture:
@@ -54,13 +63,15 @@ class Picture:
         self.floats: tuple[str, str] | None = None
         self.note: str | None = None
         self._scale: tuple[float, float] | None = None
-        self._clipped = False
+        self._clipped = self._padded = False
 
     def read(self) -> NDArray[np.float32]:
         found = self._read()
         self._scale, self._clipped = found.scale, found.clipped
+        self._padded = found.padding is not None
         self.floats = None if found.scale is None else ("recon", ".tif")
-        self.note = f"{self.label}: {found.padding_is}" if found.padding_is else None
+        remarks = "; ".join(filter(None, (found.padding_is, found.remark)))
+        self.note = f"{self.label}: {remarks}" if remarks else None
         return found.image
 
     def _read(self):
@@ -68,7 +79,7 @@ class Picture:
 
     def padding(self) -> NDArray[np.bool_] | None:
         # Read anew rather than kept: a run may have as many pictures as fit on a disk.
-        return self._read().padding if self.note else None
+        return self._read().padding if self._padded else None
 
     def to_floats(self, x: NDArray) -> NDArray[np.float32]:
         """(C, H, W) in [-1, 1] → the file's units, with the file's padding.
@@ -79,7 +90,7 @@ class Picture:
             raise ValueError(f"{self.label}: the PNG says it all")
         values = from_unit(x, *self._scale)
         on_top = self._clipped and self.overshoot > 0
-        if not self.note and not on_top:
+        if not self._padded and not on_top:
             return values
         found = self._read()
         if on_top:
@@ -87,7 +98,7 @@ class Picture:
             if found.padding is not None:
                 left_out[:, found.padding] = 0
             values += interpolate(left_out, (len(left_out), *values.shape[1:]))
-        if self.note:
+        if self._padded:
             where = enlarge(found.padding, values.shape[1:])
             raw = enlarge(found.raw, (len(found.raw), *values.shape[1:])).mean(axis=0)
             values[:, where] = raw[where]
@@ -112,8 +123,9 @@ def read_picture(
 
     Unsigned integers of up to 16 bits are scaled by the range of their type, so they keep their
     contrast; floats are taken as they are, in [0, 1], or in [-1, 1] if they go below 0. Other
-    integers, and floats beyond, are scaled by their own percentiles, see `find_scale`; where
-    these have padding (see `find_padding`), that is black and counts for nothing.
+    integers, and floats beyond by more than noise (see `shares_beyond`), are scaled by their own
+    percentiles, see `find_scale`. In floats and other integers, padding (see `find_padding`) is
+    black and counts for nothing.
 
     Args:
         path: local or remote.
@@ -174,29 +186,50 @@ def _scaled(pixels: Pixels, name, overshoot, magnitude):
         values = image[:, ~padding].ravel()
         image = np.where(padding, np.float32(0), image)
     scale: tuple[float, float] | None = None
+    remark = ""
     if raw.dtype.kind == "f" and not pixels.inverted:
-        scale = _scale_as_it_is(values, overshoot)
+        known = image if padding is None else np.where(padding, np.float32(np.nan), image)
+        scale, remark = _scale_as_it_is(known, values, overshoot)
     clipped = scale is None
     if scale is not None:
         image = 2 * image - 1 if scale == (0.0, 1.0) else image
     else:
         scale = find_scale(values, pixels.inverted, name, magnitude)[:2]
         image = to_unit(image, *scale)
+        remark = remark and f"{remark}: black is {scale[0]:.4g}, white {scale[1]:.4g}"
     if padding is not None:
         image[:, padding] = -1
-    return Read(image, scale, padding, raw, note, clipped)
+    return Read(image, scale, padding, raw, note, clipped, remark)
 
 
-def _scale_as_it_is(values, overshoot):
-    """(0, 1) or (-1, 1) where floats, but for noise, lie within; otherwise None."""
+def _scale_as_it_is(image, values, overshoot):
+    """(0, 1) or (-1, 1) where floats, but for noise, lie within, otherwise None; and a remark.
+
+    Args:
+        image: (C, H, W), NaN where it is no data.
+        values: those of it that are data.
+    """
     if not values.size or not np.isfinite(values).all():
-        return None
+        return None, ""
     low, high = values.min(), values.max()
     if low >= 0 and high <= 1 + overshoot / 2:
-        return 0.0, 1.0
-    if -1 - overshoot <= low < 0 and high <= 1 + overshoot:
-        return -1.0, 1.0
-    return None
+        ends = 0.0, 1.0
+    elif -1 - overshoot <= low < 0 and high <= 1 + overshoot:
+        ends = -1.0, 1.0
+    else:
+        return None, ""
+    if ends[0] <= low and high <= ends[1]:
+        return ends, ""
+    whatever, if_white = shares_beyond(image, *ends)
+    reach, named = f"its values, {low:.3g} to {high:.3g},", f"[{ends[0]:g}, 1]"
+    if whatever > TOO_MANY:
+        return None, f"{reach} go further beyond {named} than noise does"
+    if if_white > TOO_MANY:
+        return ends, (
+            f"{reach} are taken for {named} and smooth noise; in other units, they are to be "
+            "divided by white"
+        )
+    return ends, ""
 
 
 def _items(paths: Sequence[str], options: Mapping[str, Any]) -> list[Picture]:

@@ -8,6 +8,12 @@ from util.errors import UserError
 PERCENTILES = (0.1, 99.9)  # of the values: what is shown from black to white
 LEAST_PADDING = 0.001  # share of the values; fewer are outliers, which the percentiles cut off
 FAR_OFF = 0.2  # of the other values' range: what lies a smaller gap away may be tissue
+BLOCK = 4  # pixels, the side of blocks whose means tell noise from brightness
+LEAST_BLOCKS = 256  # of 64×64 pixels; fewer tell nothing
+SURE = 4.0  # standard deviations that the noise of a block's mean does not reach
+RINGING = 0.05  # of a range, to which an image may leave it without noise
+TOO_MANY = 0.005  # share of the blocks, above which the range is not the image's
+QUARTILE = 0.3186  # of |n|, n ~ N(0, 1); of details few are anatomy below it
 NEGATIVE = 0.01  # of white: how far a magnitude image may go below 0, by interpolation
 
 
@@ -24,6 +30,46 @@ def from_unit(x: NDArray, black: float, white: float) -> NDArray[np.float32]:
 def beyond(values: NDArray, black: float, white: float) -> NDArray[np.float32]:
     """What of the values `to_unit` clips, float32 in their units: 0 between black and white."""
     return (values - np.clip(values, min(black, white), max(black, white))).astype(np.float32)
+
+
+def shares_beyond(image: NDArray, low: float, high: float) -> tuple[float, float]:
+    """How much of a noisy image lies further beyond a range than noise takes it, see `TOO_MANY`.
+
+    The mean of a block of pixels has a fraction of their noise. White noise is told by the Haar
+    detail of the pixels where it counts, smooth noise by that of the blocks' means among each
+    other, of which anatomy is a part.
+
+    Args:
+        image: (C, H, W), NaN where it is no data.
+        low, high: of the values without noise.
+
+    Returns:
+        Share of the blocks beyond the range, whatever the noise is like; and if it is white. 0 of
+        an image of few blocks.
+    """
+    channels, height, width = image.shape
+    rows, cols = height // BLOCK, width // BLOCK
+    blocks = image[:, : rows * BLOCK, : cols * BLOCK].astype(np.float64)
+    means = blocks.reshape(channels, rows, BLOCK, cols, BLOCK).mean(axis=(2, 4))
+    outside = np.maximum(low - means, means - high)
+    if np.isfinite(outside).sum() < LEAST_BLOCKS or not (outside > 0).any():
+        return 0.0, 0.0
+    half = BLOCK // 2
+    squares = (_details(blocks)[:, ::2, ::2] ** 2).reshape(channels, rows, half, cols, half)
+    white = float(np.sqrt(squares.mean(axis=(2, 4))[outside > 0].mean())) / BLOCK
+    among = np.abs(_details(means))
+    among = among[among > 0]  # air may be painted black
+    smooth = float(np.quantile(among, 0.25)) / QUARTILE if among.size else 0.0
+    outside = outside[np.isfinite(outside)]
+    least = RINGING * (high - low)
+    shares = [np.mean(outside > max(SURE * s, least)) for s in (max(white, smooth), white)]
+    return float(shares[0]), float(shares[1])
+
+
+def _details(image):
+    """Diagonal Haar detail of each 2×2 pixels (C, H, W), of the standard deviation of its noise."""
+    across = image[:, :, 1:] - image[:, :, :-1]
+    return (across[:, 1:] - across[:, :-1]) / 2
 
 
 def find_scale(
