@@ -10,7 +10,8 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from data.dataloader import list_items
-from data.volumes import Slice, check_grid
+from data.grids import check_grid
+from data.volumes import Slice
 from util.errors import UserError
 
 Mask = NDArray[np.bool_]

@@ -14,20 +14,10 @@ from data.slices import Slice, Whole
 from data.volume_writing import reason, write_volumes
 from util.errors import UserError
 
-__all__ = [
-    "Part",
-    "Slice",
-    "Volume",
-    "Whole",
-    "check_grid",
-    "padding_note",
-    "reason",
-    "write_volumes",
-]
+__all__ = ["Part", "Slice", "Volume", "Whole", "padding_note", "reason", "write_volumes"]
 
 UNEVEN = 0.05  # of the usual distance, at most, that slices' distances may differ
 GAPS = 4  # uneven distances that are named
-OFF_GRID = 0.25  # of a pixel, to which a volume may be off another on the same grid
 SAMPLED = 16  # slices of a volume that tell how noisy it is
 
 
@@ -336,27 +326,6 @@ class Volume:
         found = self._writable[key]
         if found is not None:
             raise found
-
-
-def check_grid(key: str, volume: Volume, image: Volume) -> None:
-    """Raise UserError where a volume that `key` names is not on the grid of that of the images.
-
-    Of a volume that does not say where it lies, the number of voxels alone counts.
-    """
-    if volume.world is None or image.world is None:
-        return
-    if volume.world.shape != image.world.shape:
-        worlds = volume.world, image.world
-        seen, expected = ("×".join(map(str, world.shape[::-1])) for world in worlds)
-        raise UserError(
-            f"{key}: {volume.label} has {seen} voxels, and {image.label} has {expected}"
-        )
-    apart = image.world.apart(volume.world)
-    if apart > OFF_GRID * image.plane.pixel:
-        raise UserError(
-            f"{key}: {volume.label} lies elsewhere than {image.label}, a corner {apart:.3g} mm "
-            "off; resample it to the image's grid"
-        )
 
 
 class Loaded(NamedTuple):

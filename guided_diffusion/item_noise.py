@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from data.dataloader import list_items
+from data.grids import check_grid
 from data.kspace import KSpaceSlice
 from data.masks import head_mask
 from data.slices import Slice, Whole
-from data.volumes import Volume, check_grid
+from data.volumes import Volume
 from guided_diffusion.config import AUTO, LOCAL, Measurement, can_have_map
 from guided_diffusion.measuring import estimate_noise, noise_of
 from guided_diffusion.noise import Noise
