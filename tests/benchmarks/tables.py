@@ -26,7 +26,7 @@ from tests.benchmarks.sweeps import ahead, settings_table, tuning
 from tests.benchmarks.tuned import tuned
 from tests.benchmarks.volume_rows import compared, listed
 
-QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # of volumes: measures, and digits shown of them
+QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # measures, and digits shown of them
 NOISE, THICK = ("part", "noise_percent"), ("thickness", "spacing")
 VARYING = ("part", "noise", "noise_percent")
 PLANES = {"psnr": 2, "ssim": 4, "ssim_rows": 4, "ssim_columns": 4, "delta": 2}
@@ -251,6 +251,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
     "volume_samples": lambda: markdown(*listed("volume_samples", SAMPLED)),
     "volume_real": lambda: markdown(*listed("volume_real", REAL)),
+    "regression": lambda: markdown(*listed("training/regression", QUALITY)),
     "volume_memory": lambda: markdown(*listed("volume_memory", {})),
     "csv": table_of,
 }
