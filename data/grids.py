@@ -1,16 +1,9 @@
 """The grids of volumes: what a header says of a slice's plane, and samples from grid to grid."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from util.errors import UserError
-
-if TYPE_CHECKING:
-    from data.volumes import Volume
-
-OFF_GRID = 0.25  # of a pixel, to which a volume may be off another on the same grid
 
 
 class Plane(NamedTuple):
@@ -56,27 +49,6 @@ class World(NamedTuple):
         corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * ends
         difference = (self.affine - other.affine)[:3]
         return float(np.linalg.norm(corners @ difference[:, :3].T + difference[:, 3], axis=1).max())
-
-
-def check_grid(key: str, volume: "Volume", image: "Volume") -> None:
-    """Raise UserError where a volume that `key` names is not on the grid of that of the images.
-
-    Of a volume that does not say where it lies, the number of voxels alone counts.
-    """
-    if volume.world is None or image.world is None:
-        return
-    if volume.world.shape != image.world.shape:
-        worlds = volume.world, image.world
-        seen, expected = ("×".join(map(str, world.shape[::-1])) for world in worlds)
-        raise UserError(
-            f"{key}: {volume.label} has {seen} voxels, and {image.label} has {expected}"
-        )
-    apart = image.world.apart(volume.world)
-    if apart > OFF_GRID * image.plane.pixel:
-        raise UserError(
-            f"{key}: {volume.label} lies elsewhere than {image.label}, a corner {apart:.3g} mm "
-            "off; resample it to the image's grid"
-        )
 
 
 def nearest(count: int, wanted: int, ratio: float | None = None) -> NDArray[np.int_]:

@@ -10,14 +10,14 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from data.dataloader import list_items
-from data.grids import check_grid
-from data.volumes import Slice
+from data.volumes import Slice, Volume
 from util.errors import UserError
 
 Mask = NDArray[np.bool_]
 SMOOTHING = 2.0  # pixels, so that noise in the air makes no islands
 SHARE_OF_OTSU = 0.4  # scalp and fluid lie far below the threshold between air and brain
 ROUGHLY = (0.1, 99.9)  # percentiles of a volume that are black and white until its mask is known
+OFF_GRID = 0.25  # of a pixel, to which a volume may be off another on the same grid
 LEAST_SHARE = 0.01  # of the pixels; less is no head
 
 
@@ -131,3 +131,24 @@ def open_masks(
         return seen
 
     return of
+
+
+def check_grid(key: str, volume: Volume, image: Volume) -> None:
+    """Raise UserError where a volume that `key` names is not on the grid of that of the images.
+
+    Of a volume that does not say where it lies, the number of voxels alone counts.
+    """
+    if volume.world is None or image.world is None:
+        return
+    if volume.world.shape != image.world.shape:
+        worlds = volume.world, image.world
+        seen, expected = ("×".join(map(str, world.shape[::-1])) for world in worlds)
+        raise UserError(
+            f"{key}: {volume.label} has {seen} voxels, and {image.label} has {expected}"
+        )
+    apart = image.world.apart(volume.world)
+    if apart > OFF_GRID * image.plane.pixel:
+        raise UserError(
+            f"{key}: {volume.label} lies elsewhere than {image.label}, a corner {apart:.3g} mm "
+            "off; resample it to the image's grid"
+        )

@@ -127,7 +127,7 @@ def _formats(source: Any) -> tuple[str, ...]:
         return (*((own,) if own == ".h5" else ()), *NIFTI)
     if own in NIFTI or own in (".img", ".hdr"):
         return NIFTI
-    return (own or "",)
+    return (own,)
 
 
 def write_output(path: str, items: Sequence[Any], folder: str) -> str:

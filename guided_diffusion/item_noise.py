@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from data.dataloader import list_items
-from data.grids import check_grid
 from data.kspace import KSpaceSlice
-from data.masks import head_mask
+from data.masks import check_grid, head_mask
 from data.slices import Slice, Whole
 from data.volumes import Volume
 from guided_diffusion.config import AUTO, LOCAL, Measurement, can_have_map

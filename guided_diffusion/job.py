@@ -37,7 +37,7 @@ from guided_diffusion.restoration import check_restoration
 from guided_diffusion.volume_items import whole_volumes, with_defaults
 from util.config import as_dict
 from util.errors import UserError
-from util.files import digests_of, files_digest
+from util.files import files_digest
 from util.remote import base_name
 
 VANILLA_SAMPLES = 10
@@ -144,8 +144,7 @@ def read_job(options: Options) -> Job:
     if task.data is not None and task.data.volume_mode == "volume":
         items = whole_volumes(items, measurement, asked)
     items = items[: options.limit]
-    named = [v for v in (measurement.noise.sigma, data.get("mask")) if isinstance(v, str)]
-    read = [f for v in named if is_map(v) for f in _files_at(v)]
+    read = [path for paths in _read_besides(task).values() for path in paths]
     check_output(options.output, items, options.overwrite, read)
     if options.bids:
         check_bids(items, enlargement(measurement))
@@ -214,24 +213,32 @@ def settings_of(job: Job, prior: Prior) -> dict[str, Any]:
 
 
 def _named_files(task: TaskConfig) -> dict[str, str]:
-    """Key → SHA-256 of the local files that a task names: maps of σ, masks, lines of k-space.
+    """Key → SHA-256 of the files of `_read_besides`.
 
     Raises:
         UserError: one cannot be read.
     """
+    try:
+        return {key: files_digest(paths) for key, paths in _read_besides(task).items()}
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def _read_besides(task: TaskConfig) -> dict[str, list[str]]:
+    """Key → the local files that it names beside the images: map of σ, masks, lines of k-space."""
     if task.measurement is None:
         return {}
-    named = {f"operator.{key}": value for key, value in task.measurement.operator.params.items()}
-    found = {}
+    found = {
+        f"operator.{key}": [value]
+        for key, value in task.measurement.operator.params.items()
+        if isinstance(value, str) and os.path.isfile(value)
+    }
     sigma, mask = task.measurement.noise.sigma, task.data.mask if task.data is not None else None
     if isinstance(sigma, str) and is_map(sigma) and sigma != LOCAL:
         found["noise.sigma"] = _files_at(sigma)
     if mask is not None and mask != "auto":
         found["data.mask"] = _files_at(mask)
-    try:
-        return digests_of(named) | {k: files_digest(paths) for k, paths in found.items() if paths}
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    return {key: paths for key, paths in found.items() if paths}
 
 
 def _files_at(path: str) -> list[str]:

@@ -49,6 +49,16 @@ def test_what_the_run_reads_is_never_overwritten(tiny_run, capsys, path):
     assert not os.path.exists("out")
 
 
+def test_a_mask_of_kspace_is_read_too(tiny_run, capsys):
+    np.save("x.npy", np.random.default_rng(0).random((32, 32), np.float32))
+    np.save("lines.npy", np.arange(32) % 2)
+    write_yaml("task.yaml", task({"name": "mri", "mask": "lines.npy"}))
+    flags = ("--input", "x.npy", "--overwrite", "--output", "lines.npy")
+    assert tiny_run("--save_dir", "out", *flags) == 2
+    assert "--output: lines.npy is what the run reads" in capsys.readouterr().err
+    assert np.load("lines.npy").shape == (32,)
+
+
 def test_a_file_that_exists_is_replaced_only_where_that_is_asked_for(tiny_run, capsys):
     iio.imwrite("x.png", np.zeros((32, 32), np.uint8))
     flags = ("--save_dir", "out", "--input", "images/a1.png", "--output", "x.png")
