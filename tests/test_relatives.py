@@ -86,7 +86,7 @@ BIAS = {
     "pigdm": (0.8, 0.4, 0.7),
     "ddnm": (0.3, 0.4, 0.6),
     "diffpir": (0.3, 0.9, 1.3),
-    "spectral": (0.3, 0.002, 0.02),  # seeks the mean
+    "spectral": (0.3, 0.02, 0.2),  # seeks the mean
     "spectral_sample": (0.1, 0.95, 1.05),
 }
 

@@ -102,7 +102,7 @@ class TestCorrection:
         error = (2 * r * S / (2 * r + S)).sqrt().flatten() * noise(count, SIZE**2, seed=4)
         x_0 = truth + (error @ basis).reshape(count, 1, SIZE, SIZE)
         y = operator.forward(truth) + sigma * noise(count, *operator.out_shape, seed=5)
-        method = Spectral(operator, y, sigma, HEADS, kappa=2.0)
+        method = Spectral(operator, y, sigma, HEADS, kappa=2.0, kappa_noise=2.0)
         draws = noise(count, 1, SIZE, SIZE, seed=6)
         state, _ = method.step(diffusion, lambda x, t: x_0, x_0, t, lambda x: draws)
         found = (state / math.sqrt(a_prev) - truth).var(dim=0).mean().item()
@@ -121,12 +121,12 @@ class TestAveraging:
 
     def test_a_run_as_the_docstring_writes_it(self):
         """In every DCT frequency of a colour image: A sees its mean, is blind to the rest."""
-        operator, sigma, kappa = operator_of("color"), 0.1, 2.0
+        operator, sigma, kappa, kappa_noise = operator_of("color"), 0.1, 2.0, 0.5
         diffusion = create_sampler(**CONFIG, **self.LEVELS)
         y = operator.forward(noise(1, 3, SIZE, SIZE))
         draws = [noise(1, 3, SIZE, SIZE, seed=10 + i) for i in range(4)]
         given = iter(draws)
-        method = Spectral(operator, y, sigma, HEADS, kappa=kappa)
+        method = Spectral(operator, y, sigma, HEADS, kappa=kappa, kappa_noise=kappa_noise)
         x_T = noise(1, 3, SIZE, SIZE, seed=5)
         found = diffusion.p_sample_loop(self.lopsided, x_T, method.step, lambda x: next(given))
         assert next(given) is draws[3]  # five states to make noise for, every second draw a mirror
@@ -148,12 +148,12 @@ class TestAveraging:
             else:
                 x_0 = self.lopsided(state.flip(3), steps).flip(3)
             m = x_0.reshape(3, -1) @ basis.mT
-            v = kappa * r * S / (kappa * r + S)
+            v, w = (k * r * S / (k * r + S) for k in (kappa, kappa_noise))
             variance = sigma**2
             if i == 0:  # what y adds to a state that would hold it, see the test above
                 variance = sigma**2 * r / (r - (sigma / s) ** 2)
             m = m + torch.outer(row / s, v * s / (variance + v * s**2) * (s * y_bar - row @ m)[0])
-            P = v * sigma**2 / (sigma**2 + v * s**2)
+            P = w * sigma**2 / (sigma**2 + w * s**2)
             if before is not None:
                 phi_seen, phi_blind = fresh[0] / r, fresh[1] / r
                 old = r / r_before * (before - m)
@@ -162,7 +162,7 @@ class TestAveraging:
                 break
             a_next = diffusion.alphas_cumprod[t - 1]
             r_next = (1 - a_next) / a_next
-            fresh = ((r_next - P).clamp(min=0), (r_next - v).clamp(min=0))
+            fresh = ((r_next - P).clamp(min=0), (r_next - w).clamp(min=0))
             n = noises[i].reshape(3, -1) @ basis.mT
             n = fresh[0].sqrt() * (seen @ n) + fresh[1].sqrt() * (blind @ n)
             state = (math.sqrt(a_next) * (m + n) @ basis).reshape(x_T.shape)

@@ -113,6 +113,23 @@ def test_at_a_hundred_only_winners_neighbours_and_the_published_are_tried(folder
     assert len(candidates("ddrm", "denoise", 100)) == 7
 
 
+def test_at_a_hundred_it_goes_on_past_what_is_best_there(folder):
+    def tried():
+        return {label(s) for s in candidates("ddrm", "sr4", 100)}
+
+    values = {name: [30, 0.8, 0.7] for name in LABELS} | {LABELS[4]: [35, 0.9, 0.8]}
+    add(values)
+    near = {LABELS[i] for i in (3, 4, 5, 6)}  # to 0.85 of η: 0.7, 1, and the other η_b
+    assert tried() == near
+    add({name: values[name] for name in near - {LABELS[3]}}, steps=100)
+    assert tried() == near and tuned("ddrm", "sr4", 100) is None
+    add({LABELS[3]: [36, 0.8, 0.7]}, steps=100)
+    assert tried() == near | {LABELS[2]} and tuned("ddrm", "sr4", 100) is None
+    add({LABELS[2]: [35.5, 0.8, 0.7]}, steps=100)
+    assert tried() == near | {LABELS[2]}
+    assert label(tuned("ddrm", "sr4", 100)) == LABELS[3]
+
+
 def test_a_neighbour_differs_in_one_parameter_by_one_value():
     etas = [s["eta"] for s in GRID]
     assert etas[3:] == [0.7, 0.85, 1, 0.85] and GRID[6]["eta_b"] == 0.85

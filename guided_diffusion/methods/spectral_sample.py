@@ -7,6 +7,7 @@ import torch
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.methods.base import Network, RandnLike, Step
 from guided_diffusion.methods.spectral import KAPPA, Spectral, noise_variance
+from guided_diffusion.operators.spread import Spread
 from util.parameters import Parameter
 
 NEARLY = 0.8  # of the first state's variance: what y's noise must have for y to be that state
@@ -69,6 +70,10 @@ class SpectralSample(Spectral):
             return mean, mean
         noise = self.spread(diffusion, t).draw(x, noise_variance(diffusion, t - 1), randn_like)
         return math.sqrt(diffusion.alphas_cumprod_prev[t]) * (mean + noise), mean
+
+    def spread(self, diffusion: GaussianDiffusion, t: int) -> Spread:
+        """That of the Gaussian whose mean is taken: a draw from it is what is wanted."""
+        return self.operator.spread(self.error_variance(diffusion, t, self.kappa), self.sigma)
 
     def _y_is_the_first_state(self, diffusion: GaussianDiffusion) -> torch.Tensor:
         """Whether y's noise is nearly all of the first state's, (N, 1, 1, 1) or (1, 1, 1, 1)."""

@@ -8,7 +8,8 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.operators.base import Operator, Sigma
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 
-WIDEST_STD = 3.0  # √r_t above which an image is lost in noise, and steps would be wasted
+WIDEST_STD = 1.5  # √r_t above which an image is lost in noise, and steps would be wasted
+SAMPLE_WIDEST_STD = 3.0  # the same, where what is lost is to be drawn
 FINISH = 0.1  # of the best direction's noise: how far below it the prior goes on cleaning up
 SAMPLE_FINISH = 0.1  # the same, where what the measurement leaves open is to be drawn
 ROUNDED = 1.001  # ratio of levels that rounding alone may make of equal ones
@@ -34,7 +35,8 @@ def useful_levels(
         (float(sigma.max()), float(sigma.min())) if torch.is_tensor(sigma) else (sigma, sigma)
     )
     low = narrowest / operator.norm
-    high = min(WIDEST_STD, operator.widest_std(statistics, widest))
+    high = SAMPLE_WIDEST_STD if sample else WIDEST_STD
+    high = min(high, operator.widest_std(statistics, widest))
     if operator.sees_all:
         high = min(high, widest / float(operator.singular_values.min()))
     if sample:

@@ -28,6 +28,8 @@ from tests.benchmarks.settings import (
 )
 
 FIRST = 3  # tuning slices which all settings restore; the leaders restore the others, too
+FEW = (10, 20, 100)  # evaluations of `spectral` that a reader may choose from
+ROUNDS = 3  # of candidates, where the best so far tell which come next
 
 
 class Choice(NamedTuple):
@@ -44,9 +46,10 @@ class Choice(NamedTuple):
 
 
 Stage = Callable[[Choice], list[Job]]
+Stages = tuple[Stage, ...]
 
 
-def swept(levels: tuple[int, ...], every: int = 1) -> tuple[Stage, Stage]:
+def swept(levels: tuple[int, ...], every: int = 1) -> Stages:
     """The sweeps at these numbers of evaluations, on every so many'th of the tuning slices."""
     runs = [
         (task, name, steps)
@@ -58,10 +61,10 @@ def swept(levels: tuple[int, ...], every: int = 1) -> tuple[Stage, Stage]:
     return halved(runs, every)
 
 
-def halved(runs: list[tuple[str, str, int]], every: int = 1) -> tuple[Stage, Stage]:
-    """Two stages of each (task, method, evaluations).
+def halved(runs: list[tuple[str, str, int]], every: int = 1) -> Stages:
+    """The stages of each (task, method, evaluations).
 
-    The candidates restore the first tuning slices, the leaders all of them.
+    The candidates restore the first tuning slices, then the leaders all of them.
     """
 
     def jobs(settings: Callable[[str, str, int], list[Setting]], first: int | None) -> list[Job]:
@@ -72,7 +75,7 @@ def halved(runs: list[tuple[str, str, int]], every: int = 1) -> tuple[Stage, Sta
         ]
 
     return (
-        lambda choice: jobs(choice.candidates, FIRST),
+        *(lambda choice: jobs(choice.candidates, FIRST),) * ROUNDS,
         lambda choice: jobs(choice.leaders, None),
     )
 
@@ -149,7 +152,7 @@ def shipped_settings(images: str, tasks: tuple[str, ...]) -> list[Job]:
         Job(images, task, *run)
         for task in tasks
         for run in (
-            ("spectral", few(task), 10),
+            *(("spectral", few(task), steps) for steps in FEW),
             ("spectral_sample", sample(task), 20),
             ("spectral_sample", sample(task) | {SAMPLES: 8}, 20),
         )
@@ -188,7 +191,8 @@ def calibration(choice: Choice | None = None) -> list[Job]:
         for task in TASKS
         for variance in ("learned_range", "fixed_small")
     ]
-    return [job for job in shipped_settings("val", ALL_TASKS) if job.steps == 20] + dmps
+    samples = [j for j in shipped_settings("val", ALL_TASKS) if j.method == "spectral_sample"]
+    return samples + dmps
 
 
 def clipping(choice: Choice) -> list[Job]:
@@ -215,7 +219,7 @@ def deepinv(choice: Choice) -> list[Job]:
     return [Job("val", task, name, {}, 20, 5) for task in TASKS for name in DEEPINV]
 
 
-PARTS: dict[str, tuple[Stage, ...]] = {
+PARTS: dict[str, Stages] = {
     "headline": (headline,),
     "tuning": (*swept((20, 10)), *swept((100,), every=2)),
     "frontier": (frontier,),

@@ -21,7 +21,10 @@ SCHEDULE_KEYS = {"clip": "clip_denoised", "variance": "model_var_type"}
 # `spacing` of a setting → what stands before the number of steps in timestep_respacing
 SPACINGS = {"even": "", "ddim": "ddim", "quad": "quad", "logsnr": "logsnr"}
 # key of a setting → where guided_diffusion.methods.start keeps it
-LEVEL_KEYS = {"widest": "WIDEST_STD", "finish": "FINISH", "sample_finish": "SAMPLE_FINISH"}
+LEVEL_KEYS = {
+    **{"widest": "WIDEST_STD", "sample_widest": "SAMPLE_WIDEST_STD"},
+    **{"finish": "FINISH", "sample_finish": "SAMPLE_FINISH"},
+}
 SAMPLES = "samples"  # key of a setting: the mean of so many samples is taken
 NO_PARAMETERS = {
     "spacing",
@@ -129,7 +132,7 @@ COMPARED = {
         _diffpir,
         _grid(
             "lambda_ zeta",
-            (7, 0.3), (28, 0.3), (2, 1), (4, 1), (7, 1), (15, 1), (28, 1),
+            (7, 0.3), (1, 1), (2, 1), (4, 1), (7, 1), (15, 1), (28, 1),
             spacing="quad", clip=True,
         ),
         (20, 100),
@@ -141,18 +144,19 @@ COMPARED = {
         (20, 100),
     ),
     "spectral": Compared(
-        lambda task: {"kappa": 2, "widest": 3, "finish": 0.1},
+        lambda task: {"kappa": 2, "kappa_noise": 0.35, "widest": 1.5, "finish": 0.1},
+        # One κ for both, as in k-space, is its third.
         _grid(
-            "kappa widest finish",
-            (2, 3, 0.1), (1, 3, 0.1), (4, 3, 0.1), (2, 3, 0.05), (2, 3, 0.2), (2, 1.5, 0.1),
-            (2, 6, 0.1),
+            "kappa kappa_noise widest finish",
+            (2, 0.35, 3, 0.1), (1, 0.35, 3, 0.1), (2, 2, 3, 0.1), (2, 0.2, 3, 0.1),
+            (2, 0.7, 3, 0.1), (2, 0.35, 3, 0.05), (2, 0.35, 1.5, 0.1),
         ),
         (10, 20),
     ),
     "spectral_sample": Compared(
-        lambda task: {"kappa": 1, "widest": 3, "sample_finish": 0.1},
+        lambda task: {"kappa": 1, "sample_widest": 3, "sample_finish": 0.1},
         _grid(
-            "kappa widest sample_finish",
+            "kappa sample_widest sample_finish",
             (1, 3, 0.1), (0.35, 3, 0.1), (0.5, 3, 0.1), (0.7, 3, 0.1), (1.4, 3, 0.1), (1, 3, 0.05),
             (1, 3, 0.2),
         ),

@@ -105,8 +105,8 @@ def ahead(chosen: str) -> str:
     """`spectral` as shipped at 10 and 20 evaluations beside the best of the others up to 100.
 
     The best is that of the largest lead over `spectral` at 20, or of the smallest gap. Both are
-    means over the slices that both have restored: at least half of them. The lead of `spectral` at
-    10 has the standard error of its mean over the slices, and on how many of them it leads.
+    means over the slices that both have restored: at least half of them. A lead has the standard
+    error of its mean over the slices, and on how many of them it is one.
     """
     lines = []
     for task in settings.TASKS:
@@ -137,10 +137,11 @@ def ahead(chosen: str) -> str:
             marked = [*won, not any(won)]
             cells = [f"**{v}**" if b else v for v, b in zip(shown, marked, strict=True)]
             name = f"{which[2]}, {which[3]}, {which[4]} evaluations"
-            lead = lead_of(ours[0], rows.everything()[which], metric, others[which])
-            lines.append([TITLES[task], TITLES[metric], *cells, lead, name])
+            other = rows.everything()[which], metric, others[which]
+            found = [lead_of(images, *other) for images in ours]
+            lines.append([TITLES[task], TITLES[metric], *cells, *found, name])
     head = ["task", "measure", "spectral, 10", "spectral, 20", "best of the others"]
-    return markdown([*head, "lead at 10 (slices)", "which"], lines)
+    return markdown([*head, "lead at 10 (slices)", "lead at 20", "which"], lines)
 
 
 def lead_of(

@@ -91,7 +91,7 @@ def quality(chosen: str) -> str:
         found[f"{name}, tuned"] = [mean(job) if job else None for job in jobs]
     for title, method, steps, extra in (
         ("dmps, the shipped 100 steps", "dmps", 100, {}),
-        ("spectral, 10 evaluations (denoising 2)", "spectral", 10, {}),
+        *((f"spectral, {n} evaluations (denoising 2)", "spectral", n, {}) for n in parts.FEW),
         ("spectral_sample, one sample of 20", "spectral_sample", 20, {}),
         ("spectral_sample, mean of eight", "spectral_sample", 20, {settings.SAMPLES: 8}),
     ):

@@ -3,7 +3,7 @@
 All settings of a method's grid, and the published one, restore the first tuning slices. Only those
 that are among the `LEADERS` best there in one of the measures, and the published one, restore all
 slices; the tuned setting is the best of these. At more evaluations the first slices see only the
-settings that won at fewer, what is next to them in the grid, and the published one.
+settings that won at fewer, the published one, and what is next in the grid to any that is best.
 
 What has led is read from the rows: means are always over the slices that all settings compared
 have restored.
@@ -21,6 +21,7 @@ CRITERION = "psnr"
 LEADERS = 2  # of each measure on the first slices
 REFINES = {100: 20}  # number of evaluations → the one whose winners are tried there
 Means = dict[str, dict[str, float]]  # label of a setting → mean of each headline metric, "images"
+Measured = dict[str, dict[tuple[str, str], rows.Row]]  # label → (image, prior) → row
 
 
 class Sweep(NamedTuple):
@@ -48,16 +49,20 @@ def level_of(method: str, steps: int) -> int | None:
 
 def sweep(method: str, task: str, steps: int) -> Sweep:
     """What is measured so far; empty until all candidates have a slice in common."""
-    found = {
-        name: {(image, row["prior"]): row for image, row in images.items()}
-        for (chosen, *key, name, count), images in rows.everything().items()
-        if (chosen, *key, count) == ("tuning", task, method, str(steps))
-    }
+    found = measured(method, task, steps)
     tried = means_of(found, [label(s) for s in candidates(method, task, steps)])
     return Sweep(tried, means_of(found, _leading(method, task, tried)))
 
 
-def means_of(found: dict[str, dict[tuple[str, str], rows.Row]], labels: list[str]) -> Means:
+def measured(method: str, task: str, steps: int) -> Measured:
+    return {
+        name: {(image, row["prior"]): row for image, row in images.items()}
+        for (chosen, *key, name, count), images in rows.everything().items()
+        if (chosen, *key, count) == ("tuning", task, method, str(steps))
+    }
+
+
+def means_of(found: Measured, labels: list[str]) -> Means:
     """Over the slices that the settings of all `labels` have restored; {} where there is none."""
     common = set.intersection(*(set(found.get(name, ())) for name in labels)) if labels else set()
     if not common:
@@ -97,9 +102,15 @@ def candidates(method: str, task: str, steps: int) -> list[Setting]:
     winners = best(sweep(method, task, REFINES[steps]).led, 1) if steps in REFINES else []
     if not winners:
         return grid
-    won = [s for s in grid if label(s) in winners]
-    published = settings.compared(method).published(task)
-    tried = [published, *won, *(s for one in won for s in neighbours(one, grid))]
+    found = measured(method, task, steps)
+    tried = [settings.compared(method).published(task)]
+    while winners:
+        won = [s for s in grid if label(s) in winners]
+        near = [*won, *(s for one in won for s in neighbours(one, grid))]
+        new = [s for s in near if s not in tried]
+        tried += new
+        # Where the best is one of the last, there may be a better one beyond it.
+        winners = best(means_of(found, [label(s) for s in tried]), 1) if new else []
     return [s for s in grid if s in tried]
 
 
@@ -137,6 +148,12 @@ def tuned(method: str, task: str, steps: int) -> Setting | None:
     return next(s for s in grid_of(method, task) if label(s) == first)
 
 
+def candidates_at_most(method: str, task: str, steps: int) -> list[Setting]:
+    """All that may still be tried, where what is tried first is not done."""
+    chosen = candidates(method, task, steps)
+    return chosen if sweep(method, task, steps).tried else grid_of(method, task)
+
+
 def leaders_at_most(method: str, task: str, steps: int) -> list[Setting]:
     """As many settings as can lead, where the first slices are not done."""
     means, grid = sweep(method, task, steps).tried, grid_of(method, task)
@@ -155,5 +172,5 @@ def tuned_at_most(method: str, task: str, steps: int) -> Setting | None:
 
 CHOICE = parts.Choice(tuned, candidates, leaders)
 # At most, for an estimate beforehand: of a part, and of one whose settings another will tune.
-NEXT = CHOICE._replace(leaders=leaders_at_most)
+NEXT = CHOICE._replace(candidates=candidates_at_most, leaders=leaders_at_most)
 LATER = NEXT._replace(best=tuned_at_most)
