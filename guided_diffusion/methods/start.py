@@ -25,9 +25,9 @@ def useful_levels(
     """The noise levels √r_t between which a measurement is worth sampling at, (high, low).
 
     Where A sees a direction with singular value s, its measurement is an image with noise σ/s.
-    Above the largest of these (or WIDEST_STD, or the operator's own, if A is blind to some
-    direction) the measurement knows more than a state can; some way below the smallest it adds
-    nothing to what a state holds.
+    Above the largest of these (or WIDEST_STD, for a sample SAMPLE_WIDEST_STD, or the operator's
+    own, if A is blind to some direction) the measurement knows more than a state can; some way
+    below the smallest it adds nothing to what a state holds.
     For denoising all are σ, and one evaluation of the network is the posterior mean; a `sample` of
     the posterior goes on from there, like everywhere else.
     """
