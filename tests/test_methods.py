@@ -73,6 +73,12 @@ def test_values_out_of_range_are_refused(name, params, says):
         check_conditioning(name, params)
 
 
+def test_the_noise_of_spectral_has_a_kappa_of_its_own_but_where_one_is_better():
+    found = {task: check_conditioning("spectral", {}, task) for task in ("deblur", "mri")}
+    assert found["deblur"]["kappa_noise"] < 1 < found["deblur"]["kappa"]
+    assert found["mri"]["kappa_noise"] == found["mri"]["kappa"]
+
+
 def test_a_number_that_yaml_reads_as_text_is_a_number():
     assert check_conditioning("dmps", {"scale": "1e-1"}) == {"scale": 0.1}
 
