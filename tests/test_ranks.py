@@ -143,12 +143,13 @@ def test_the_others_finish_when_one_dies(folder, monkeypatch, rank, how):
     said = "was ended by SIGKILL" if how == "killed" else "CUDA out of memory"
     assert any(said in line for line in lines)
     [left] = [line for line in lines if "left to the next run" in line]
-    assert left.startswith("error: 1 of 7 images")
-    [missing] = left.split(": ")[-1].split(", ")
+    missing = left.split(": ")[-1].split(", ")
+    assert left.startswith(f"error: {len(missing)} of 7 images")
+    assert len({*missing} - {"a5"}) == 1  # it may have found the damaged one before
     with open(f"two/{SR}/metrics.csv", encoding="utf-8") as file:
         found = [row["image"] for row in csv.DictReader(file)]
     with open(f"one/{SR}/metrics.csv", encoding="utf-8") as file:
-        assert found == [r["image"] for r in csv.DictReader(file) if r["image"] != missing]
+        assert found == [r["image"] for r in csv.DictReader(file) if r["image"] not in missing]
     with open(f"two/{SR}/summary.json", encoding="utf-8") as file:
         assert not json.load(file)["finished"]
     monkeypatch.setattr(DMPS, "step", step)
