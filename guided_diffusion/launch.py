@@ -1,5 +1,6 @@
 """What torchrun, mpiexec or nobody started: this process's rank, and how many there are."""
 
+import importlib
 import os
 import socket
 import sys
@@ -84,6 +85,9 @@ def setup_dist() -> tuple[int, int]:
     note_if_alone()
     rank, processes = launched()
     if processes > 1 and not dist.is_initialized():
+        # Its default arguments keep the group that exists when DistributedDataParallel imports it:
+        # gloo's threads would outlive the interpreter, which then sometimes aborts at exit.
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return rank, processes
 
