@@ -18,6 +18,8 @@ class Item(Protocol):
         floats: where the result is kept besides the 8-bit PNG, (folder, ending), for
             `util.image_files.write_floats` of `to_floats`; None where the PNG says it all. Known
             once it has been read.
+        digest: of the file's values and all else that the image is made of, "" where nothing is
+            read; known once it has been read. All slices of a volume have the same.
         note: what a user is to be told of how it was read, None for nothing. Known once it has
             been read; all slices of a volume have the same.
     """
@@ -33,6 +35,9 @@ class Item(Protocol):
 
     @property
     def note(self) -> str | None: ...
+
+    @property
+    def digest(self) -> str: ...
 
     def read(self) -> NDArray:
         """(C, H, W) float32 in [-1, 1], black where `padding` is; raises UserError."""
@@ -69,6 +74,7 @@ class Broken:
     error: UserError
     floats = None
     note = None
+    digest = ""
 
     def read(self):
         raise self.error

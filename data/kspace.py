@@ -95,6 +95,10 @@ class KSpaceVolume(Volume):
         """Root sums of squares over the coils, zero-filled."""
         return root_sum_of_squares(self.raw().kspace), None
 
+    def _contents(self) -> list[NDArray]:
+        raw = self.raw()
+        return [raw.kspace, raw.mask, np.array(AXES[raw.axis])]
+
     def cropped(self, images: NDArray) -> NDArray:
         """The centre of images (..., H, W) that the header calls the reconstruction."""
         height, width = self.raw().size or images.shape[-2:]

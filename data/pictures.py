@@ -21,7 +21,7 @@ from data.scale import (
 )
 from data.volumes import padding_note
 from util.errors import UserError
-from util.files import printable, safe_name
+from util.files import printable, safe_name, values_digest
 from util.remote import base_name, local_file
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
@@ -62,6 +62,7 @@ class Picture:
         self.label = printable(base_name(path))
         self.floats: tuple[str, str] | None = None
         self.note: str | None = None
+        self.digest = ""
         self._scale: tuple[float, float] | None = None
         self._clipped = self._padded = False
 
@@ -69,6 +70,7 @@ class Picture:
         found = self._read()
         self._scale, self._clipped = found.scale, found.clipped
         self._padded = found.padding is not None
+        self.digest = values_digest(found.raw, found.image)
         self.floats = None if found.scale is None else ("recon", ".tif")
         remarks = "; ".join(filter(None, (found.padding_is, found.remark)))
         self.note = f"{self.label}: {remarks}" if remarks else None

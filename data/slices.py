@@ -25,6 +25,10 @@ class _Part:
     def note(self) -> str | None:
         return self.volume.note
 
+    @property
+    def digest(self) -> str:
+        return self.volume.digest
+
     def to_floats(self, x: NDArray) -> NDArray:
         return x
 

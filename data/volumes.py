@@ -13,6 +13,7 @@ from data.scale import beyond, find_padding, find_scale, from_unit, to_unit
 from data.slices import Slice, Whole
 from data.volume_writing import reason, write_volumes
 from util.errors import UserError
+from util.files import values_digest
 
 __all__ = ["Part", "Slice", "Volume", "Whole", "padding_note", "reason", "write_volumes"]
 
@@ -183,6 +184,21 @@ class Volume:
         if "_judged" in self.__dict__ and self._judged[1]:
             found.append(self._judged[1])
         return f"{self.label}: {'; '.join(found)}" if found else None
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its voxels, and of what its header says of their grid; see `data.items.Item`."""
+        padding = self.padding
+        grid = [-1.0 if v is None else v for v in (*self.plane[:3], *self.plane.world)]
+        return values_digest(
+            *self._contents(),
+            np.zeros(0, np.bool_) if padding is None else padding,
+            np.array([*self.scale[:2], *self.positions, *grid, self.plane.upward], np.float64),
+        )
+
+    def _contents(self) -> list[NDArray]:
+        """The arrays that the file holds."""
+        return [self.voxels]
 
     def read(self, index: int) -> NDArray[np.float32]:
         """(1, H, W) float32 in [-1, 1]."""

@@ -51,6 +51,7 @@ class PriorSample:
     shape: tuple[int, int, int]
     floats = None
     note = None
+    digest = ""
 
     @property
     def label(self) -> str:

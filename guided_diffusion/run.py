@@ -116,7 +116,7 @@ class Run:
             if self.prior.statistics is NATURAL_IMAGES and self.job.uses_statistics:
                 self.tell(NO_STATISTICS)
         for items, images in self.batches():
-            if all(self._is_done(i, x) for i, x in zip(items, images, strict=True)):
+            if all(map(self._is_done, items)):
                 self.found += len(items)
                 self.ranks.advance(len(items), done=len(items), found=len(items))
                 continue
@@ -187,7 +187,7 @@ class Run:
             whole = self._as_volume(item)
             check_volume(measurement, self.prior, whole)
             image = fit(image, measurement, self.prior, whole is not None)
-            if not self._is_done(item, image):
+            if not self._is_done(item):
                 self.tell(self.sigmas.find(item, image, measurement))
         except UserError as error:
             raise UserError(f"{item.label}: {error}") from None
@@ -360,13 +360,10 @@ class Run:
             return padding
         return ~head if padding is None else ~head | padding
 
-    def _is_done(self, item: Any, image: torch.Tensor) -> bool:
+    def _is_done(self, item: Any) -> bool:
         measurement = self.job.task.measurement
-        gif, mp4 = self.job.options.record, self.job.options.video
-        if measurement is None:
-            return self.results.is_done(item, "", None, gif, mp4)
-        kind = "truth" if measurement.simulated else "input"
-        return self.results.is_done(item, kind, image.numpy(), gif, mp4)
+        kind = "truth" if measurement and measurement.simulated else "input" if measurement else ""
+        return self.results.is_done(item, kind, self.job.options.record, self.job.options.video)
 
     def tell_notes(self) -> None:
         for note in self.results.notes:

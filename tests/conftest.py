@@ -132,7 +132,7 @@ def golden_json(golden, key):
 SR = "tiny/super_resolution/x4/0.05"  # where tiny_run's task has its results
 
 
-def contents(out):
+def contents(out, run=SR):
     """Every file's bytes; durations, which no two runs share, are left out."""
     found = {}
     for root, _, files in os.walk(out):
@@ -140,12 +140,12 @@ def contents(out):
             path = os.path.join(root, name)
             with open(path, "rb") as file:
                 found[os.path.relpath(path, out)] = file.read()
-    with open(f"{out}/{SR}/metrics.csv", encoding="utf-8") as file:
+    with open(f"{out}/{run}/metrics.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         del row["seconds"]
-    found[f"{SR}/metrics.csv"] = rows
-    summary = json.loads(found[f"{SR}/summary.json"])
+    found[f"{run}/metrics.csv"] = rows
+    summary = json.loads(found[f"{run}/summary.json"])
     del summary["means"]["seconds"]
-    found[f"{SR}/summary.json"] = summary
+    found[f"{run}/summary.json"] = summary
     return found

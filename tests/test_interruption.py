@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY, SR, contents, task, write_yaml
+from tests.volume_files import head, write_nifti
 
 # One thread, so that sums run in one order; a pause a step, so that there is time to be killed in.
 PROGRAM = """
@@ -110,6 +111,54 @@ def test_another_image_of_the_same_name_is_restored_anew(tiny_run):
     iio.imwrite("images/a1.png", 255 - iio.imread("images/a1.png"))
     assert tiny_run("--save_dir", "out", "--limit", "1") == 0
     assert np.array_equal(iio.imread(f"out/{SR}/truth/a1.png"), iio.imread("images/a1.png"))
+
+
+def shallow(pixels):
+    """Pixels of 16 bits, of which none changes by a step of 8 bits."""
+    return np.where(np.arange(pixels.shape[1]) == 3, pixels ^ 1, pixels)
+
+
+@pytest.mark.parametrize("kind", ["volume", "beyond white", "16 bits"])
+def test_a_change_that_no_picture_shows_is_restored_anew(tiny_run, kind):
+    """Off the planes that are shown, above white, and below a grey level of 8 bits."""
+    config = task({"name": "denoise"}, {"name": "gaussian", "sigma": 0.2})
+    config["data"] |= {"measured": True, "root": "scan.png" if kind == "16 bits" else "scan.nii.gz"}
+    write_yaml("task.yaml", config)
+    if kind == "16 bits":
+        pixels = np.uint16(257) * iio.imread("images/a1.png")
+        iio.imwrite("scan.png", pixels)
+    else:
+        voxels = head((32, 32, 17)).astype(np.float32)
+        write_nifti("scan.nii.gz", voxels)
+    assert tiny_run("--save_dir", "out", "--method", "ddrm") == 0
+    if kind == "16 bits":
+        iio.imwrite("scan.png", shallow(pixels))
+    else:
+        place = (0, 0, 0) if kind == "beyond white" else (5, 6, 2)
+        voxels[place] += 90
+        write_nifti("scan.nii.gz", voxels)
+    for out in ("out", "fresh"):
+        assert tiny_run("--save_dir", out, "--method", "ddrm") == 0
+    run = "tiny/denoise/gaussian/0.2"
+    assert contents("out", run) == contents("fresh", run)
+
+
+@pytest.mark.parametrize("left", ["nothing", "no settings", "[1]"])
+def test_overwriting_takes_nothing_over(tiny_run, capsys, left):
+    """Though what the earlier run was can no longer be read."""
+    assert tiny_run("--save_dir", "out") == 0
+    if left == "nothing":
+        os.remove(f"out/{SR}/summary.json")
+    else:
+        with open(f"out/{SR}/summary.json", "w", encoding="utf-8") as file:
+            file.write("{}" if left == "no settings" else '{"settings": [1]}')
+    assert tiny_run("--save_dir", "out", "--method", "ddrm") == 2
+    assert "holds files that no run of this program left" in capsys.readouterr().err
+    command = ["--save_dir", "out", "--method", "ddrm"]
+    assert tiny_run(*command, "--overwrite", "--limit", "1") == 0
+    assert tiny_run(*command) == 0
+    assert tiny_run("--save_dir", "fresh", "--method", "ddrm") == 0
+    assert contents("out") == contents("fresh")
 
 
 def test_a_stop_while_an_image_is_restored_anew_leaves_no_old_row(tiny_run, monkeypatch):

@@ -82,6 +82,19 @@ class TestRuns:
         inside = u[1] > 0
         assert np.abs((shown + 1) / 2 - u[1] / white)[inside].mean() < 0.01
 
+    def test_measured_coils_are_known_again_and_changed_ones_are_not(self, prior, capsys):
+        """What is shown of them is combined by maps; what is read, by the sum of squares."""
+        k, _ = head(slices=2)
+        write_fastmri("scan.h5", k * lines(), mask=lines())
+        command = [*prior, *task("scan.h5"), FAST, "--measured", "--method", "ddrm"]
+        assert main.main(command) == 0
+        assert main.main(command) == 0
+        assert "2 of 2 images had been restored by an earlier run" in capsys.readouterr().out
+        k[:, 0] *= 1j  # of which the sum of squares tells nothing
+        write_fastmri("scan.h5", k * lines(), mask=lines())
+        assert main.main(command) == 0
+        assert "had been restored" not in capsys.readouterr().out
+
     @pytest.mark.parametrize("complete", [True, False])
     def test_what_is_brighter_than_white_keeps_its_brightness(self, prior, complete):
         """A vessel three times as bright as white; all lines are measured, with little noise."""

@@ -9,6 +9,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, BinaryIO, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 LONGEST_NAME = 255  # bytes of one name on the usual file systems
 LONGEST_STEM = 200  # of them for a result's name: _z000, _12, .part- and .nii.gz come on top
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -117,6 +120,15 @@ def file_digest(path: str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def values_digest(*values: NDArray) -> str:
+    """SHA-256 of arrays, of their types and shapes and values; never a number's spelling."""
+    digest = hashlib.sha256()
+    for array in values:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def digests_of(values: Mapping[str, Any]) -> dict[str, str]:
