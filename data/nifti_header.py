@@ -17,6 +17,7 @@ HEADERS, VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")  # of a volume in two
 CIFTI = range(3000, 3100)  # intent codes
 CIFTI_EXTENSION = 32
 LAST_CODE, ALIGNED = 5, 2  # of sform and qform: the last that is defined; "aligned"
+IN_MM = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # lengths, by their code
 LONG_QUATERNION = 1.01  # a rotation whose quaternion is longer is no rounding error
 SINGULAR = 1e-6  # the least volume of a voxel, of that of a box with its sides
 
@@ -42,7 +43,7 @@ def read_header(path: str, label: str) -> Found:
             head = file.read(1024)
             file.seek(0)
             header = _header_class(head).from_fileobj(file, check=False)
-        remarks = _check(header)
+        remarks = _check(header) + _to_mm(header)
     except Exception as error:  # noqa: BLE001 - damaged headers fail in many ways
         raise UserError(f"{name}: cannot be read as NIfTI ({reason(error)})") from None
     if _is_cifti(header):
@@ -73,6 +74,19 @@ def _check(header):
     if int(header["vox_offset"]) < least:  # the header itself would be read as voxels
         header["vox_offset"] = least
     return remarks
+
+
+def _to_mm(header):
+    """Give a NIfTI header, which may be in other units, its lengths in mm; returns remarks."""
+    if not _is_nifti(header) or (code := int(header["xyzt_units"]) & 7) not in IN_MM:
+        return []
+    unit, mm = IN_MM[code]
+    header["pixdim"][1:4] *= mm
+    for letter in "xyz":
+        header[f"srow_{letter}"] = header[f"srow_{letter}"] * mm
+        header[f"qoffset_{letter}"] = header[f"qoffset_{letter}"] * mm
+    header["xyzt_units"] = int(header["xyzt_units"]) - code + 2
+    return [f"its header gives lengths in {unit}, which became mm"]
 
 
 def _header_class(head):

@@ -243,3 +243,34 @@ def test_what_a_header_says_wrong_is_said_by_the_items(tmp_path, capfd):
     [written] = write_back(items, tmp_path)
     assert "pixdim" in items[0].note and not written.failed
     assert "pixdim" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000), ("micron", 0.001), ("mm", 1)])
+@pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1), (0, 0)])
+def test_lengths_in_other_units_become_mm(tmp_path, unit, mm, codes):
+    """The same scan; sform, qform or voxel sizes alone, as the codes say."""
+    write_nifti(tmp_path / "mm.nii", head(), AFFINE)
+    image = nib.load(tmp_path / "mm.nii", mmap=False)
+    image.get_fdata()
+    sizes = image.header.get_zooms()
+    changed = np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ AFFINE
+    other = nib.Nifti1Image(np.asarray(image.dataobj), changed)
+    other.set_qform(changed, codes[0])
+    other.set_sform(changed, codes[1])
+    other.header.set_xyzt_units(unit, "sec")
+    nib.save(other, tmp_path / "other.nii")
+    image.set_qform(image.affine, codes[0])
+    image.set_sform(image.affine, codes[1])
+    nib.save(image, tmp_path / "mm.nii")
+    first, second = (items_of({"root": str(tmp_path / f"{n}.nii")}) for n in ("mm", "other"))
+    sides = [(v.plane.pixel, v.plane.longer) for v in (first[0].volume, second[0].volume)]
+    assert sides[0] == pytest.approx(sides[1])
+    assert second[0].volume.spacing == pytest.approx(4)
+    assert (second[0].note is None) == (mm == 1)
+    for items in (first, second):
+        [written] = write_back(items, tmp_path, 2)
+        assert not written.failed, written.line
+    found, expected = (nib.load(tmp_path / f"volumes/{n}.nii.gz") for n in ("other", "mm"))
+    np.testing.assert_allclose(found.affine, expected.affine, rtol=1e-5, atol=1e-5)
+    assert found.header.get_xyzt_units() == ("mm", "sec")
+    assert found.header.get_zooms() == pytest.approx((sizes[0] / 2, sizes[1] / 2, sizes[2]))
