@@ -342,6 +342,8 @@ def _sampled(batch: Batch) -> Restored:
         return Restored(samples, mean.numpy(), [*none], [{} for _ in names], [*none])
     residuals = residuals_of(operator, unbiased, sigma, real.to(prior.device))
     figures = figures_of_images(residuals, sigma, batch.padding)
+    if scan is not None and measurement is not None and measurement.noise.sigma == "auto":
+        figures = [{**found, "sigma": scan.sigma} for found in figures]
     shown = (operator.picture(y) if scan is None else scan.zero_filled).cpu()
     measurements = shown.reshape(len(names), -1, *shown.shape[2:]).numpy()
     sampled = operator.sampled if isinstance(operator, Scanned) else None

@@ -11,6 +11,7 @@ from guided_diffusion.job import Job
 from guided_diffusion.methods import METHODS
 from guided_diffusion.schedules import noise_schedule_betas
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
+from guided_diffusion.volume_denoising import is_denoising
 from util.results import Results
 
 LOUD = 1.0  # σ, half of the displayed range: the data say little, or it is in other units
@@ -96,7 +97,8 @@ def _of_sigma(results, job, evidence):
         elif isinstance(given, float | int) and job.task.measurement.noise.name != "clean":
             levels[label] = float(given)
     found = []
-    quiet = {k: v for k, v in levels.items() if v < low}
+    denoised = is_denoising(job.task.measurement)  # others have more to restore than noise
+    quiet = {k: v for k, v in levels.items() if v < low and denoised}
     loud = {k: v for k, v in levels.items() if LOUD < v <= high}
     beyond = {k: v for k, v in levels.items() if v > high}
     if quiet:

@@ -123,6 +123,20 @@ class TestRuns:
         assert "20 of 40 lines of k-space are measured: acceleration 2" in capfd.readouterr().err
         assert np.array_equal(np.load(f"{self.folder}/mask/scan_z000.npy"), lines())
 
+    def test_the_noise_that_was_measured_is_told(self, prior, capfd):
+        """Of each of k-space's two parts, in units of the [-1, 1] image; white is 2 above black."""
+        k, _ = head(sigma=0.04)
+        write_fastmri("scan.h5", k * lines(), mask=lines())
+        assert main.main([*prior, *task("scan.h5"), FAST, "--measured"]) == 0
+        with open(f"{self.folder}/metrics.csv") as file:
+            (row,) = csv.DictReader(file)
+        zero_filled = np.sqrt((np.abs(ifft(k * lines())) ** 2).sum(1))
+        expected = 0.04 * 2 / np.percentile(zero_filled, 99.9)
+        assert float(row["sigma"]) == pytest.approx(expected, rel=0.15)
+        assert f"sigma {float(row['sigma']):.3g}" in capfd.readouterr().out
+        with open(f"{self.folder}/report.html", encoding="utf-8") as file:
+            assert "never saw so little noise" not in file.read()
+
     def test_points_are_restored_as_they_were_measured(self, prior, capfd):
         k, _ = head()
         np.save("scan.npy", k[0] * points())
