@@ -1,18 +1,16 @@
 """DMPS-MRI: restore MR slices with a diffusion prior. ``python main.py --help`` explains."""
 
-import errno
 import signal
 import sys
 from functools import partial
 
-import torch
 from torch.distributed import DistError
 
 from guided_diffusion.options import parse_args
 from guided_diffusion.ranks import Ranks, share_out
 from guided_diffusion.run import run
 from util import terminal
-from util.errors import UserError
+from util.errors import UserError, hindrance
 
 ON = "the same command resumes where it stopped"
 
@@ -39,16 +37,14 @@ def guarded(work, ranks: Ranks) -> int:
         return work(ranks)
     except UserError as error:
         return end(ranks, f"error: {error}", 2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return end(ranks, f"error: --save_dir: {error.strerror}; make room, and {ON}", 2)
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        return end(ranks, f"error: --gpu: {reason}; with a smaller --batch_size {ON}", 2)
     except DistError:
         print(f"error: the first process has gone; {ON}", file=sys.stderr)
         return 1
+    except (OSError, MemoryError, RuntimeError) as error:
+        stopped = hindrance(error, "--save_dir", "--batch_size")
+        if stopped is None:
+            raise
+        return end(ranks, f"error: {stopped}, and {ON}", 2)
     except KeyboardInterrupt:
         return end(ranks, "interrupted: run the same command again to resume where it stopped", 130)
 

@@ -43,7 +43,7 @@ class Item(Protocol):
         """(C, H, W) float32 in [-1, 1], black where `padding` is; raises UserError."""
 
     def padding(self) -> NDArray | None:
-        """(H, W) booleans: the pixels that are no data; None where all are data.
+        """(H, W), of a whole volume (D, H, W), booleans: what is no data; None where all is.
 
         They count for no statistics, no σ and no metrics.
         """

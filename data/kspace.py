@@ -18,7 +18,6 @@ from util.files import printable, safe_name
 from util.remote import base_name, kept_file
 
 EXTENSIONS = (".h5", ".npz", ".mat")  # .npy belongs to pictures, too: its contents decide
-AXES = {"columns": -1, "rows": -2}
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class KSpaceVolume(Volume):
 
     def _contents(self) -> list[NDArray]:
         raw = self.raw()
-        return [raw.kspace, raw.mask, np.array(AXES[raw.axis])]
+        return [raw.kspace, raw.mask, np.array(raw.axis == "rows")]
 
     def cropped(self, images: NDArray) -> NDArray:
         """The centre of images (..., H, W) that the header calls the reconstruction."""

@@ -179,7 +179,8 @@ def _scaled(pixels: Pixels, name, overshoot, magnitude):
         image = 2 * (shown / np.float32(top)).astype(np.float32) - 1
         ends = (float(top), 0.0) if pixels.inverted else (0.0, float(top))
         return Read(image, None if top <= 255 else ends, None, raw, "")
-    image = raw.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is infinite then is refused
+        image = raw.astype(np.float32)
     found, what = find_padding(image)
     padding, note, values = None, "", image.ravel()
     if found is not None:

@@ -19,6 +19,7 @@ __all__ = ["Part", "Slice", "Volume", "Whole", "padding_note", "reason", "write_
 
 UNEVEN = 0.05  # of the usual distance, at most, that slices' distances may differ
 GAPS = 4  # uneven distances that are named
+TALLEST = 4096  # pixels of a volume's picture along its slice axis
 SAMPLED = 16  # slices of a volume that tell how noisy it is
 
 
@@ -214,7 +215,7 @@ class Volume:
         Slices are repeated, so that a mm has as many pixels along them as within.
         """
         extent = self.spacing * len(self.slices) / self.plane.pixel * (x.shape[1] / self._rows)
-        rows = nearest(len(x), max(1, round(extent)))
+        rows = nearest(len(x), max(1, round(min(extent, TALLEST))))
         if self.plane.upward:
             rows = rows[::-1]
         across_rows, across_cols = x[rows, x.shape[1] // 2], x[rows, :, x.shape[2] // 2]

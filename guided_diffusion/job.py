@@ -128,6 +128,11 @@ def read_job(options: Options) -> Job:
                 "--num_samples: vanilla restores nothing that could be sampled more than once; "
                 "--limit says how many samples of the prior to draw"
             )
+        if model.in_channels not in (1, 3):
+            raise UserError(
+                f"model config: in_channels: samples of the prior are pictures of 1 or 3 channels, "
+                f"found {model.in_channels}"
+            )
         check_output(options.output, [])
         if options.bids:
             raise UserError("--bids: vanilla restores no volume that could be named")
@@ -136,7 +141,7 @@ def read_job(options: Options) -> Job:
         samples = [PriorSample(f"sample_{i:03d}", shape) for i in range(count)]
         return Job(options, model, schedule, task, params, samples, lambda item, truth: None)
     data = as_dict(task.data)
-    items = list_items(data, magnitude=measurement.noise.name == "rician", exact=True)
+    items = list_items(data, magnitude=noise_of(measurement).is_magnitude, exact=True)
     check_kspace(items, measurement)
     mask = open_masks(task.data.mask, data, items)
     limit_volumes(items, task.data.mask, mask)

@@ -92,7 +92,7 @@ def estimate_noise(
     """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
 
     Args:
-        padding: (H, W), True where the images are no data.
+        padding: (H, W), of volumes (D, H, W), True where the images are no data.
 
     Raises:
         UserError: see `guided_diffusion.noise.estimate_sigma`.

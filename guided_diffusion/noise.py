@@ -3,7 +3,6 @@
 To add a model: a subclass of `Noise` here and a row of `NOISES`.
 """
 
-import math
 from typing import ClassVar, Protocol, cast
 
 import numpy as np
@@ -15,6 +14,7 @@ from scipy.stats import ncx2
 from guided_diffusion.noise_estimation import LOCAL_MEAN, estimate_sigma, estimate_sigma_map
 from guided_diffusion.operators.base import Sigma
 from util.errors import UserError
+from util.parameters import MOST
 
 WIDER = (9, 15)  # sides of the means that are to show that a pixel is air
 TINY = np.finfo(float).tiny  # a probability whose quantile is finite
@@ -218,6 +218,6 @@ def get_noise(name: str, sigma: float | str = 0.0) -> Noise:
         raise UserError(
             f"measurement.noise.name: expected one of {', '.join(NOISES)}, found {name!r}"
         )
-    if sigma != "auto" and not (math.isfinite(float(sigma)) and float(sigma) >= 0):
-        raise UserError(f"measurement.noise.sigma: expected 0 or more, found {sigma}")
+    if sigma != "auto" and not 0 <= float(sigma) <= MOST:
+        raise UserError(f"measurement.noise.sigma: expected a finite number >= 0, found {sigma}")
     return NOISES[name](sigma)

@@ -22,7 +22,7 @@ TAILS = 0.01  # share of the map beyond the lowest and beyond the highest level
 def levels_of(sigma: torch.Tensor) -> list[float]:
     """The noise levels to restore at, ascending, in even ratios of `RATIO` or less.
 
-    None where the map is 0 throughout: nothing is known of that noise.
+    An empty list where the map is 0 throughout: nothing is known of that noise.
     """
     known = sigma[sigma > 0].cpu().numpy()
     if not known.size:

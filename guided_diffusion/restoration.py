@@ -144,6 +144,11 @@ def check_restoration(
     Raises:
         UserError: an unknown name, an impossible number, or parts that do not fit.
     """
+    if schedule.model_var_type.startswith("learned") and not config.learn_sigma:
+        raise UserError(
+            f"diffusion config: model_var_type: {schedule.model_var_type} needs a network with "
+            "learn_sigma: true, found false in the model config; take fixed_small"
+        )
     if measurement is None:
         if schedule.start != "":
             raise UserError(

@@ -32,9 +32,9 @@ from guided_diffusion.scan import Scan, prepare
 from guided_diffusion.statistics import NATURAL_IMAGES
 from guided_diffusion.volume_items import (
     as_volume,
+    counted_in,
     head_of,
     interpolated_of,
-    mask_of,
     measurement_of,
     note_of_planes,
     note_of_ranks,
@@ -348,7 +348,7 @@ class Run:
 
     def _mask(self, item: Any, truth: NDArray) -> Mask | None:
         """The pixels of which metrics are taken: the mask's, but those that are no data."""
-        mask, padding = mask_of(item, truth, self.job.mask), item.padding()
+        mask, padding = counted_in(item, truth, self.job.mask), item.padding()
         if padding is None:
             return mask
         return ~padding if mask is None else mask & ~padding

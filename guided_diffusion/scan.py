@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from data.kspace import Acquisition
 from guided_diffusion.dct import dct_matrix
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
+from guided_diffusion.measuring import LEAST_SIDE
 from guided_diffusion.methods.start import FINISH
 from guided_diffusion.operators.coils import estimate_maps, noise_of_coils
 from guided_diffusion.operators.fourier import ifft1c, low_pass
@@ -163,8 +164,11 @@ def look(
     device: torch.device,
 ) -> "FirstLook":
     """A slice's k-space with its coils' maps; see `prepare`."""
+    height, width = acquisition.kspace.shape[-2:]
+    if min(height, width) < LEAST_SIDE:
+        raise UserError(f"{width}×{height} samples of k-space, and the least side is {LEAST_SIDE}")
     mask, axis = mask_of(acquisition, parameters), acquisition.axis
-    if axis != parameters["axis"] and parameters["axis"] != "columns":
+    if parameters["axis"] not in (None, axis):
         raise UserError(f"measurement.operator.axis: {parameters['axis']}, and the file has {axis}")
     dims = (-2, -1) if mask.ndim == 2 else (AXES[axis],)
     kept = torch.from_numpy(on_kspace(mask, axis).copy())

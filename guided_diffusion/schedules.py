@@ -116,8 +116,9 @@ def log_snr_timesteps(alphas_cumprod: NDArray, count: int, high: float, low: flo
 
 
 def _count(value: Any, where: str, found: Any) -> int:
-    if str(value).strip().isdecimal() and int(value) > 0:
-        return int(value)
+    text = str(value).strip()
+    if text.isdecimal() and len(text) < 10 and int(text) > 0:
+        return int(text)
     raise UserError(
         f'{where}: expected an integer, "a,b,c", "ddimN", "quadN" or "logsnrN", found {found!r}'
     )

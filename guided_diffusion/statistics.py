@@ -75,12 +75,20 @@ class PriorStatistics:
             raise
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise UserError(
                 f"{path}: expected statistics of a prior's images, as "
                 "`python -m guided_diffusion.statistics` writes them"
             ) from None
         frequencies, powers = np.array(statistics.frequencies), np.array(statistics.powers)
+        if not (np.isfinite(powers).all() and np.isfinite(frequencies).all()):
+            raise UserError(f"{path}: expected finite frequencies and powers")
+        mean, rim = statistics.mean_intensity, statistics.rim
+        if not (-1 <= mean <= 1 and (rim is None or -1 <= rim[0] <= 1 and rim[1] >= 0)):
+            raise UserError(
+                f"{path}: expected mean_intensity and rim within [-1, 1], found {mean:g}"
+                + ("" if rim is None else f" and {list(rim)}")
+            )
         ascending = len(frequencies) > 0 and frequencies[0] > 0 and (np.diff(frequencies) > 0).all()
         if not (ascending and len(powers) == len(frequencies) and (powers > 0).all()):
             raise UserError(

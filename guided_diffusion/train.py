@@ -22,7 +22,7 @@ from guided_diffusion.training.logs import LossLog, Validation
 from guided_diffusion.training.state import first_state, load_state
 from guided_diffusion.training.trainer import Trainer
 from guided_diffusion.unet import UNetModel
-from util.errors import ArgumentParser, UserError
+from util.errors import ArgumentParser, UserError, hindrance
 from util.flags import minutes
 
 
@@ -102,9 +102,12 @@ def prepare(options: Options) -> Trainer:
     rank, world = setup_dist()
     device = pick_device(0)
     state = first_state(config, model_config, device)
-    load_state(state, options.out, config)
-    _check_sizes(config, state.model, diffusion, world)
     sources = find_sources(options.data_dir, "--data_dir")
+    state.sources = {name: len(paths) for name, paths in sources.items()}
+    note = load_state(state, options.out, config)
+    if note and rank == 0:
+        print(f"note: {note}", file=sys.stderr)
+    _check_sizes(config, state.model, diffusion, world)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=native_bf16(device))
     weights = loss_weights(
         config.loss_weighting,
@@ -233,6 +236,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer.run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, MemoryError, RuntimeError) as error:
+        stopped = hindrance(error, "--out", "train config: batch_size")
+        if stopped is None:
+            raise
+        print(f"error: {stopped}; the state of the last save is kept", file=sys.stderr)
         return 2
     if trainer.rank == 0:
         state = trainer.state

@@ -243,6 +243,11 @@ def create_model(
                 "model config: channel_mult: expected a factor for each level, found none"
             )
     for mult in channel_mult:
+        if mult * num_channels > MOST:
+            raise UserError(
+                f"model config: num_channels {num_channels} times channel_mult {mult:g}: expected "
+                f"at most {MOST}"
+            )
         if int(mult * num_channels) % 32 or int(mult * num_channels) == 0:
             raise UserError(
                 f"model config: num_channels {num_channels} times channel_mult {mult:g} must be "

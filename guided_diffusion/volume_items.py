@@ -204,7 +204,7 @@ def head_of(item: Any) -> NDArray[np.bool_] | None:
     return None if head is None else head[item.index : item.index + 1]
 
 
-def mask_of(item: Any, truth: NDArray, mask: Any) -> Mask | None:
+def counted_in(item: Any, truth: NDArray, mask: Any) -> Mask | None:
     """What `data.masks.open_masks` finds for an item; of a whole volume slice by slice."""
     if not isinstance(item, Whole):
         return mask(item, truth)

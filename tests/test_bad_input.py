@@ -211,6 +211,81 @@ BAD = {
     "endless batch": (["--batch_size", "1" + 20 * "0"], None, "expected 1000000 or less"),
     "no number": (["--seed", "x"], None, "--seed"),
     "unknown flag": (["--fast"], None, "--fast"),
+    "nothing is left of the operator": (
+        [],
+        change("task.yaml", **{OPERATOR + "singular_value_threshold": 1}),
+        "singular_value_threshold: 1.0 leaves nothing of super_resolution",
+    ),
+    "no share of the operator": (
+        [],
+        change("task.yaml", **{OPERATOR + "singular_value_threshold": 2}),
+        "singular_value_threshold: expected a number in [0, 1], found 2",
+    ),
+    "a blur that is true": (
+        [],
+        change(
+            "task.yaml",
+            measurement__operator={"name": "deblur", "type": "aniso", "intensity": [True, True]},
+        ),
+        "intensity: expected two positive numbers",
+    ),
+    "a mask that is an archive": (
+        [],
+        lambda: [
+            np.savez("mask.npz", np.ones(32)),
+            os.rename("mask.npz", "mask.npy"),
+            change("task.yaml", measurement__operator={"name": "mri", "mask": "mask.npy"})(),
+        ],
+        "mask.npy: cannot be read as .npy",
+    ),
+    "a mask of a damaged header": (
+        [],
+        lambda: [
+            np.save("mask.npy", np.ones(32)),
+            write("mask.npy", open("mask.npy", "rb").read().replace(b"{'descr'", b"{'descr\n"))(),
+            change("task.yaml", measurement__operator={"name": "mri", "mask": "mask.npy"})(),
+        ],
+        "mask.npy: cannot be read as .npy",
+    ),
+    "sigma beyond float32": ([], change("task.yaml", **{NOISE + "sigma": 1e39}), "sigma"),
+    "a weight beyond float32": (
+        [],
+        change("task.yaml", conditioning__params={"scale": 1e40}),
+        "conditioning.params.scale: expected a finite number",
+    ),
+    "variances that are not learned": (
+        [],
+        change("model.yaml", learn_sigma=False),
+        "model_var_type: learned_range needs a network with learn_sigma: true",
+    ),
+    "a factor that is true": (
+        [],
+        change("model.yaml", channel_mult=[1, True]),
+        "channel_mult: expected positive numbers",
+    ),
+    "a factor beyond all widths": (
+        [],
+        change("model.yaml", channel_mult="1,1e300"),
+        "channel_mult 1e+300: expected at most",
+    ),
+    "yaml without a bottom": (
+        [],
+        write("task.yaml", b"a: " + 3000 * b"[" + 3000 * b"]"),
+        "task.yaml: not valid YAML",
+    ),
+    "more digits than a number": (
+        [],
+        change("diffusion.yaml", timestep_respacing="ddim" + 5000 * "1"),
+        "timestep_respacing",
+    ),
+    "samples that are no pictures": (
+        ["--method", "vanilla"],
+        lambda: [
+            write("task.yaml", b"conditioning: {method: vanilla}")(),
+            change("model.yaml", in_channels=5)(),
+        ],
+        "in_channels: samples of the prior are pictures of 1 or 3 channels, found 5",
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Runs that are stopped, by every kind of signal, and gone on with."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.conftest import REPOSITORY, SR, contents, task, write_yaml
@@ -178,18 +180,43 @@ def test_a_stop_while_an_image_is_restored_anew_leaves_no_old_row(tiny_run, monk
     assert contents("out") == contents("fresh")
 
 
-def test_a_full_disk_is_one_sentence(tiny_run, capsys, monkeypatch):
-    import errno
+MORE = "; take less, and the same command resumes"
+STOPPED = {  # what is raised while results are written → what is said
+    "full": (OSError(errno.ENOSPC, "No space left on device", "x"),
+             "--save_dir: No space left on device; make room, and the same command resumes"),
+    "open elsewhere": (PermissionError(errno.EACCES, "Permission denied", "out/recon/a1.png"),
+                       "out/recon/a1.png: Permission denied, and the same command resumes"),
+    "memory": (MemoryError(), f"--batch_size: this machine's memory is not enough{MORE}"),
+    "CPU memory": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"),
+                   f"--batch_size: this machine's memory is not enough{MORE}"),
+    "GPU memory": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+                   f"--batch_size: CUDA out of memory{MORE}"),
+}  # fmt: skip
 
+
+@pytest.mark.parametrize("case", STOPPED)
+def test_what_stops_a_run_from_outside_is_one_sentence(tiny_run, capsys, monkeypatch, case):
     import util.results
 
-    def full(path, image):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    raised, said = STOPPED[case]
 
-    monkeypatch.setattr(util.results, "write_png", full)
+    def stop(path, image):
+        raise raised
+
+    monkeypatch.setattr(util.results, "write_png", stop)
     assert tiny_run("--save_dir", "out") == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: --save_dir: No space left on device; make room")
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"error: {said}")
+
+
+def test_a_fault_of_the_program_is_not_taken_for_one(tiny_run, monkeypatch):
+    import util.results
+
+    def stop(path, image):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(util.results, "write_png", stop)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        tiny_run("--save_dir", "out")
 
 
 def of_estimated_noise(sigma):

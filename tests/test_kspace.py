@@ -332,6 +332,21 @@ class TestRefused:
         config = task("scan.npy", data__order=order)
         assert "data.order: " in self.refused(capfd, [*prior, *config, FAST])
 
+    @pytest.mark.parametrize("size", [(6, 6), (10, 10), (8, 64), (64, 12)])
+    def test_too_small(self, prior, capfd, size):
+        write_fastmri("scan.h5", head(*size)[0])
+        said = self.refused(capfd, [*prior, *task("scan.h5"), FAST])
+        assert f"{size[1]}×{size[0]} samples of k-space, and the" in said
+
+    @pytest.mark.parametrize("given", ["rows", "columns"])
+    def test_another_axis_than_the_files(self, prior, capfd, given):
+        found = {"rows": "columns", "columns": "rows"}[given]
+        np.save("scan.npy", head()[0][0])
+        order = "coil kx ky" if found == "columns" else "coil ky kx"
+        config = task("scan.npy", measurement__operator__axis=given, data__order=order)
+        said = self.refused(capfd, [*prior, *config, FAST])
+        assert f"axis: {given}, and the file has {found}" in said
+
     def test_another_operator(self, prior, capfd):
         k, _ = head()
         write_fastmri("scan.h5", k)

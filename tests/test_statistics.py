@@ -72,6 +72,11 @@ def test_the_shipped_prior_has_its_own():
         json.dumps({**vars(LAW), "powers": [1.0, -1.0]}),
         json.dumps({**vars(LAW), "frequencies": [2.0, 1.0]}),
         json.dumps({**vars(LAW), "rim": [-0.98]}),
+        json.dumps({**vars(LAW), "rim": [-0.98, -1]}),
+        json.dumps({**vars(LAW), "mean_intensity": float("nan")}),
+        json.dumps({**vars(LAW), "mean_intensity": 1e9}),
+        json.dumps({**vars(LAW), "powers": [float("inf")] * len(LAW.powers)}),
+        3000 * "[" + 3000 * "]",
     ],
 )
 def test_files_that_hold_no_statistics(tmp_path, text):

@@ -11,7 +11,8 @@ import torch
 
 from data.volumes import Whole
 from guided_diffusion.operators import get_operator
-from guided_diffusion.operators.thick_slices import restored_count, slice_count
+from guided_diffusion.operators.base import Grid
+from guided_diffusion.operators.thick_slices import ThickSlices, restored_count, slice_count
 from tests.volume_files import (
     OBLIQUE,
     ball,
@@ -78,6 +79,27 @@ def test_lengths_that_make_no_sense_are_refused():
             thick(**lengths)
     with pytest.raises(UserError, match="thickness: expected a number of mm"):
         get_operator("thick_slices", (40, 2, 3))
+
+
+def test_the_slices_distance_may_be_given_as_it_is_written():
+    """A header has 1.2 in float32."""
+    given = {"target_spacing": 1.2, "thickness": 5}
+    grid = Grid(float(np.float32(1.2)), None, 1.0)
+    found = ThickSlices.on_grid(ThickSlices.check(given), grid, True)
+    assert found["target_spacing"] == grid.spacing
+    with pytest.raises(UserError, match=r"none, as .* are 1\.2 mm apart, found 1\.25"):
+        ThickSlices.on_grid(ThickSlices.check({**given, "target_spacing": 1.25}), grid, True)
+
+
+@pytest.mark.parametrize("given", [{"target_spacing": 1e-9}, {"spacing": 1e300}])
+def test_more_slices_than_can_be(given):
+    grid = Grid(5.0, None, 1.0)
+    try:
+        complete = ThickSlices.on_grid(ThickSlices.check(given), grid, False)
+        with pytest.raises(UserError, match="target_spacing: expected at least"):
+            ThickSlices.restored_depth(20, complete)
+    except UserError as error:
+        assert "spacing: expected a finite number" in str(error)
 
 
 @pytest.mark.parametrize("affine", [np.diag([1, 1, 4, 1.0]), np.diag([-1, 1, -4, 1.0]), OBLIQUE])

@@ -101,6 +101,8 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML{_problem(error)}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML (lists in lists without end)") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected keys and values, found {describe(config)}")
     return config
@@ -112,6 +114,8 @@ def parse_yaml_value(text: str, where: str = "command line") -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: {text!r} is not valid YAML{_problem(error)}") from None
+    except RecursionError:
+        raise UserError(f"{where}: not valid YAML (lists in lists without end)") from None
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -240,10 +244,10 @@ def parse_numbers(value: str | float | Sequence[float], where: str) -> tuple[flo
     else:
         parts = [value]
     try:
-        numbers = tuple(float(p) for p in parts)
+        numbers = tuple(float(p) for p in parts if not isinstance(p, bool))
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: expected numbers separated by commas, found {value!r}") from None
-    if not all(0 < n < math.inf for n in numbers):
+    if len(numbers) < len(parts) or not all(0 < n < math.inf for n in numbers):
         raise UserError(f"{where}: expected positive numbers, found {value!r}")
     return numbers
 

@@ -1,6 +1,7 @@
 """What a user reads when something is wrong."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 
@@ -17,6 +18,25 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"error: {message}\n")
+
+
+def hindrance(error: Exception, folder: str, smaller: str) -> str | None:
+    """What outside of the program stopped it, and what mends that; None of any other error.
+
+    Args:
+        folder: the flag that says where files are written.
+        smaller: the flag or key with which less memory is taken.
+    """
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{folder}: {error.strerror}; make room"
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else None
+    text = str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return f"{smaller}: this machine's memory is not enough; take less"
+    if isinstance(error, RuntimeError) and "out of memory" in text:
+        return f"{smaller}: {text.split('. ')[0]}; take less"
+    return None
 
 
 def status_of(work: Callable[[], object]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from util.errors import UserError
 
+MOST = 3e38  # float32 holds no more
 KINDS = {float: "a number", int: "an integer", str: "text", bool: "true or false", list: "a list"}
 
 
@@ -49,7 +50,7 @@ class Parameter:
         value = self._typed(value, where)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             shown = f"{value:.10g}" if isinstance(value, float) else value
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, float) and not abs(value) <= MOST:
                 raise UserError(f"{where}: expected a finite number, found {shown}")
             if not (self.low <= value <= self.high and value > self.above):
                 raise UserError(f"{where}: expected {self.range}, found {shown}")

@@ -47,7 +47,13 @@ def get_operator(
     channels, height, width = tuple(in_shape)[-3:]
     operator = operator_class(name)
     complete = operator.check(parameters)
-    return operator.build((channels, height, width), device, dtype, **complete)
+    built = operator.build((channels, height, width), device, dtype, **complete)
+    if not built.norm > 0:
+        raise UserError(
+            f"measurement.operator.singular_value_threshold: {complete['singular_value_threshold']}"
+            f" leaves nothing of {name}, expected a smaller one"
+        )
+    return built
 
 
 def restored_size(size: tuple[int, int], name: str, **parameters: Any) -> tuple[int, int]:

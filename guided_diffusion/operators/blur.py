@@ -115,6 +115,7 @@ class Deblur(SeparableOperator):
         try:
             vertical, horizontal = (float(v) for v in pair)  # type: ignore[union-attr, arg-type]
             valid = all(0 < v < math.inf for v in (vertical, horizontal))
+            valid = valid and not any(isinstance(v, bool) for v in pair)  # type: ignore[union-attr]
         except (TypeError, ValueError, OverflowError):
             valid = False
         numbers = "two positive numbers" if kind == "aniso" else "a positive number"

@@ -166,7 +166,7 @@ def read_mask(path: str) -> NDArray[np.bool_]:
         raise UserError(f"{where}: no such file")
     try:
         mask = np.load(path, allow_pickle=False).squeeze()
-    except (OSError, ValueError, EOFError):
+    except Exception:  # noqa: BLE001 - archives and damaged headers fail in many ways
         raise UserError(f"{where}: cannot be read as .npy") from None
     if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
         raise UserError(f"{where}: expected 0 and 1 alone")

@@ -76,13 +76,18 @@ class MRI(Scanned):
         "mask_seed": Parameter(
             0, "seed of the mask, or a text: fastMRI's file name", (int, str), low=0, high=2**32 - 1
         ),
-        "axis": Parameter("columns", "along which phase is encoded", (str,), choices=tuple(AXES)),
+        "axis": Parameter(
+            None,
+            "along which phase is encoded: columns or rows; None: the file's, or columns",
+            (str,),
+            choices=tuple(AXES),
+        ),
         "coils": Parameter(1, "1, or the number of simulated coils", (int,), low=1, high=64),
         "keep_measured": Parameter(
             False, "raw k-space: show measured lines as they are, noise included", (bool,)
         ),
         "singular_value_threshold": Parameter(
-            THRESHOLD, "several coils: below it singular values count as 0", low=0
+            THRESHOLD, "several coils: below it singular values count as 0", low=0, high=1
         ),
     }
 
@@ -90,7 +95,7 @@ class MRI(Scanned):
     def build(
         cls, in_shape: Shape, device: torch.device | str, dtype: torch.dtype, **parameters: Any
     ) -> Operator:
-        coils, axis = parameters["coils"], parameters["axis"]
+        coils, axis = parameters["coils"], parameters["axis"] or "columns"
         mask = sampling_mask(in_shape[1], in_shape[2], axis, parameters)
         if coils == 1 and mask.ndim == 2:
             return OneCoilPoints(in_shape, mask, device, dtype)
@@ -112,7 +117,7 @@ class MRI(Scanned):
         mask = read_mask(parameters["mask"])
         if mask.ndim == 2:
             return mask.shape[0], mask.shape[1]
-        return (size[0], len(mask)) if parameters["axis"] == "columns" else (len(mask), size[1])
+        return (size[0], len(mask)) if parameters["axis"] != "rows" else (len(mask), size[1])
 
     @classmethod
     def takes_volumes(cls, parameters: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ THRESHOLD = Parameter(
     3e-2,  # the published value
     "below it the singular values of a factor are zero; 0: the exact operator",
     low=0,
+    high=1,
 )
 
 

@@ -19,6 +19,8 @@ from guided_diffusion.operators.separable import (
 from util.parameters import Parameter
 
 FWHM = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian, in its standard deviations
+SAME = 1e-3  # share of a length, by which headers round it
+MOST = 4096  # restored slices
 ROUNDING = 1e-6  # of a slice
 
 
@@ -90,8 +92,9 @@ class ThickSlices(SeparableOperator):
     def on_grid(cls, parameters: Mapping[str, Any], grid: Grid, simulated: bool) -> dict[str, Any]:
         found = dict(parameters)
         if simulated:
+            target = found["target_spacing"]
             expect(
-                found["target_spacing"] in (None, grid.spacing),
+                target is None or math.isclose(target, grid.spacing, rel_tol=SAME),
                 "target_spacing",
                 f"none, as the simulated volume's slices are {grid.spacing:g} mm apart",
                 found["target_spacing"],
@@ -122,7 +125,16 @@ class ThickSlices(SeparableOperator):
 
     @classmethod
     def restored_depth(cls, slices: int, parameters: Mapping[str, Any]) -> int:
-        return restored_count(slices, *cls._lengths(parameters))
+        thickness, spacing, fine = cls._lengths(parameters)
+        extent = (slices - 1) * spacing + thickness
+        expect(
+            extent / fine <= MOST,
+            "target_spacing",
+            f"at least {extent / MOST:.3g} mm, for the slices see {extent:.3g} mm and at most "
+            f"{MOST} are restored",
+            fine,
+        )
+        return restored_count(slices, thickness, spacing, fine)
 
     @classmethod
     def restored_spacing(cls, parameters: Mapping[str, Any]) -> float | None:

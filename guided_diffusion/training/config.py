@@ -111,6 +111,8 @@ def _check_ranges(config: TrainConfig, where: str) -> None:
     for key in PARTS:
         if not 0 <= getattr(config, key) <= 1:
             raise _out_of_range(config, key, "a number from 0 to 1", where)
+    if config.seed >= 2**63:
+        raise _out_of_range(config, "seed", "an integer below 2**63", where)
     decays = config.ema_decay if isinstance(config.ema_decay, list) else [config.ema_decay]
     if not decays or not all(type(d) in (int, float) and 0 <= d < 1 for d in decays):
         raise _out_of_range(config, "ema_decay", "numbers from 0 to below 1", where)

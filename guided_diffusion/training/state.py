@@ -1,7 +1,7 @@
 """What training changes: weights, their averages, the optimiser. Kept in state.pt and ema.pt."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,6 +15,11 @@ from util.errors import UserError
 from util.files import replacing
 
 STATE = "state.pt"
+FIXED = ("seed", "batch_size", "crop_size", "optimizer")  # a run's, from its beginning to its end
+FREE = (  # of which the weights know nothing
+    *("model_config", "diffusion_config", "init_from", "num_workers", "compile", "max_steps"),
+    *("log_steps", "val_minutes", "val_images", "val_timesteps", "save_minutes"),
+)
 
 
 @dataclass
@@ -25,6 +30,7 @@ class TrainState:
         averages: decay → exponential moving average of the weights.
         step: updates so far.
         minutes: of training so far, in all runs.
+        sources: name → number of images of each source.
     """
 
     model: UNetModel
@@ -32,6 +38,7 @@ class TrainState:
     optimiser: Optimiser
     step: int = 0
     minutes: float = 0.0
+    sources: dict[str, int] = field(default_factory=dict)
 
     @torch.no_grad()
     def update_averages(self) -> None:
@@ -70,34 +77,51 @@ def first_state(config: TrainConfig, model: ModelConfig, device: torch.device) -
     return TrainState(trained, averages, Optimiser(trained, config.optimizer, config.weight_decay))
 
 
-def load_state(state: TrainState, folder: str, config: TrainConfig) -> None:
+def load_state(state: TrainState, folder: str, config: TrainConfig) -> str | None:
     """Bring `state` to where the run in `folder` stopped; nothing if there is none.
 
+    Returns:
+        What a user is to be told: what of the recipe is another one from here on.
+
     Raises:
-        UserError: the file is damaged, of another version or of a run with another recipe.
+        UserError: the file is damaged, of another version, of another network, or of a run whose
+            random numbers or averages are others.
     """
     path = os.path.join(folder, STATE)
     if not os.path.exists(path):
-        return
+        return None
     found = load_weights_only(path, "--out")
-    if "averages" not in found:
+    other = "choose another folder, and init_from to continue from its weights"
+    try:
+        written, averages = found["config"], found["averages"]
+        changed = [k for k, v in as_dict(config).items() if k not in FREE and written.get(k) != v]
+        refused = [key for key in FIXED if key in changed]
+        if list(averages) == config.ema_decays:
+            changed = [key for key in changed if key != "ema_decay"]
+        else:
+            refused += ["ema_decay"]
+        if refused:
+            raise UserError(f"--out {folder}: holds a run with another {_and(refused)}; {other}")
+        shapes = {key: value.shape for key, value in state.model.state_dict().items()}
+        if shapes != {key: value.shape for key, value in found["model"].items()}:
+            raise UserError(f"--out {folder}: holds a run of another network; {other}")
+        state.model.load_state_dict(found["model"])
+        for decay, average in state.averages.items():
+            average.load_state_dict(averages[decay])
+        state.optimiser.load_state_dict(found["optimiser"])
+        state.step, state.minutes = int(found["step"]), float(found["minutes"])
+        changed += ["data_dir"] if found.get("sources", state.sources) != state.sources else []
+    except UserError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever another program's file brings about
         raise UserError(
-            f"--out {folder}: {path} is no state that this version writes; choose another folder, "
-            "and init_from to continue from its weights"
-        )
-    keys = ("seed", "batch_size", "crop_size", "optimizer")
-    changed = [key for key in keys if found["config"][key] != getattr(config, key)]
-    changed += ["ema_decay"] if list(found["averages"]) != config.ema_decays else []
-    if changed:
-        raise UserError(
-            f"--out {folder}: holds a run with another {', '.join(changed)}; choose another "
-            "folder, and init_from to continue from its weights"
-        )
-    state.model.load_state_dict(found["model"])
-    for decay, average in state.averages.items():
-        average.load_state_dict(found["averages"][decay])
-    state.optimiser.load_state_dict(found["optimiser"])
-    state.step, state.minutes = found["step"], found["minutes"]
+            f"--out {folder}: {path} is no state that this version writes; {other}"
+        ) from None
+    return f"--out {folder}: goes on with another {_and(changed)}" if changed else None
+
+
+def _and(keys: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(keys[:-1]), keys[-1])))
 
 
 def save_state(state: TrainState, folder: str, config: TrainConfig) -> None:
@@ -111,6 +135,7 @@ def save_state(state: TrainState, folder: str, config: TrainConfig) -> None:
         "optimiser": state.optimiser.state_dict(),
         "step": state.step,
         "minutes": state.minutes,
+        "sources": state.sources,
         "config": as_dict(config),
     }
     with replacing(os.path.join(folder, STATE)) as path:
