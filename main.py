@@ -3,8 +3,9 @@
 import signal
 import sys
 from functools import partial
+from typing import Any
 
-from torch.distributed import DistError
+import torch.distributed as dist
 
 from guided_diffusion.options import parse_args
 from guided_diffusion.ranks import Ranks, share_out
@@ -12,6 +13,8 @@ from guided_diffusion.run import run
 from util import terminal
 from util.errors import UserError, hindrance
 
+# Builds of torch without torch.distributed work in one process.
+DistError: Any = getattr(dist, "DistError", ())
 ON = "the same command resumes where it stopped"
 
 

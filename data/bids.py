@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from data.nifti import NiftiVolume
@@ -224,7 +225,15 @@ def _data_set_of(volume, root):
 
 
 def _link(folder, root):
-    return os.path.relpath(folder, root).replace(os.sep, "/")
+    return _relative(folder, root) or Path(folder).as_uri()
+
+
+def _relative(path, start):
+    """The path from a folder on, with slashes; None from one drive of Windows to another."""
+    try:
+        return os.path.relpath(path, start).replace(os.sep, "/")
+    except ValueError:
+        return None
 
 
 def _read_json(path):
@@ -238,8 +247,8 @@ def _read_json(path):
 
 def _described(volume, kind, resampled, path, home, settings, version):
     """The description of one file."""
-    within = os.path.relpath(os.path.abspath(volume.path), home.folder).replace(os.sep, "/")
-    if within.startswith(".."):  # a copy of a file that was fetched
+    within = _relative(os.path.abspath(volume.path), home.folder)
+    if within is None or within.startswith(".."):  # a copy of a file that was fetched
         within = base_name(volume.label)
     stem = re.sub(r"(?i)\.nii(\.gz|\.bz2)?$", "", os.path.abspath(volume.path))
     text = {**_read_json(f"{stem}.json")}

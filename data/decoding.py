@@ -63,7 +63,7 @@ def _of_type(values):
 
 def _read_deep_colours(path):
     """(H, W, 3) uint16; Pillow would drop 8 of the 16 bits."""
-    frames = imageio_ffmpeg.read_frames(path, pix_fmt="rgb48le", bits_per_pixel=48)
+    frames = imageio_ffmpeg.read_frames(os.path.abspath(path), pix_fmt="rgb48le", bits_per_pixel=48)
     width, height = next(frames)["source_size"]
     pixels = np.frombuffer(next(frames), "<u2").reshape(height, width, 3)
     frames.close()

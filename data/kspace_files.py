@@ -80,7 +80,7 @@ def read_raw(path: str, label: str, order: str | None, count_only: bool = False)
 def _read_h5(path, label, order, count_only):
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:  # not every file server has locks
         if "kspace" in file:
             stored = file["kspace"]
             if stored.ndim not in (3, 4) or stored.dtype.kind != "c":
@@ -175,6 +175,7 @@ def _read_ismrmrd(path, label, count_only):
         import ismrmrd
     except ImportError:
         raise UserError(f"{label}: an ISMRMRD file, which needs pip install ismrmrd") from None
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # not every file server has locks
     dataset = ismrmrd.Dataset(path, create_if_needed=False)
     try:
         header = dataset.read_xml_header()

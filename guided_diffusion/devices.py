@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import sys
 
 import torch
 from torch import nn
@@ -64,7 +65,7 @@ def reuse_memory() -> bool:
     Returns:
         whether it was done.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     mmap_threshold, trim_threshold = -3, -1  # of mallopt(3)
     mallopt = ctypes.CDLL(None).mallopt
@@ -83,7 +84,7 @@ def compile_network(model: nn.Module, device: torch.device) -> None:
     """
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
-    except (RuntimeError, ImportError, OSError) as error:  # no compiler, no Triton, new Python
+    except Exception as error:  # noqa: BLE001 - no compiler, no Triton, new Python, nameless user
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise UserError(f"--compile: torch.compile does not work here ({reason})") from None
     model.compile()

@@ -38,6 +38,7 @@ from guided_diffusion.volume_items import whole_volumes, with_defaults
 from util.config import as_dict
 from util.errors import UserError
 from util.files import files_digest
+from util.image_files import check_mp4
 from util.remote import base_name
 
 VANILLA_SAMPLES = 10
@@ -108,6 +109,8 @@ def read_job(options: Options) -> Job:
     Raises:
         UserError: a file or flag that is not as it should be.
     """
+    if options.video:
+        check_mp4()
     model = read_model_config(options.model_config)
     schedule = read_schedule(options.diffusion_config or schedule_of_task(options.task_config))
     task = read_task_config(

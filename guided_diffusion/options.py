@@ -10,7 +10,7 @@ from guided_diffusion.noise import NOISES
 from guided_diffusion.operators import OPERATORS
 from guided_diffusion.prior import SHIPPED
 from util.errors import ArgumentParser
-from util.flags import noise_level, positive
+from util.flags import local_path, noise_level, positive
 from util.metrics import METRICS
 
 
@@ -81,6 +81,7 @@ def parse_args(argv: list[str] | None = None) -> Options:
     add(
         "--output",
         metavar="PATH",
+        type=local_path,
         default=None,
         help="write the restored picture, volume or series here, too, in the input's format",
     )
@@ -108,7 +109,12 @@ def parse_args(argv: list[str] | None = None) -> Options:
         action="store_true",
         help="the images are measurements, to be restored as they are (data.measured: true)",
     )
-    add("--save_dir", default="results", help="folder for the results, a tree by task")
+    add(
+        "--save_dir",
+        type=local_path,
+        default="results",
+        help="folder for the results, a tree by task",
+    )
     add("--seed", type=int, default=0, help="decides all random numbers, with the image's name")
     add(
         "--gpu",

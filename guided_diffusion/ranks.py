@@ -43,7 +43,7 @@ class Ranks:
         self,
         rank: int | None = None,
         size: int = 1,
-        store: dist.Store | None = None,
+        store: "dist.Store | None" = None,
         voice: str = "",
     ):
         self.rank, self.size, self.store = rank, size, store
@@ -178,7 +178,7 @@ def _torchrun_keeps_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _meet(host: bool) -> dist.Store:
+def _meet(host: bool) -> "dist.Store":
     """The store at torchrun's address; `host`: this process keeps it, if torchrun does not."""
     host = host and not _torchrun_keeps_store()
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

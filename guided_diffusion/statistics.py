@@ -21,8 +21,10 @@ from tqdm import tqdm
 from data.dataloader import list_items
 from data.items import Item
 from data.sources import find_shares, sources_of
+from util import terminal
 from util.errors import ArgumentParser, UserError
 from util.files import replacing_text
+from util.flags import local_path
 from util.remote import local_file
 
 REFERENCE = 256  # pixels; frequencies are counted in half cycles in so many
@@ -236,7 +238,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="shares of sources, from 0 to 1",
     )
     parser.add_argument(
-        "--out", required=True, help="the JSON file, beside the weights: models/mine.json"
+        "--out",
+        type=local_path,
+        required=True,
+        help="the JSON file, beside the weights: models/mine.json",
     )
     parser.add_argument("--source", default=None, help="what they were measured on, for people")
     return parser.parse_args(argv)
@@ -272,6 +277,7 @@ def _named_shares(texts: Sequence[str]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
+    terminal.prepare()
     args = parse_args(argv)
     try:
         sources = _items(args.data_dir)

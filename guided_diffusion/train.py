@@ -22,8 +22,9 @@ from guided_diffusion.training.logs import LossLog, Validation
 from guided_diffusion.training.state import first_state, load_state
 from guided_diffusion.training.trainer import Trainer
 from guided_diffusion.unet import UNetModel
+from util import terminal
 from util.errors import ArgumentParser, UserError, hindrance
-from util.flags import minutes
+from util.flags import local_path, minutes
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Options:
         metavar="FOLDER",
         help="folders of images of other patients, likewise",
     )
-    parser.add_argument("--out", required=True, help="folder for weights, state and logs")
+    parser.add_argument(
+        "--out", type=local_path, required=True, help="folder for weights, state and logs"
+    )
     parser.add_argument(
         "--max_minutes",
         type=minutes,
@@ -230,6 +233,7 @@ def _validation_images(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line asks; returns the exit status."""
+    terminal.prepare()
     options = parse_args(argv)
     try:
         trainer = prepare(options)

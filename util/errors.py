@@ -5,6 +5,8 @@ import errno
 import sys
 from collections.abc import Callable
 
+from util import terminal
+
 
 class UserError(Exception):
     """A mistake the user can mend; its text is one sentence naming what was found and expected.
@@ -41,6 +43,7 @@ def hindrance(error: Exception, folder: str, smaller: str) -> str | None:
 
 def status_of(work: Callable[[], object]) -> int:
     """Do a command's work; returns its exit status, 2 after a `UserError`, which is printed."""
+    terminal.prepare()
     try:
         work()
     except UserError as error:

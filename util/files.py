@@ -6,12 +6,16 @@ import gzip
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, BinaryIO, cast
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
+ATTEMPTS = 20 if os.name == "nt" else 0  # at a file that is in use
+WAIT = 0.25  # seconds between them
 LONGEST_NAME = 255  # bytes of one name on the usual file systems
 LONGEST_STEM = 200  # of them for a result's name: _z000, _12, .part- and .nii.gz come on top
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -32,11 +36,21 @@ def replacing(path: str) -> Iterator[str]:
     try:
         yield temporary
         _to_disk(temporary)
-        os.replace(temporary, path)
+        patiently(lambda: os.replace(temporary, path))
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Do it, again if need be: Windows refuses files that another program has open for a moment."""
+    for _ in range(ATTEMPTS):
+        try:
+            return work()
+        except PermissionError:
+            time.sleep(WAIT)
+    return work()
 
 
 def _to_disk(path):

@@ -17,6 +17,11 @@ def positive(text: str) -> int:
     return value
 
 
+def local_path(text: str) -> str:
+    """A path, with a home folder filled in for "~", which shells leave alone in --flag=~/x."""
+    return os.path.expanduser(text)
+
+
 def noise_level(text: str) -> float | str:
     """A standard deviation, "auto", "local", or the path of a file that holds a map of it."""
     if text in ("auto", "local") or os.path.isfile(os.path.expanduser(text)):

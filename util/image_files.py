@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import imageio.v2 as iio
+import imageio_ffmpeg
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from util.errors import UserError
 from util.files import replacing
 
 Frame = NDArray[np.uint8]  # (H, W) or (H, W, 3)
@@ -138,6 +140,17 @@ def _gif_frames(frames, count, factor):
         steps = np.clip(np.rint(2 / max(noise, 1e-3)), 7, 255)
         shown.append(np.rint(np.rint(frame * (steps / 255)) * (255 / steps)).astype(np.uint8))
     return shown
+
+
+def check_mp4() -> None:
+    """Raises UserError where there is no ffmpeg, which `write_mp4` needs."""
+    try:
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        raise UserError(
+            "--video: imageio-ffmpeg brings no ffmpeg for this machine; install one, and name it "
+            "in the variable IMAGEIO_FFMPEG_EXE"
+        ) from None
 
 
 def write_mp4(path: str, frames: Sequence[Frame]) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from util.files import replacing_text
+from util.files import patiently, replacing_text
 
 NAME = "image"
 Row = dict[str, float | str]
@@ -121,7 +121,7 @@ class Journal:
             self.headings = list(row)
             lines = _line([NAME, *row])
         lines += _line([name, *map(_text, row.values())])
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
+        with patiently(lambda: open(self.path, "a", encoding="utf-8", newline="")) as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())

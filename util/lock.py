@@ -59,7 +59,8 @@ class Lock:
                     break
             os.close(self._file)
         if not kept and not shared and self._lives():
-            raise Locked(self._owner())
+            minutes = STALE_SECONDS // 60
+            raise Locked(f"{self._owner()} (if it has died, for {minutes} minutes after its end)")
         if not shared or not os.fstat(self._file).st_size:
             self._sign()
         self._stop.clear()
@@ -154,5 +155,5 @@ class Lock:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError, ImportError):  # a user without a name
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"

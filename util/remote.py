@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import shutil
 import tempfile
 import urllib.error
@@ -14,6 +15,8 @@ from http.client import HTTPException
 
 import blobfile as bf
 
+from util.errors import UserError
+
 TIMEOUT = 60  # seconds without an answer
 ATTEMPTS = 5  # of blobfile, which would otherwise try for ever
 
@@ -23,20 +26,27 @@ bf.configure(retry_limit=ATTEMPTS, connect_timeout=TIMEOUT, log_callback=lambda 
 
 def is_remote(path: str) -> bool:
     """Whether this is an address rather than a local path."""
-    return "://" in path
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None  # and not C://
 
 
 def is_web(path: str) -> bool:
     """Whether this is an address that blobfile does not read, so that no folder can be listed."""
-    url = urllib.parse.urlsplit(path)
+    url = _split(path)
     stores = url.scheme in ("gs", "az") or url.netloc.endswith(".blob.core.windows.net")
     return is_remote(path) and not stores
 
 
 def base_name(path: str) -> str:
     """The last part of a path; of an address without what follows its "?"."""
-    path = urllib.parse.urlsplit(path).path if is_remote(path) else path
+    path = _split(path).path if is_remote(path) else path
     return os.path.basename(path)
+
+
+def _split(path):
+    try:
+        return urllib.parse.urlsplit(path)
+    except ValueError as error:
+        raise UserError(f"{path}: is no address ({error})") from None
 
 
 @contextlib.contextmanager

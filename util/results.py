@@ -198,7 +198,10 @@ class Results:
             )
         if any(os.path.exists(os.path.join(self.folder, name)) for name in OURS):
             for name in FOLDERS:
-                shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
+                path = os.path.join(self.folder, name)
+                shutil.rmtree(path, ignore_errors=True)
+                if os.path.exists(path):
+                    raise UserError(f"--overwrite: {path} cannot be removed; is a file in it open?")
             for path in [os.path.join(self.folder, name) for name in FILES] + self._rank_tables():
                 if os.path.exists(path):
                     os.remove(path)

@@ -3,20 +3,32 @@
 import csv
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.training.state import TrainState
-from util.files import replacing_text
+from util.files import patiently, replacing_text
 
 
 def append_csv(path: str, row: Mapping[str, object]) -> None:
-    """Append a row to a CSV file; a column that the file lacks is added to it."""
+    """Append a row to a CSV file; a column that the file lacks is added to it.
+
+    No training is stopped because a spreadsheet has the file open: then the row is left out.
+    """
+    try:
+        _append(path, row)
+    except PermissionError as error:
+        tqdm.write(f"note: {path}: {error.strerror}, a row is left out", file=sys.stderr)
+
+
+def _append(path: str, row: Mapping[str, object]) -> None:
     columns = list(row)
     rows: list[Mapping[str, object]] = []
     if os.path.exists(path):
@@ -25,7 +37,7 @@ def append_csv(path: str, row: Mapping[str, object]) -> None:
             columns = list(reader.fieldnames or columns)
             rows = list(reader)
         if set(row) <= set(columns):
-            with open(path, "a", newline="", encoding="utf-8") as file:
+            with patiently(lambda: open(path, "a", newline="", encoding="utf-8")) as file:
                 csv.DictWriter(file, columns).writerow(row)
             return
         columns += [c for c in row if c not in columns]
