@@ -8,7 +8,14 @@ import pytest
 from scipy.signal import convolve2d
 
 from util.errors import UserError
-from util.metrics import calibration, half_width, high_frequency_ratio, image_metrics, interval
+from util.metrics import (
+    METRICS,
+    calibration,
+    half_width,
+    high_frequency_ratio,
+    image_metrics,
+    interval,
+)
 
 
 def wave(shape, rows, cols):
@@ -133,3 +140,10 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch):
     x = np.zeros((1, 32, 32))
     with pytest.raises(UserError, match="torchvision"):
         image_metrics(x, x)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_of_which_no_pixel_counts_has_no_metrics():
+    x = np.zeros((1, 16, 16), np.float32)
+    found = image_metrics(x, x, np.zeros((16, 16), bool))
+    assert set(found) == set(METRICS) and all(np.isnan(v) for v in found.values())

@@ -105,12 +105,14 @@ def _seen(values: NDArray, mask: Mask) -> NDArray:
 
 
 def image_metrics(x: ArrayLike, truth: ArrayLike, mask: Mask = None) -> dict[str, float]:
-    """Every metric of `METRICS` for one image.
+    """Every metric of `METRICS` for one image; nan for one of which no pixel counts.
 
     Args:
         x, truth: (C, H, W) in [-1, 1]; values outside are clipped first.
         mask: (H, W) or (C, H, W), the pixels that count; None for all.
     """
+    if mask is not None and not mask.any():
+        return dict.fromkeys(METRICS, math.nan)
     both = [np.clip((np.asarray(v, np.float64) + 1) / 2, 0, 1) for v in (x, truth)]
     return {name: metric.function(both[0], both[1], mask) for name, metric in METRICS.items()}
 
