@@ -9,6 +9,7 @@ import numpy as np
 from guided_diffusion.evidence import Evidence, limit, rings
 from guided_diffusion.job import Job
 from guided_diffusion.methods import METHODS
+from guided_diffusion.operators import operator_class
 from guided_diffusion.schedules import noise_schedule_betas
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
 from guided_diffusion.volume_denoising import is_denoising
@@ -151,7 +152,7 @@ def _of_residual(known, operator):
     found = []
     edges = (
         " Where the picture goes on beyond its edges, boundary: reflect is the better operator."
-        if operator.name == "deblur" and operator.params.get("boundary") != "reflect"
+        if operator_class(operator.name).check(operator.params).get("boundary") == "zero"
         else ""
     )
     much = [(label, e.rms) for label, e in known if e.rms is not None and e.rms > MISFIT]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from guided_diffusion.methods import VANILLA, check_method
 from guided_diffusion.noise import NOISES
+from guided_diffusion.operators import operator_class
 from guided_diffusion.unet import check_counts
 from util.config import (
     as_dict,
@@ -301,8 +302,8 @@ def is_map(sigma: float | str | None) -> bool:
 
 def can_have_map(measurement: Measurement) -> bool:
     """Whether σ may differ from voxel to voxel of what is measured."""
-    denoised = not measurement.simulated and measurement.operator.name == "denoise"
-    return denoised and measurement.noise.name in WITH_A_MAP
+    denoised = operator_class(measurement.operator.name).is_identity
+    return denoised and not measurement.simulated and measurement.noise.name in WITH_A_MAP
 
 
 def _checked_noise(noise: NoiseConfig, measured: bool, operator: str, path: str) -> NoiseConfig:
@@ -322,7 +323,7 @@ def _checked_noise(noise: NoiseConfig, measured: bool, operator: str, path: str)
             )
         return noise if noise.sigma == LOCAL else replace(noise, sigma=_map_at(noise.sigma, path))
     if noise.sigma == AUTO:
-        if not (measured or operator == "mri"):
+        if not (measured or operator_class(operator).of_kspace):
             raise UserError(
                 f"{where}: sigma: auto estimates the noise of measured images (data.measured: true "
                 "or --measured); noise that is simulated needs a number"

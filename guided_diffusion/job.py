@@ -30,7 +30,7 @@ from guided_diffusion.config import (
 from guided_diffusion.item_noise import map_of
 from guided_diffusion.measuring import enlargement, noise_of
 from guided_diffusion.methods import METHODS
-from guided_diffusion.operators import variant
+from guided_diffusion.operators import operator_class, variant
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior
 from guided_diffusion.restoration import check_restoration
@@ -164,7 +164,7 @@ def read_job(options: Options) -> Job:
 
 def check_kspace(items: Sequence[Any], measurement: Measurement) -> None:
     """Raise UserError where k-space meets another operator, or a scan is no k-space."""
-    mri = measurement.operator.name == "mri"
+    mri = operator_class(measurement.operator.name).of_kspace
     for item in items:
         raw = isinstance(item, KSpaceSlice)
         if raw and not mri:

@@ -21,6 +21,7 @@ from guided_diffusion.config import Measurement, Schedule
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.methods import METHODS
 from guided_diffusion.noise import Noise
+from guided_diffusion.operators import operator_class
 from guided_diffusion.operators.base import Sigma
 
 BLOCKS = ((8, 3), (12, 4))  # (side, distance) of blocks in voxels; the mean of their filters counts
@@ -162,7 +163,7 @@ def _window(sides: Sequence[int]) -> Volume:
 
 
 def is_denoising(measurement: Measurement | None) -> bool:
-    return measurement is not None and measurement.operator.name == "denoise"
+    return measurement is not None and operator_class(measurement.operator.name).is_identity
 
 
 def network_at(

@@ -11,6 +11,7 @@ from data.slices import Slice, Whole
 from data.volumes import Volume
 from guided_diffusion.config import is_map
 from guided_diffusion.job import Job
+from guided_diffusion.volume_denoising import is_denoising
 from util.metrics import half_width
 
 Voxels = NDArray[np.float32]
@@ -78,5 +79,5 @@ def maps_of(job: Job, rows: Mapping[str, Mapping[str, Any]], factor: float | Non
 
     samples = job.options.num_samples
     width = half_width(samples, factor or 1.0) if samples > 1 else None
-    denoised = not measurement.simulated and measurement.operator.name == "denoise"
+    denoised = not measurement.simulated and is_denoising(measurement)
     return Maps(denoised, sigma, width)

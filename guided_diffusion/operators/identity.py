@@ -10,6 +10,7 @@ class Denoise(SeparableOperator):
     """A = I."""
 
     name = "denoise"
+    is_identity = True
 
     @classmethod
     def factors_of(cls, in_shape: Shape, **parameters: Any) -> Factors:

@@ -68,6 +68,7 @@ class MRI(Scanned):
     """Accelerated MRI of one coil, or of several that are simulated."""
 
     name = "mri"
+    of_kspace = True
     from_all_sides = False  # no gain where it was measured, R = 4
     parameters = {
         "mask": Parameter("equispaced_fraction", f"{', '.join(KINDS)}, or a .npy file", (str,)),
