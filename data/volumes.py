@@ -136,8 +136,9 @@ class Volume:
                 f"{self.label}: expected slices at even distances, found {gaps}; a slice is "
                 "missing, or data.volume_mode: slices restores each by itself"
             )
-        steps = np.diff(self.positions)
-        return float(np.median(steps)) if len(steps) else 1.0
+        # Over all of them, for headers round the positions.
+        steps = len(self.positions) - 1
+        return float(self.positions[-1]) / steps if steps else 1.0
 
     @property
     def gaps(self) -> str:

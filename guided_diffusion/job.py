@@ -34,6 +34,7 @@ from guided_diffusion.operators import operator_class, variant
 from guided_diffusion.options import Options
 from guided_diffusion.prior import Prior
 from guided_diffusion.restoration import check_restoration
+from guided_diffusion.volume_denoising import is_denoising
 from guided_diffusion.volume_items import whole_volumes, with_defaults
 from util.config import as_dict
 from util.errors import UserError
@@ -143,6 +144,13 @@ def read_job(options: Options) -> Job:
         count = options.limit or VANILLA_SAMPLES
         samples = [PriorSample(f"sample_{i:03d}", shape) for i in range(count)]
         return Job(options, model, schedule, task, params, samples, lambda item, truth: None)
+    alone = schedule.start == "auto" and not METHODS[conditioning.method].draws_samples
+    if options.num_samples > 1 and alone and is_denoising(measurement):
+        raise UserError(
+            f"--num_samples: denoising by {conditioning.method} from start: auto draws nothing, so "
+            "its samples are all the same; --diffusion_config "
+            "configs/diffusion_config_samples.yaml draws them"
+        )
     data = as_dict(task.data)
     items = list_items(data, magnitude=noise_of(measurement).is_magnitude, exact=True)
     check_kspace(items, measurement)

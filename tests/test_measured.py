@@ -8,6 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from guided_diffusion import batches
 from guided_diffusion.condition_methods import get_conditioning_method
@@ -56,7 +57,7 @@ def test_a_measurement_read_from_a_file_is_restored_as_the_one_simulated(tiny_ru
     assert not os.path.exists(f"{out}/truth")
     assert os.path.exists(f"{out}/comparison.png")
     rows, expected = table(out), table(simulated)
-    assert list(rows["a1"]) == ["residual", "seconds"]
+    assert list(rows["a1"]) == ["residual", "seconds", "digest"]
     for name in ("a1", "a10"):
         for kind in ("input", "recon"):
             pair = [iio.imread(f"{f}/{kind}/{name}.png").astype(int) for f in (simulated, out)]
@@ -158,3 +159,17 @@ def test_a_magnitude_image_is_corrected_before_it_is_restored(tiny_run, monkeypa
     assert seen[0].std().item() == pytest.approx(0.3, rel=0.05)
     row = table(folder)["black"]
     assert np.isnan(float(row["nmse"])) and float(row["residual"]) > 0
+
+
+def test_samples_that_would_all_be_the_same_are_refused(tiny_run, capsys):
+    """Denoising from where the noise is, by one evaluation, draws nothing."""
+    write_yaml("task.yaml", task({"name": "denoise"}, {"name": "gaussian", "sigma": 0.1}))
+    with open("diffusion.yaml", encoding="utf-8") as file:
+        schedule = yaml.safe_load(file)
+    write_yaml("diffusion.yaml", {**schedule, "start": "auto", "timestep_respacing": "logsnr6"})
+    command = ("--save_dir", "out", "--num_samples", "2", "--limit", "1")
+    assert tiny_run(*command, "--method", "ddrm") == 2
+    assert "its samples are all the same" in capsys.readouterr().err
+    assert not os.path.exists("out")
+    assert tiny_run(*command, "--method", "spectral_sample") == 0
+    assert np.load("out/tiny/denoise/gaussian/0.1/std/a1.npy").mean() > 0.001

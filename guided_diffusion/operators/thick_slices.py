@@ -21,7 +21,7 @@ from util.parameters import Parameter
 FWHM = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian, in its standard deviations
 SAME = 1e-3  # share of a length, by which headers round it
 MOST = 4096  # restored slices
-ROUNDING = 1e-6  # of a slice
+ROUNDING = 0.05  # of a slice, by which the positions in headers are off
 
 
 def box_edge(z: torch.Tensor, thickness: float) -> torch.Tensor:
@@ -96,11 +96,17 @@ class ThickSlices(SeparableOperator):
             expect(
                 target is None or math.isclose(target, grid.spacing, rel_tol=SAME),
                 "target_spacing",
-                f"none, as the simulated volume's slices are {grid.spacing:g} mm apart",
+                f"none, as the simulated volume's slices are {grid.spacing:g} mm apart (--measured "
+                "restores slices that are thick already)",
                 found["target_spacing"],
             )
             found["target_spacing"] = grid.spacing
-            expect(found["thickness"] is not None, "thickness", "a number of mm to simulate", None)
+            expect(
+                found["thickness"] is not None,
+                "thickness",
+                "a number of mm to simulate, or --measured for slices that are thick already",
+                None,
+            )
             found["spacing"] = found["spacing"] or found["thickness"]
             return found
         found["spacing"] = found["spacing"] or grid.spacing
@@ -114,7 +120,7 @@ class ThickSlices(SeparableOperator):
         depth, (thickness, spacing, fine) = in_shape[0], lengths
         expect(fine <= spacing, "target_spacing", f"at most the spacing, {spacing:g} mm", fine)
         expect(
-            depth * fine > thickness * (1 - ROUNDING),
+            slice_count(depth, *lengths) > 0,
             "thickness",
             f"less than the volume's {depth * fine:g} mm",
             thickness,
