@@ -25,6 +25,7 @@ from util.files import printable, safe_name, values_digest
 from util.remote import base_name, local_file
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
+DARK = 0.26  # of the range of 16 bits: 14 bits in it and less are a scanner's numbers
 OVERSHOOT = 6.0  # how far beyond [-1, 1] the noise of a measurement may go
 
 
@@ -178,7 +179,13 @@ def _scaled(pixels: Pixels, name, overshoot, magnitude):
         shown = top - raw if pixels.inverted else raw
         image = 2 * (shown / np.float32(top)).astype(np.float32) - 1
         ends = (float(top), 0.0) if pixels.inverted else (0.0, float(top))
-        return Read(image, None if top <= 255 else ends, None, raw, "")
+        remark, most = "", int(raw.max())
+        if top > 255 and most < DARK * top and not pixels.inverted:
+            remark = (
+                f"its values end at {most} of {top}, so it is dark, and σ counts in all of {top}; "
+                "as .tif or .npy of floats it is scaled by its own percentiles"
+            )
+        return Read(image, None if top <= 255 else ends, None, raw, "", remark=remark)
     with np.errstate(over="ignore"):  # what is infinite then is refused
         image = raw.astype(np.float32)
     found, what = find_padding(image)

@@ -95,6 +95,11 @@ class Volume:
         self.inverted = inverted
         self.magnitude = magnitude
         self.remarks: list[str] = []
+        if inverted and magnitude:
+            self.remarks.append(
+                "its low values are meant to be bright (MONOCHROME1); for Rician noise they are "
+                "taken for low magnitudes, and pictures of it are negatives"
+            )
         self.world: World | None = None
         self.slices = [Slice(self, i) for i in range(count)]
         along = np.arange(count) * spacing if isinstance(spacing, float) else np.array(spacing)

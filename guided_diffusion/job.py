@@ -153,7 +153,7 @@ def read_job(options: Options) -> Job:
         )
     data = as_dict(task.data)
     items = list_items(data, magnitude=noise_of(measurement).is_magnitude, exact=True)
-    check_kspace(items, measurement)
+    items = fitting(items, measurement)
     mask = open_masks(task.data.mask, data, items)
     limit_volumes(items, task.data.mask, mask)
     asked = task.data.volume_mode == "volume"
@@ -170,29 +170,45 @@ def read_job(options: Options) -> Job:
     return Job(options, model, schedule, task, params, items, mask, sigma_map)
 
 
-def check_kspace(items: Sequence[Any], measurement: Measurement) -> None:
-    """Raise UserError where k-space meets another operator, or a scan is no k-space."""
-    mri = operator_class(measurement.operator.name).of_kspace
+def fitting(items: Sequence[Any], measurement: Measurement) -> list[Any]:
+    """The items; where k-space meets another operator, or a scan is no k-space, a `Broken` one.
+
+    Raises:
+        UserError: that is so of all.
+    """
+    found: list[Any] = []
     for item in items:
-        raw = isinstance(item, KSpaceSlice)
-        if raw and not mri:
+        try:
+            _check_kspace(item, measurement)
+        except UserError as error:
+            if all(isinstance(i, Broken) for i in found) and item is items[-1]:
+                raise
+            item = Broken(item.name, item.label, error)
+        found.append(item)
+    return found
+
+
+def _check_kspace(item: Any, measurement: Measurement) -> None:
+    mri = operator_class(measurement.operator.name).of_kspace
+    raw = isinstance(item, KSpaceSlice)
+    if raw and not mri:
+        raise UserError(
+            f"{item.label}: holds k-space, which measurement.operator.name: mri restores, "
+            f"found {measurement.operator.name}"
+        )
+    if raw and measurement.noise.name != "gaussian":
+        raise UserError(
+            f"{item.label}: the noise of k-space is gaussian, found measurement.noise.name: "
+            f"{measurement.noise.name}"
+        )
+    if mri and not raw and not isinstance(item, Broken):
+        if not measurement.simulated:
+            raise UserError(f"{item.label}: an image, and operator mri restores k-space")
+        if measurement.noise.sigma == "auto":
             raise UserError(
-                f"{item.label}: holds k-space, which measurement.operator.name: mri restores, "
-                f"found {measurement.operator.name}"
+                f"{item.label}: measurement.noise.sigma: auto measures the noise of k-space; "
+                "of an image it is simulated and needs a number"
             )
-        if raw and measurement.noise.name != "gaussian":
-            raise UserError(
-                f"{item.label}: the noise of k-space is gaussian, found measurement.noise.name: "
-                f"{measurement.noise.name}"
-            )
-        if mri and not raw and not isinstance(item, Broken):
-            if not measurement.simulated:
-                raise UserError(f"{item.label}: an image, and operator mri restores k-space")
-            if measurement.noise.sigma == "auto":
-                raise UserError(
-                    f"{item.label}: measurement.noise.sigma: auto measures the noise of k-space; "
-                    "of an image it is simulated and needs a number"
-                )
 
 
 def results_folder(job: Job) -> str:

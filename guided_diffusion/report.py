@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.kspace import KSpaceSlice
+from data.kspace import KSpaceSlice, KSpaceVolume
 from data.volumes import Slice, Volume, Whole, reason
 from guided_diffusion.cautions import cautions_of
 from guided_diffusion.evidence import SHOWN, Evidence, combined, limit, rings
@@ -230,10 +230,13 @@ def _settings(results, job):
 
 
 def _grid(volume):
-    side = volume.plane.pixel
+    side, apart = volume.plane.pixel, np.diff(volume.positions)
+    if isinstance(volume, KSpaceVolume):  # whose header is read with its samples
+        *sides, between = volume.raw().spacing
+        side, apart = min(sides), [between]
     shape = f"{len(volume.slices)} slices, pixels of {side:.4g} mm"
     if len(volume.slices) > 1:
-        shape += f", {float(np.median(np.diff(volume.positions))):.4g} mm apart"
+        shape += f", {float(np.median(apart)):.4g} mm apart"
     return shape if volume.plane.square else f"{shape} (the shorter side)"
 
 

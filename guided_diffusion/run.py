@@ -36,6 +36,7 @@ from guided_diffusion.volume_items import (
     head_of,
     interpolated_of,
     measurement_of,
+    note_of_lengths,
     note_of_planes,
     note_of_ranks,
     place_of,
@@ -46,6 +47,10 @@ from util.image_files import Recorder
 from util.random import ImageRandom, image_generator
 from util.results import Results, open_results
 
+SIMULATED = (
+    "the input is taken for the truth: it is degraded first, and restored from that; --measured "
+    "restores it as it is"
+)
 UNSURE = (
     "samples of spectral lie closer together than those of the posterior; for an honest "
     "spread take configs/diffusion_config_samples.yaml"
@@ -106,6 +111,9 @@ class Run:
         self.tell_notes()
         self._check_writing()
         self.tell(note_of_ranks(self.job.items, self.ranks.size))
+        measurement = self.job.task.measurement
+        if measurement and measurement.simulated and (options.input or options.output):
+            self.tell(SIMULATED)
         if self.job.task.measurement is not None:
             method = METHODS[self.job.method]
             if options.num_samples > 1:
@@ -204,6 +212,7 @@ class Run:
 
         whole, measurement = self._as_volume(items[0]), self._measurement(items[0])
         self.tell(note_of_planes(items[0], self.job.task.data, whole))
+        self.tell(note_of_lengths(items[0], self.job.task.measurement))
 
         def watch(left: int, steps: int, x: torch.Tensor) -> None:
             nonlocal recorder, last, done

@@ -26,6 +26,8 @@ from guided_diffusion.volumes import AsVolume, is_isotropic
 from util.errors import UserError
 from util.random import Place
 
+ALIKE = 0.05  # share of a length, by which a task and a header may differ without a word
+
 
 def with_defaults(task: TaskConfig, items: Sequence[Any], channels: int) -> TaskConfig:
     """The task with what it leaves open of volumes, where there are any, for the record.
@@ -167,6 +169,20 @@ def note_of_planes(item: Any, data: DataConfig | None, way: AsVolume | None) -> 
         f"{item.label}: its planes are not taken in turn, as that needs nearly cubic voxels and "
         f"{LEAST_SIDE} slices; the result is coarser across slices"
     )
+
+
+def note_of_lengths(item: Any, measurement: Measurement | None) -> str | None:
+    """What a user is told whose task gives a measured volume other lengths than its header."""
+    if measurement is None or measurement.simulated or not isinstance(item, Whole):
+        return None
+    grid, found = grid_of(item.volume), []
+    for key, header in (("spacing", grid.spacing), ("thickness", grid.thickness or grid.spacing)):
+        given = measurement.operator.params.get(key)
+        if isinstance(given, float | int) and abs(given - header) > ALIKE * header:
+            found.append(f"{key} {given:g} mm, and the header {header:.4g} mm")
+    if not operator_class(measurement.operator.name).of_volumes or not found:
+        return None
+    return f"{item.label}: the task says {'; '.join(found)}; left out, the header's is taken"
 
 
 def note_of_ranks(items: Sequence[Any], processes: int) -> str | None:

@@ -82,6 +82,12 @@ class TestRuns:
         inside = u[1] > 0
         assert np.abs((shown + 1) / 2 - u[1] / white)[inside].mean() < 0.01
 
+    def test_the_report_has_the_headers_voxels(self, prior):
+        write_fastmri("scan.h5", oversampled(head(slices=2)[0], 96), HEADER)
+        assert main.main([*prior, *task("scan.h5"), FAST]) == 0
+        with open(f"{self.folder}/report.html", encoding="utf-8") as file:
+            assert "2 slices, pixels of 4 mm, 5 mm apart" in file.read()
+
     def test_measured_coils_are_known_again_and_changed_ones_are_not(self, prior, capsys):
         """What is shown of them is combined by maps; what is read, by the sum of squares."""
         k, _ = head(slices=2)

@@ -32,6 +32,7 @@ def test_magnitude_0_is_black(tmp_path, form):
         assert (item.read()[0][voxels[..., k] == 0] == BLACK).all()
     volume = items[0].volume
     np.testing.assert_allclose(volume.to_units(np.array([-1.0, 1])), [0, white], atol=1e-3)
+    assert ("pictures of it are negatives" in (items[0].note or "")) is (form == "MONOCHROME1")
 
 
 def test_a_little_below_0_by_interpolation_is_black(tmp_path):

@@ -173,3 +173,37 @@ def test_samples_that_would_all_be_the_same_are_refused(tiny_run, capsys):
     assert not os.path.exists("out")
     assert tiny_run(*command, "--method", "spectral_sample") == 0
     assert np.load("out/tiny/denoise/gaussian/0.1/std/a1.npy").mean() > 0.001
+
+
+def test_an_input_that_is_taken_for_the_truth_is_said_to_be(tiny_run, capsys):
+    said = "the input is taken for the truth"
+    assert tiny_run("--save_dir", "out", "--input", "images/a1.png") == 0
+    assert said in capsys.readouterr().err
+    assert tiny_run("--save_dir", "other", "--input", "images/a1.png", "--measured") == 0
+    assert tiny_run("--save_dir", "third", "--limit", "1") == 0
+    assert said not in capsys.readouterr().err
+
+
+def test_another_input_into_the_same_results_is_named(tiny_run, capsys):
+    assert tiny_run("--save_dir", "out", "--input", "images/a1.png") == 0
+    assert tiny_run("--save_dir", "out", "--input", "images/a2.png") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds a run with another task_config.data.root; choose another --save_dir" in error
+
+
+def test_a_scanners_12_bits_in_16_are_said_to_be_dark(tiny_run, capsys):
+    pixels = np.uint16(iio.imread("images/a1.png")) * 16
+    for name, scale in (("dark", 1), ("full", 16)):
+        iio.imwrite(f"{name}.png", pixels * np.uint16(scale))
+        assert tiny_run("--save_dir", name, "--measured", "--input", f"{name}.png") == 0
+        said = f"its values end at {pixels.max()} of 65535, so it is dark"
+        assert (said in capsys.readouterr().err) is (name == "dark")
+
+
+def test_k_space_among_pictures_takes_none_with_it(tiny_run, capsys):
+    np.save("images/k.npy", np.ones((2, 32, 32), np.complex64))
+    assert tiny_run("--save_dir", "out") == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert error[0].startswith("error: k.npy: holds k-space, which measurement.operator.name: mri")
+    for name in ("a1", "a2", "a10"):
+        assert os.path.exists(f"out/tiny/super_resolution/x4/0.05/recon/{name}.png")

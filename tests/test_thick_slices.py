@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from data.volumes import Volume, Whole
+from guided_diffusion.config import Measurement, NoiseConfig, OperatorConfig
 from guided_diffusion.operators import get_operator
 from guided_diffusion.operators.base import Grid
 from guided_diffusion.operators.thick_slices import ThickSlices, restored_count, slice_count
+from guided_diffusion.volume_items import note_of_lengths
 from tests.volume_files import (
     OBLIQUE,
     ball,
+    head,
     items_of,
     series_values,
     thick_task,
@@ -241,3 +244,20 @@ def test_a_series_with_a_missing_slice_is_named_with_where(tiny_run, capsys):
     assert tiny_run("--save_dir", "out") == 2
     error = capsys.readouterr().err
     assert "between slices 3 and 4 of 5, 6 mm" in error and "a slice is missing" in error
+
+
+def test_lengths_that_contradict_the_header_are_said(tmp_path):
+    write_nifti(tmp_path / "a.nii", head((24, 24, 6)), np.diag([1, 1, 6, 1.0]))
+    volume = items_of({"root": str(tmp_path / "a.nii"), "axis": 2})[0].volume
+    noise = NoiseConfig("gaussian", 0.02)
+
+    def note(simulated=False, **lengths):
+        operator = OperatorConfig("thick_slices", lengths)
+        return note_of_lengths(Whole(volume, 1.0), Measurement(operator, noise, simulated))
+
+    assert note() is None and note(thickness=6) is None
+    assert note(thickness=5, simulated=True) is None
+    assert note(thickness=5) == (
+        "a.nii: the task says thickness 5 mm, and the header 6 mm; left out, the header's is taken"
+    )
+    assert "spacing 4 mm, and the header 6 mm; thickness 5" in note(spacing=4, thickness=5)

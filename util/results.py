@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ FOLDERS = (
 )
 FILES = ("metrics.csv", "fastmri.csv", "summary.json", "comparison.png", "report.html")
 OURS = ("summary.json", "metrics.csv")  # of these at least one is in every folder of results
+NAMED = 3  # settings that differ
 COMPARED = 4  # images in comparison.png
 COLUMNS = ("input", "cubic", "recon", "truth")  # of it
 SOURCE = "source"  # column: the name of a file whose results could not carry it
@@ -143,6 +144,16 @@ def open_results(
     return results
 
 
+def _differing(earlier: Any, now: Any, at: str = "") -> Iterator[str]:
+    """The dotted keys under which two sets of settings differ."""
+    if not (isinstance(earlier, dict) and isinstance(now, dict)):
+        if earlier != now:
+            yield at
+        return
+    for key in {**now, **earlier}:
+        yield from _differing(earlier.get(key), now.get(key), f"{at}.{key}" if at else key)
+
+
 @dataclass
 class Results:
     """One run's files, see `open_results`; `rows` holds the metrics of each image by name."""
@@ -190,8 +201,9 @@ class Results:
             if earlier is None:
                 found = "files that no run of this program left there"
             else:
-                keys = [k for k in self.settings if earlier.get(k) != self.settings[k]]
-                found = f"a run with another {' and '.join(keys) or 'set of settings'}"
+                keys = list(_differing(earlier, self.settings))
+                more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+                found = f"a run with another {' and '.join(keys[:NAMED])}{more}"
             raise UserError(
                 f"--save_dir: {self.folder} holds {found}; choose another --save_dir, "
                 "or --overwrite to replace it"
