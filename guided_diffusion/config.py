@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from guided_diffusion.unet import check_counts
 from util.config import (
     as_dict,
     build,
+    changed,
     check_type,
     internal,
     locate,
@@ -214,6 +216,7 @@ def read_task_config(
     root: str | None = None,
     sigma: float | str | None = None,
     schedules_method: str | None = None,
+    changes: Sequence[str] = (),
 ) -> TaskConfig:
     """A task file; where the method is "vanilla" it needs `conditioning` alone.
 
@@ -225,13 +228,16 @@ def read_task_config(
         sigma: replaces measurement.noise.sigma.
         schedules_method: stands for `method` where there is none, see `Schedule`; it does not
             replace vanilla, which is no method.
+        changes: "KEY=VALUE", each replaces a key of the file, dotted.
 
     Raises:
         UserError: see `build`; a method that there is none of, even if it is replaced; or a noise
             level that cannot be had.
     """
     path = locate(path)
-    config = read_yaml(path)
+    if any(change.partition("=")[0] == "diffusion_config" for change in changes):
+        raise UserError("--set diffusion_config: expected --diffusion_config, a flag of its own")
+    config = changed(read_yaml(path), changes)
     conditioning = config.get("conditioning")
     named = None
     if isinstance(conditioning, dict) and "method" in conditioning:

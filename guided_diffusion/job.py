@@ -121,6 +121,7 @@ def read_job(options: Options) -> Job:
         options.input,
         options.sigma,
         schedule.method,
+        options.set,
     )
     conditioning, measurement = task.conditioning, task.measurement
     params = check_restoration(

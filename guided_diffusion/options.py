@@ -27,6 +27,7 @@ class Options:
     sigma: float | str | None
     method: str | None
     measured: bool
+    set: list[str]
     save_dir: str
     seed: int
     gpu: int
@@ -108,6 +109,14 @@ def parse_args(argv: list[str] | None = None) -> Options:
         "--measured",
         action="store_true",
         help="the images are measurements, to be restored as they are (data.measured: true)",
+    )
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace keys of the task file: data.mask=auto measurement.noise.name=gaussian",
     )
     add(
         "--save_dir",

@@ -207,3 +207,33 @@ def test_k_space_among_pictures_takes_none_with_it(tiny_run, capsys):
     assert error[0].startswith("error: k.npy: holds k-space, which measurement.operator.name: mri")
     for name in ("a1", "a2", "a10"):
         assert os.path.exists(f"out/tiny/super_resolution/x4/0.05/recon/{name}.png")
+
+
+def test_keys_of_the_task_are_set_on_the_command_line(tiny_run):
+    changes = ("--set", "measurement.operator.scale_factor=2", "measurement.noise.sigma=1e-1")
+    assert tiny_run("--save_dir", "out", "--limit", "1", *changes) == 0
+    with open("task.yaml", encoding="utf-8") as file:
+        config = yaml.safe_load(file)
+    config["measurement"]["operator"]["scale_factor"] = 2
+    config["measurement"]["noise"]["sigma"] = 0.1
+    write_yaml("task.yaml", config)
+    assert tiny_run("--save_dir", "other", "--limit", "1") == 0
+    recon = "tiny/super_resolution/x2/0.1/recon/a1.png"
+    with open(f"out/{recon}", "rb") as one, open(f"other/{recon}", "rb") as two:
+        assert one.read() == two.read()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("data.rot=x", "unknown key 'rot'"),
+        ("data.root", "--set: expected KEY=VALUE, found 'data.root'"),
+        ("data..root=x", "--set: expected KEY=VALUE"),
+        ("measurement.noise.sigma=[", "--set measurement.noise.sigma: '[' is not valid YAML"),
+        ("diffusion_config=x", "--set diffusion_config: expected --diffusion_config"),
+    ],
+)
+def test_keys_that_cannot_be_set(tiny_run, capsys, change, says):
+    assert tiny_run("--save_dir", "out", "--set", change) == 2
+    assert says in capsys.readouterr().err
+    assert not os.path.exists("out")

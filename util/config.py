@@ -252,6 +252,23 @@ def parse_numbers(value: str | float | Sequence[float], where: str) -> tuple[flo
     return numbers
 
 
+def changed(config: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """A YAML mapping with keys replaced, as ``--set KEY=VALUE`` on the command line asks.
+
+    Args:
+        changes: "KEY=VALUE", keys dotted, values as YAML has them.
+
+    Raises:
+        UserError: one is no such text, or its value no YAML.
+    """
+    for change in changes:
+        key, found, value = change.partition("=")
+        if not (found and all(key.split("."))):
+            raise UserError(f"--set: expected KEY=VALUE, found {change!r}")
+        config = replaced(config, key, parse_yaml_value(value, f"--set {key}"))
+    return dict(config)
+
+
 def replaced(config: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     """A YAML mapping with one key, "measurement.noise.sigma" for instance, set to another value."""
     first, _, others = dotted.partition(".")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from guided_diffusion.losses import LossWeighting, TimestepSampling
 from guided_diffusion.training.optimiser import OptimiserName, RateSchedule
-from util.config import build, describe, locate, parse_yaml_value, read_yaml
+from util.config import build, changed, describe, locate, read_yaml
 from util.errors import UserError
 
 POSITIVE = (
@@ -85,13 +85,7 @@ def read_train_config(path: str, changes: Sequence[str] = ()) -> TrainConfig:
         UserError: see `build`; or a value out of its range.
     """
     path = locate(path)
-    keys = read_yaml(path)
-    for change in changes:
-        key, found, value = change.partition("=")
-        if not found:
-            raise UserError(f"--set: expected KEY=VALUE, found {change!r}")
-        keys[key] = parse_yaml_value(value, f"--set {key}")
-    config = build(TrainConfig, keys, path)
+    config = build(TrainConfig, changed(read_yaml(path), changes), path)
     _check_ranges(config, path)
     return replace(
         config,
