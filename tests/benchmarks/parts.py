@@ -29,7 +29,7 @@ from tests.benchmarks.settings import (
 
 FIRST = 3  # tuning slices which all settings restore; the leaders restore the others, too
 FEW = (10, 20, 100)  # evaluations of `spectral` that a reader may choose from
-ROUNDS = 3  # of candidates, where the best so far tell which come next
+ROUNDS = 6  # of candidates, where the best so far tell which come next: from end to end of a grid
 
 
 class Choice(NamedTuple):
