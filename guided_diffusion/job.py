@@ -178,14 +178,16 @@ def fitting(items: Sequence[Any], measurement: Measurement) -> list[Any]:
         UserError: that is so of all.
     """
     found: list[Any] = []
+    refused: UserError | None = None
     for item in items:
         try:
             _check_kspace(item, measurement)
+            found.append(item)
         except UserError as error:
-            if all(isinstance(i, Broken) for i in found) and item is items[-1]:
-                raise
-            item = Broken(item.name, item.label, error)
-        found.append(item)
+            refused = refused or error
+            found.append(Broken(item.name, item.label, error))
+    if refused is not None and all(isinstance(item, Broken) for item in found):
+        raise refused
     return found
 
 
