@@ -215,13 +215,18 @@ def _check_kspace(item: Any, measurement: Measurement) -> None:
 
 
 def results_folder(job: Job) -> str:
-    """{save_dir}/{model}/{task}/{variant}/{sigma}, or {save_dir}/{model}/vanilla."""
+    """{save_dir}/{model}/{task}/{variant}/{sigma}, or {save_dir}/{model}/vanilla.
+
+    The variant of measured k-space is "measured": its mask is the scan's own.
+    """
     model = os.path.splitext(base_name(job.model.model_path))[0] or "untrained"
     measurement = job.task.measurement
     if measurement is None:
         return os.path.join(job.options.save_dir, model, "vanilla")
     operator, noise = measurement.operator, measurement.noise
     kind = variant(as_dict(operator)) or noise.name
+    if operator_class(operator.name).of_kspace and not measurement.simulated:
+        kind = "measured"
     sigma = noise.sigma if isinstance(noise.sigma, str) else f"{noise.sigma:g}"
     sigma = "map" if is_map(noise.sigma) and noise.sigma != LOCAL else sigma
     return os.path.join(job.options.save_dir, model, operator.name, kind, sigma)

@@ -21,12 +21,13 @@ from guided_diffusion.intervals import load_factor
 from guided_diffusion.job import Job
 from guided_diffusion.methods import METHODS
 from guided_diffusion.prior import Prior
+from util.columns import FIGURES
 from util.files import replacing_text
 from util.image_files import LABELS, read_png, to_uint8
 from util.metrics import METRICS, half_width
 from util.page import curve, details, escape, figure, flat, heat, page, picture, section, signed
 from util.page import table as table_of
-from util.results import FIGURES, Results, versions
+from util.results import Results, versions
 
 NAME = "report.html"
 DRAWN = 4  # images or volumes that are shown

@@ -59,6 +59,7 @@ FAST = "configs/diffusion_config_fast.yaml"
 
 class TestRuns:
     folder = "out/untrained/mri/equispaced_fraction_R3/auto"
+    measured = "out/untrained/mri/measured/auto"
 
     def test_complete_files_are_undersampled_and_compared(self, prior):
         k, u = head(slices=2)
@@ -127,20 +128,20 @@ class TestRuns:
         write_fastmri("scan.h5", k * lines(), mask=lines())
         assert main.main([*prior, "--measured", *task("scan.h5"), FAST]) == 0
         assert "20 of 40 lines of k-space are measured: acceleration 2" in capfd.readouterr().err
-        assert np.array_equal(np.load(f"{self.folder}/mask/scan_z000.npy"), lines())
+        assert np.array_equal(np.load(f"{self.measured}/mask/scan_z000.npy"), lines())
 
     def test_the_noise_that_was_measured_is_told(self, prior, capfd):
         """Of each of k-space's two parts, in units of the [-1, 1] image; white is 2 above black."""
         k, _ = head(sigma=0.04)
         write_fastmri("scan.h5", k * lines(), mask=lines())
         assert main.main([*prior, *task("scan.h5"), FAST, "--measured"]) == 0
-        with open(f"{self.folder}/metrics.csv") as file:
+        with open(f"{self.measured}/metrics.csv") as file:
             (row,) = csv.DictReader(file)
         zero_filled = np.sqrt((np.abs(ifft(k * lines())) ** 2).sum(1))
         expected = 0.04 * 2 / np.percentile(zero_filled, 99.9)
         assert float(row["sigma"]) == pytest.approx(expected, rel=0.15)
         assert f"sigma {float(row['sigma']):.3g}" in capfd.readouterr().out
-        with open(f"{self.folder}/report.html", encoding="utf-8") as file:
+        with open(f"{self.measured}/report.html", encoding="utf-8") as file:
             assert "never saw so little noise" not in file.read()
 
     def test_points_are_restored_as_they_were_measured(self, prior, capfd):
@@ -149,9 +150,8 @@ class TestRuns:
         assert main.main([*prior, "--measured", *task("scan.npy"), FAST]) == 0
         said = f"{points().sum()} of 1920 points of k-space are measured: acceleration 1.5"
         assert said in capfd.readouterr().err
-        folder = "out/untrained/mri/equispaced_fraction_R3/auto"
-        assert np.array_equal(np.load(f"{folder}/mask/scan_z000.npy"), points())
-        picture = read_png(f"{folder}/mask/scan_z000.png")[0]
+        assert np.array_equal(np.load(f"{self.measured}/mask/scan_z000.npy"), points())
+        picture = read_png(f"{self.measured}/mask/scan_z000.png")[0]
         assert np.array_equal(picture > 0, points())
 
     @pytest.mark.parametrize("coils", [1, 4])

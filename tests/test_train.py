@@ -1,6 +1,5 @@
 """Training: exact resumption, several sources, several processes."""
 
-import csv
 import math
 import os
 import subprocess
@@ -20,43 +19,17 @@ from guided_diffusion.train import main
 from guided_diffusion.training.optimiser import Optimiser, learning_rate_factor
 from guided_diffusion.training.trainer import Trainer
 from guided_diffusion.unet import create_model
-from tests.conftest import LINEAR, REPOSITORY, TINY, rnd, write_training_images, write_yaml
+from tests.conftest import LINEAR, REPOSITORY, TINY, rnd, write_yaml
+from tests.trainings import prepare, rows, train, weights
 from util.errors import UserError
-
-CONFIG = {
-    "model_config": "model.yaml",
-    "diffusion_config": "diffusion.yaml",
-    "crop_size": 16,
-    "batch_size": 4,
-    "augment": 0.5,
-    "max_steps": 6,
-    "learning_rate": 1e-3,
-    "warmup_steps": 2,
-    "log_steps": 1,
-    "val_images": 2,
-    "val_timesteps": [100, 500],
-}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder to train in: seven images, configs; cwd is there."""
+    """A folder to train in; cwd is there."""
     monkeypatch.chdir(tmp_path)
-    write_training_images()
-    write_yaml("model.yaml", {**TINY, "model_path": "unused.pt"})
-    write_yaml("diffusion.yaml", LINEAR)
-    write_yaml("train.yaml", CONFIG)
+    prepare()
     return tmp_path
-
-
-def train(out, *arguments):
-    command = ["--config", "train.yaml", "--data_dir", "train", "--val_dir", "train"]
-    return main([*command, "--out", out, *arguments])
-
-
-def rows(path):
-    with open(path, encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -71,10 +44,6 @@ def sources(folder):
 
 def train_sources(out, *arguments):
     return main(["--config", "train.yaml", "--out", out, *arguments])
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["model"]
 
 
 def test_training_writes_weights_and_logs(folder):
@@ -383,60 +352,6 @@ def test_a_budget_that_is_none(folder, capsys, minutes):
     with pytest.raises(SystemExit, match="2"):
         train("out", "--max_minutes", minutes)
     assert capsys.readouterr().err.startswith("error: argument --max_minutes: ")
-
-
-def test_another_recipe_does_not_overwrite_a_run(folder, capsys):
-    assert train("out", "--set", "max_steps=1") == 0
-    assert train("out", "--set", "max_steps=1", "crop_size=8") == 2
-    assert "another crop_size" in capsys.readouterr().err
-
-
-def test_the_state_of_an_earlier_version(folder, capsys):
-    os.mkdir("out")
-    torch.save({"model": {}, "ema": {}, "step": 3, "config": {"seed": 0}}, "out/state.pt")
-    assert train("out") == 2
-    assert "no state that this version writes" in capsys.readouterr().err
-
-
-def test_the_state_of_another_program(folder, capsys):
-    os.mkdir("out")
-    torch.save({"averages": {}, "model": {}}, "out/state.pt")
-    assert train("out") == 2
-    assert "no state that this version writes" in capsys.readouterr().err
-
-
-def test_a_run_is_not_gone_on_with_by_another_network(folder, capsys):
-    assert train("out", "--set", "max_steps=1") == 0
-    kept = Path("out/state.pt").read_bytes()
-    write_yaml("model.yaml", {**TINY, "num_channels": 64, "model_path": ""})
-    assert train("out", "--set", "max_steps=2") == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: --out out: holds a run of another network")
-    assert Path("out/state.pt").read_bytes() == kept
-
-
-def test_what_is_changed_on_the_way_is_said(folder, capsys):
-    """Not what the weights know nothing of."""
-    assert train("out", "--set", "max_steps=1") == 0
-    capsys.readouterr()
-    assert train("out", "--set", "max_steps=2", "num_workers=0", "log_steps=1") == 0
-    assert "note:" not in capsys.readouterr().err
-    os.remove("train/6.png")
-    changes = ("max_steps=3", "learning_rate=1e-5", "timestep_sampling=lognormal")
-    assert train("out", "--set", *changes) == 0
-    said = "note: --out out: goes on with another learning_rate, timestep_sampling and data_dir"
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device", "x")])
-def test_training_that_is_stopped_from_outside_is_one_sentence(folder, capsys, monkeypatch, error):
-    def stop(*arguments):
-        raise error
-
-    monkeypatch.setattr("guided_diffusion.training.trainer.save_state", stop)
-    assert train("out", "--set", "max_steps=1") == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("error: ") and said.endswith("the state of the last save is kept")
 
 
 def test_a_seed_beyond_the_generators(folder, capsys):

@@ -6,7 +6,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 import yaml
@@ -276,3 +276,13 @@ def replaced(config: Mapping[str, Any], dotted: str, value: Any) -> dict[str, An
         inner = config.get(first)
         value = replaced(inner if isinstance(inner, dict) else {}, others, value)
     return {**config, first: value}
+
+
+def differing(earlier: Any, now: Any, at: str = "") -> Iterator[str]:
+    """The dotted keys under which two configs differ."""
+    if not (isinstance(earlier, dict) and isinstance(now, dict)):
+        if earlier != now:
+            yield at
+        return
+    for key in {**now, **earlier}:
+        yield from differing(earlier.get(key), now.get(key), f"{at}.{key}" if at else key)

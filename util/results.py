@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from util.columns import DIGEST, FIGURES, SOURCE, columns
+from util.config import differing
 from util.errors import UserError
 from util.files import replacing_text
 from util.image_files import (
@@ -28,7 +30,7 @@ from util.image_files import (
 from util.journal import Journal, Row, read_table, set_aside, write_rows
 from util.lock import NAME as LOCK
 from util.lock import Lock, Locked
-from util.metrics import METRICS, Column, image_metrics, interval
+from util.metrics import METRICS, image_metrics, interval
 
 FOLDERS = (
     *("input", "cubic", "recon", "truth", "samples", "std", "slices", "volumes", "unfinished"),
@@ -40,13 +42,6 @@ OURS = ("summary.json", "metrics.csv")  # of these at least one is in every fold
 NAMED = 3  # settings that differ
 COMPARED = 4  # images in comparison.png
 COLUMNS = ("input", "cubic", "recon", "truth")  # of it
-SOURCE = "source"  # column: the name of a file whose results could not carry it
-DIGEST = "digest"  # column: `Item.digest`
-FIGURES = {  # what is known of an image without its truth
-    "residual": Column("residual / noise", ".3g"),
-    "sigma": Column("estimated sigma", ".3g"),
-    "seconds": Column("seconds", ".1f"),
-}
 
 
 class Item(Protocol):
@@ -68,15 +63,6 @@ class Item(Protocol):
     def to_floats(self, x: NDArray) -> NDArray: ...
 
     def picture(self, x: NDArray) -> NDArray: ...
-
-
-def columns() -> dict[str, Column]:
-    """The columns of metrics.csv, in their order; those that are not here come after them."""
-    of_one = {
-        f"sample_{name}": Column(f"{metric.label} of one sample", metric.format, metric.unit)
-        for name, metric in METRICS.items()
-    }
-    return {**METRICS, **of_one, **FIGURES, SOURCE: Column("source"), DIGEST: Column("digest")}
 
 
 def versions() -> dict[str, str]:
@@ -144,16 +130,6 @@ def open_results(
     return results
 
 
-def _differing(earlier: Any, now: Any, at: str = "") -> Iterator[str]:
-    """The dotted keys under which two sets of settings differ."""
-    if not (isinstance(earlier, dict) and isinstance(now, dict)):
-        if earlier != now:
-            yield at
-        return
-    for key in {**now, **earlier}:
-        yield from _differing(earlier.get(key), now.get(key), f"{at}.{key}" if at else key)
-
-
 @dataclass
 class Results:
     """One run's files, see `open_results`; `rows` holds the metrics of each image by name."""
@@ -201,7 +177,7 @@ class Results:
             if earlier is None:
                 found = "files that no run of this program left there"
             else:
-                keys = list(_differing(earlier, self.settings))
+                keys = list(differing(earlier, self.settings))
                 more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
                 found = f"a run with another {' and '.join(keys[:NAMED])}{more}"
             raise UserError(
