@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from guided_diffusion.config import read_schedule
+from guided_diffusion.config import Schedule, read_schedule
 from guided_diffusion.gaussian_diffusion import create_sampler
 from guided_diffusion.prior import Prior
 from util.errors import UserError
@@ -20,17 +20,18 @@ class Denoiser:
     σ, of which the share σ/s_t is taken: with no noise an image stays as it is.
     """
 
-    def __init__(self, prior: Prior, diffusion_config: str = SCHEDULE) -> None:
+    def __init__(self, prior: Prior, diffusion_config: str | Schedule = SCHEDULE) -> None:
         """Args:
-        diffusion_config: the diffusion file of the prior's training; all its steps are taken.
+        diffusion_config: the diffusion file of the prior's training, or what it holds; all its
+            steps are taken.
 
         Raises:
             UserError: the file cannot be read.
         """
-        schedule = replace(
-            read_schedule(diffusion_config), timestep_respacing="", start="", clip_denoised=False
-        )
-        self.network = prior.network
+        if isinstance(diffusion_config, str):
+            diffusion_config = read_schedule(diffusion_config)
+        schedule = replace(diffusion_config, timestep_respacing="", start="", clip_denoised=False)
+        self.network, self.device = prior.network, prior.device
         self.diffusion = create_sampler(**schedule.sampler_arguments())
         levels = torch.from_numpy(self.diffusion.alphas_cumprod)
         self.levels = torch.sqrt((1 - levels) / levels)

@@ -25,8 +25,9 @@ from data.kspace import KSpaceSlice
 from data.masks import head_mask
 from data.volumes import SAMPLED, Whole
 from guided_diffusion.batches import Restored
-from guided_diffusion.config import Measurement
-from guided_diffusion.measuring import noise_of
+from guided_diffusion.config import Measurement, Schedule
+from guided_diffusion.measuring import noise_of, sigma_of
+from guided_diffusion.prior import Prior
 from guided_diffusion.statistics import BANDS, NATURAL_IMAGES, PriorStatistics, bands_of
 from util.errors import UserError
 from util.files import replacing_text
@@ -39,6 +40,7 @@ FINEST = 96  # half cycles in 256 pixels: beyond it, power is a matter of resolu
 # Autocorrelation that is called structure: this much, and so many standard errors of white noise.
 # With the right σ it stayed below 0.01 on the shipped slices, but for ×4: 0.05, of 1900 pixels.
 STRUCTURE, ERRORS = 0.03, 3.0
+DOUBTED = 1.2  # times the σ given: an estimate that the prior is asked to confirm
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def keep(
     i: int,
     restored: Restored,
     measurement: Measurement,
-    statistics: PriorStatistics,
+    prior: Prior,
+    schedule: Schedule,
     ignored: NDArray[np.bool_] | None,
 ) -> None:
     """Write the files of an item, the i-th of those that were restored; see above.
@@ -96,10 +99,10 @@ def keep(
     Args:
         ignored: (H, W) or (C, H, W), True where the file has no data, or is not to be judged.
     """
-    known = None if statistics is NATURAL_IMAGES else statistics
+    known = None if prior.statistics is NATURAL_IMAGES else prior.statistics
     residual = restored.residuals[i]
     found = measure(restored.mean[i], residual, ignored, known, isinstance(item, Whole))
-    sigma = _noise_of(item, restored.measurements[i], ignored, measurement)
+    sigma = _noise_of(item, restored.measurements[i], ignored, measurement, prior, schedule)
     if residual is not None:
         shown = np.clip(residual / SHOWN, -1, 1).astype(np.float32)
         write_png(results.path("residual", f"{item.name}.png"), item.picture(shown))
@@ -107,20 +110,24 @@ def keep(
     found.save(results.path("report", f"{item.name}.json"))
 
 
-def _noise_of(item, y, ignored, measurement):
+def _noise_of(item, y, ignored, measurement, prior, schedule):
     """See `Evidence.sigma`."""
     noise = measurement.noise.sigma
     if measurement.simulated or y is None or not isinstance(noise, float | int):
         return None
     if isinstance(item, KSpaceSlice) or not noise_of(measurement).can_be_estimated:
         return None
-    few = slice(None, None, -(-len(y) // SAMPLED) if isinstance(item, Whole) else None)
+    whole = isinstance(item, Whole)
+    y = y[:: -(-len(y) // SAMPLED), None] if whole else y[None]
     if ignored is not None and ignored.ndim == 3:
-        ignored = ignored[few]
+        ignored = ignored[:: -(-len(ignored) // SAMPLED)]
     try:
-        return float(noise_of(measurement).estimate(y[few], ignored))
+        found = noise_of(measurement).estimate(y.reshape(-1, *y.shape[-2:]), ignored)
+        if found > DOUBTED * noise:
+            found = sigma_of(y, measurement, prior, schedule, ignored)
     except UserError:  # an image without noise
         return None
+    return float(found)
 
 
 def measure(

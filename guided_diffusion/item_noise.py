@@ -15,8 +15,8 @@ from data.kspace import KSpaceSlice
 from data.masks import check_grid, head_mask
 from data.slices import Slice, Whole
 from data.volumes import Volume
-from guided_diffusion.config import AUTO, LOCAL, Measurement, can_have_map
-from guided_diffusion.measuring import estimate_noise, noise_of
+from guided_diffusion.config import AUTO, LOCAL, Measurement, Schedule, can_have_map
+from guided_diffusion.measuring import estimate_noise, noise_of, sigma_of
 from guided_diffusion.noise import Noise
 from guided_diffusion.prior import Prior
 from util.errors import UserError
@@ -28,7 +28,10 @@ Map = NDArray[np.float32]
 
 
 def map_of(sigma: str, noise: Noise, options: Mapping[str, Any]) -> Callable[[Any], Map]:
-    """How to find σ of each voxel of an item, see `open_map` and `estimated_map`."""
+    """How to find σ of each voxel of an item, see `open_map` and `estimated_map`.
+
+    Of an estimated map `ItemSigmas` takes the share that the prior leaves of it.
+    """
     return estimated_map(noise) if sigma == LOCAL else open_map(sigma, options)
 
 
@@ -51,13 +54,17 @@ def estimated_map(noise: Noise) -> Callable[[Any], Map]:
     return of
 
 
-def note_of_spread(noise: Noise, volume: Volume, sigma: float) -> str | None:
-    """What a user is told where one σ, estimated, stands for noise that varies over the head."""
+def note_of_spread(noise: Noise, volume: Volume, sigma: float, share: float) -> str | None:
+    """What a user is told where one σ, estimated, stands for noise that varies over the head.
+
+    Args:
+        share: of an estimated map that is noise.
+    """
     y = volume.sample()
     apart, height, width = _voxel(volume)
     voxel = (apart * len(volume.slices) / len(y), height, width)
     head = np.stack([head_mask(image[None]) for image in y])
-    found = noise.estimate_map(y, voxel, volume.sample_padding())[head]
+    found = share * noise.estimate_map(y, voxel, volume.sample_padding())[head]
     low, high = (float(v) for v in np.quantile(found, [0.05, 0.95])) if head.any() else (1.0, 1.0)
     if high < VARIES * low:
         return None
@@ -72,15 +79,17 @@ class ItemSigmas:
     """σ of a run's measured items, where the task gives no number.
 
     Attributes:
+        schedule: of the prior's training.
         sigma_map: see `map_of`; None where σ is one number, of a picture's contrast or a volume.
         found: of items that wait for their restoration, by name.
-        of_volumes: estimated, a slice's for a slice may be empty.
+        of_volumes: see `of_volume`; a volume's, for a slice may be empty.
     """
 
     prior: Prior
+    schedule: Schedule
     sigma_map: Callable[[Any], Map] | None
     found: dict[str, torch.Tensor] = field(default_factory=dict)
-    of_volumes: dict[Volume, torch.Tensor] = field(default_factory=dict)
+    of_volumes: dict[Volume, tuple[float, float]] = field(default_factory=dict)
 
     def find(self, item: Any, image: torch.Tensor, measurement: Measurement) -> str | None:
         """Find what `take` is to give for an item; returns what a user is to be told.
@@ -92,25 +101,39 @@ class ItemSigmas:
             UserError: there is no noise to be found, or no map for this item.
         """
         if self.sigma_map is not None:
-            self.found[item.name] = torch.from_numpy(self.sigma_map(item))[None]
+            sigmas = torch.from_numpy(self.sigma_map(item))[None]
+            if measurement.noise.sigma == LOCAL:
+                sigmas = self._share(item, image, measurement) * sigmas
+            self.found[item.name] = sigmas
         elif measurement.noise.sigma != AUTO or isinstance(item, KSpaceSlice):
             return None
         elif isinstance(item, (Slice, Whole)):
-            note = self._note_of_volume(item.volume, measurement)
-            self.found[item.name] = self.of_volumes[item.volume]
-            return note
+            known = item.volume in self.of_volumes
+            sigma, share = self.of_volume(item.volume, measurement)
+            self.found[item.name] = torch.tensor([sigma])
+            if not known and can_have_map(measurement):
+                return note_of_spread(noise_of(measurement), item.volume, sigma, share)
         else:
-            sigma = estimate_noise(image, measurement, self.prior, item.padding())
-            self.found[item.name] = sigma
+            how = measurement, self.prior, self.schedule, item.padding()
+            self.found[item.name] = estimate_noise(image, *how)
         return None
 
-    def _note_of_volume(self, volume: Volume, measurement: Measurement) -> str | None:
-        if volume in self.of_volumes:
-            return None
-        noise = noise_of(measurement)
-        sigma = noise.estimate(volume.sample(), volume.sample_padding())
-        self.of_volumes[volume] = torch.tensor([sigma])
-        return note_of_spread(noise, volume, sigma) if can_have_map(measurement) else None
+    def of_volume(self, volume: Volume, measurement: Measurement) -> tuple[float, float]:
+        """σ, and the share that it is of an estimate without the prior."""
+        if volume not in self.of_volumes:
+            y, padding = volume.sample(), volume.sample_padding()
+            sigma = sigma_of(y[:, None], measurement, self.prior, self.schedule, padding)
+            share = sigma / noise_of(measurement).estimate(y, padding)
+            self.of_volumes[volume] = sigma, share
+        return self.of_volumes[volume]
+
+    def _share(self, item: Any, image: torch.Tensor, measurement: Measurement) -> float:
+        """What of an estimated map is noise, by the prior."""
+        if isinstance(item, (Slice, Whole)):
+            return self.of_volume(item.volume, measurement)[1]
+        y, padding = image.numpy(), item.padding()
+        sigma = sigma_of(y[None], measurement, self.prior, self.schedule, padding)
+        return sigma / noise_of(measurement).estimate(y, padding)
 
     def take(
         self, items: Sequence[Any], images: torch.Tensor, measurement: Measurement | None

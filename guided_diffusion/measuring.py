@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guided_diffusion.config import WITH_A_MAP, Measurement, can_have_map, is_map
+from guided_diffusion.config import WITH_A_MAP, Measurement, Schedule, can_have_map, is_map
+from guided_diffusion.denoiser import Denoiser
 from guided_diffusion.noise import Noise, get_noise
+from guided_diffusion.noise_by_prior import sigma_by_prior
 from guided_diffusion.operators import get_operator, operator_class, restored_size
 from guided_diffusion.operators.base import Grid
 from guided_diffusion.prior import Prior
@@ -86,19 +88,40 @@ def estimate_noise(
     images: torch.Tensor,
     measurement: Measurement,
     prior: Prior,
+    schedule: Schedule,
     padding: NDArray[np.bool_] | None = None,
     whole: bool = False,
 ) -> torch.Tensor:
     """σ of each channel that is restored by itself, (rows,), of measured images that `fit`.
 
     Args:
+        schedule: of the prior's training.
         padding: (H, W), of volumes (D, H, W), True where the images are no data.
 
     Raises:
         UserError: see `guided_diffusion.noise.estimate_sigma`.
     """
-    rows = images.reshape(-1, *operator_for(images, measurement, prior, whole).out_shape)
-    return torch.tensor([noise_of(measurement).estimate(row, padding) for row in rows.numpy()])
+    rows = images.reshape(-1, *operator_for(images, measurement, prior, whole).out_shape).numpy()
+    known = measurement, prior, schedule, padding
+    return torch.tensor([sigma_of(row[:, None] if whole else row[None], *known) for row in rows])
+
+
+def sigma_of(
+    y: NDArray[np.float32],
+    measurement: Measurement,
+    prior: Prior,
+    schedule: Schedule,
+    padding: NDArray[np.bool_] | None = None,
+) -> float:
+    """The one σ of measured images (N, C, H, W); the others as `estimate_noise` takes them.
+
+    The network helps where the images are of its kind, see `noise_by_prior`.
+    """
+    noise = noise_of(measurement)
+    sigma = noise.estimate(y.reshape(-1, *y.shape[-2:]), padding)
+    if y.shape[1] != prior.channels or not operator_class(measurement.operator.name).keeps_sharp:
+        return sigma
+    return sigma_by_prior(y, sigma, Denoiser(prior, schedule), noise, padding)
 
 
 def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[int, int]:

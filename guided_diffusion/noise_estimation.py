@@ -9,13 +9,7 @@ of them counts.
 """
 
 import numpy as np
-from scipy.ndimage import (
-    convolve,
-    gaussian_filter,
-    maximum_filter,
-    minimum_filter,
-    uniform_filter,
-)
+from scipy.ndimage import convolve, gaussian_filter, maximum_filter, minimum_filter
 from scipy.special import i0e, i1e, ndtr
 
 from util.errors import UserError
@@ -24,7 +18,9 @@ Moments = tuple[np.ndarray, np.ndarray]
 
 # Immerkær 1996: takes away what is locally linear, and leaves white noise its variance.
 HIGH_PASS = np.outer([1, -2, 1], [1, -2, 1])[None] / 6
+ERROR = 1.4  # relative, times √pixels: of the standard deviation of what it leaves of white noise
 LOCAL_MEAN = (1, 5, 5)
+AROUND = np.pad(np.zeros((1, 3, 3)), ((0, 0), (1, 1), (1, 1)), constant_values=1 / 16)
 GREY_LEVELS = 12  # groups of pixels of like brightness
 QUANTILE = 1 / 3  # of the groups' estimates
 LEAST_PIXELS = 10 * GREY_LEVELS
@@ -63,17 +59,19 @@ def estimate_sigma(y: np.ndarray, rician: bool = False, padding: np.ndarray | No
     Raises:
         UserError: too few pixels, a constant image, or one without noise.
     """
-    varies, noise, level = _high_passed(y, padding)
+    varies, noise, around = high_passed(y, padding)
     if varies.sum() < LEAST_PIXELS:
         raise UserError(
             f"measurement.noise.sigma: an estimate needs at least {LEAST_PIXELS} pixels whose "
             f"neighbours differ, found {varies.sum()}; give the noise as a number"
         )
-    noise, level = noise[varies], level[varies]
-    groups = np.array_split(np.argsort(level, kind="stable"), GREY_LEVELS)
+    noise, level = noise[varies], y[varies]
+    groups = np.array_split(np.argsort(around[varies], kind="stable"), GREY_LEVELS)
     measured = np.array([np.sqrt(np.mean(noise[group] ** 2)) for group in groups])
     levels = np.array([np.mean(level[group]) for group in groups])
-    sigma = float(np.quantile(_complete(measured, levels, _is_cut_off(y), rician), QUANTILE))
+    counts = np.array([len(group) for group in groups])
+    found = _complete(measured, levels, counts, _is_cut_off(y), rician)
+    sigma = float(np.quantile(found, QUANTILE))
     if sigma < LEAST_SIGMA:
         raise UserError(
             "measurement.noise.sigma: no noise is found; give it as a number, or name: clean"
@@ -127,7 +125,8 @@ def estimate_sigma_map(
         known = share * pixels >= LEAST_IN_WINDOW * whole
         divisor = np.where(known, share, 1)
         measured = np.sqrt(about(square) / divisor)
-        found.append(_complete(measured, about(level) / divisor, cut_off, rician))
+        pixels_of = np.where(known, share * pixels / whole, 1)
+        found.append(_complete(measured, about(level) / divisor, pixels_of, cut_off, rician))
         weights.append(np.where(known, share, 0))
     sigma, known = _weighted_quantile(np.stack(found), np.stack(weights))
     if not known.any():
@@ -140,30 +139,41 @@ def estimate_sigma_map(
     return (everywhere * np.exp(smooth)).astype(np.float32)
 
 
-def _high_passed(y, padding):
-    """(where y says anything of its noise, its noise, its brightness), each like y, (C, H, W)."""
+def high_passed(y, padding):
+    """(where y says anything of its noise, its noise, how bright it is about), each (C, H, W).
+
+    What is about a pixel shares none with its high pass: where noise is cut off or Rice distributed
+    a pixel that it made dark has little of it, and groups of these would make σ too low.
+    """
     y = y.astype(np.float64)
     size = (1, 3, 3)
     varies = maximum_filter(y, size) > minimum_filter(y, size)  # air may be painted black
     varies[:, [0, -1]] = varies[:, :, [0, -1]] = False
     if padding is not None:
         varies &= ~maximum_filter(np.broadcast_to(padding, y.shape), LOCAL_MEAN)
-    return varies, convolve(y, HIGH_PASS), uniform_filter(y, LOCAL_MEAN)
+    return varies, convolve(y, HIGH_PASS), convolve(y, AROUND)
 
 
 def _is_cut_off(y):
     return y.min() >= -1 and y.max() <= 1
 
 
-def _complete(measured, level, cut_off, rician):
-    """σ of noise that was measured where the mean is `level`: with what black or white cut off."""
+def _complete(measured, level, pixels, cut_off, rician):
+    """σ of noise that was measured where the mean is `level`: with what black or white cut off.
+
+    A faint signal hardly changes the ratio of Rice noise's mean and standard deviation, and what
+    so many `pixels` cannot tell from air's is taken for it, or chance would make σ too low.
+    """
     if not (rician or cut_off):
         return measured
     signal = SIGNAL[SIGNAL >= 0] if rician else SIGNAL
     mean, std = (rician_moments if rician else clipped_moments)(signal)
     above = level + 1
     clear = above if rician else np.minimum(above, 2 - above)
-    return measured / np.interp(clear / np.maximum(measured, 1e-9), mean / std, std)
+    ratio = clear / np.maximum(measured, 1e-9)
+    if rician:
+        ratio = np.where(ratio < mean[0] / std[0] * (1 + ERROR / np.sqrt(pixels)), 0, ratio)
+    return measured / np.interp(ratio, mean / std, std)
 
 
 def _in_cells(y, padding, cell):
@@ -173,16 +183,16 @@ def _in_cells(y, padding, cell):
         three arrays (GREY_LEVELS, cells along each axis).
     """
     some = _some(y)
-    varies, _, level = _high_passed(y[some], _of(padding, some))
-    edges = np.quantile(level[varies], np.linspace(0, 1, GREY_LEVELS + 1)[1:-1])
+    varies, _, around = high_passed(y[some], _of(padding, some))
+    edges = np.quantile(around[varies], np.linspace(0, 1, GREY_LEVELS + 1)[1:-1])
     depth, rows, cols = (-(-size // n) for size, n in zip(y.shape, cell, strict=True))
     sums = np.zeros((3, GREY_LEVELS, depth, rows * cols))
     place = np.arange(y.shape[1])[:, None] // cell[1] * cols + np.arange(y.shape[2]) // cell[2]
     for i in range(len(y)):  # one by one, for a volume's would fill the memory
         this = slice(i, i + 1)
-        varies, noise, level = (part[0] for part in _high_passed(y[this], _of(padding, this)))
-        where = np.digitize(level[varies], edges) * rows * cols + place[varies]
-        for total, values in zip(sums, (None, noise[varies] ** 2, level[varies]), strict=True):
+        varies, noise, around = (part[0] for part in high_passed(y[this], _of(padding, this)))
+        where = np.digitize(around[varies], edges) * rows * cols + place[varies]
+        for total, values in zip(sums, (None, noise[varies] ** 2, y[i][varies]), strict=True):
             found = np.bincount(where, values, GREY_LEVELS * rows * cols)
             total[:, i // cell[0]] += found.reshape(GREY_LEVELS, -1)
     return sums.reshape(3, GREY_LEVELS, depth, rows, cols)

@@ -101,7 +101,7 @@ def restore(
         batch = fit(batch, measurement, prior, volume is not None)
         if measurement.noise.sigma == "auto" and sigma is None:
             each = zip(batch, ignored, strict=True)
-            how = measurement, prior
+            how = measurement, prior, schedule
             sigma = torch.cat([estimate_noise(x, *how, p, volume is not None) for x, p in each])
         if sigma is not None and not measurement.simulated:
             sigma = check_sigma(sigma, batch, measurement, prior, volume is not None)

@@ -80,7 +80,7 @@ def run(options: Options, ranks: Ranks) -> int:
         ranks.open(len(job.items))
     closing = False
     try:
-        part = Run(job, prior, results, ranks, ItemSigmas(prior, job.sigma_map))
+        part = Run(job, prior, results, ranks, ItemSigmas(prior, job.schedule, job.sigma_map))
         part.restore_all()
         ranks.close()
         records = ranks.leave(found=part.found, failed=part.failed)
@@ -351,7 +351,8 @@ class Run:
             return
         try:
             ignored = self._not_counted(item)
-            keep(self.results, item, i, restored, measurement, self.prior.statistics, ignored)
+            schedule = self.job.schedule
+            keep(self.results, item, i, restored, measurement, self.prior, schedule, ignored)
         except Exception as error:  # noqa: BLE001 - whatever it is, the image itself is restored
             self.tell(f"{item.label}: the report lacks its residual ({reason(error)})")
 

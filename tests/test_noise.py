@@ -43,6 +43,17 @@ def test_sigma_is_found_also_where_the_file_cuts_it_off(sigma, kind, rician):
     assert estimate_sigma(file_of(y, kind), rician) == pytest.approx(sigma, rel=0.1)
 
 
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_noise_in_air_is_not_underestimated(cut_off):
+    """Of few pixels, of which chance makes some groups look a little brighter than air."""
+    x, found = head()[:, ::2, ::2], []
+    for seed in range(20):
+        n = 0.1 * np.random.default_rng(seed).standard_normal((2, *x.shape))
+        y = np.clip(x + n[0], -1, 1) if cut_off else np.hypot(x + 1 + n[0], n[1]) - 1
+        found.append(estimate_sigma(y, rician=not cut_off) / 0.1)
+    assert np.mean(found) == pytest.approx(1, abs=0.03)
+
+
 def test_air_that_was_painted_black_has_no_say():
     y = head() + 0.1 * np.random.default_rng(2).standard_normal((1, SIDE, SIDE))
     y[:, :60] = -1

@@ -43,6 +43,7 @@ NOT_IN_THE_REPOSITORY += ("models/seventh",)
 OF_OTHER_PROGRAMS = {"help", "depth", "nproc", "diffusion_steps", "predict_xstart", "learn_sigma"}
 BENCHMARKS = ("accelerator", "noise_ahead", "run_all", "speed", "thick_slices")
 BENCHMARKS += ("noise_maps", "volume_denoising", "volume_memory", "volume_real", "volume_samples")
+BENCHMARKS += ("noise_estimates",)
 
 
 def read(name):

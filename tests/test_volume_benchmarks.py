@@ -3,11 +3,18 @@
 import csv
 import os
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 
 from guided_diffusion.restoration import Restored
-from tests.benchmarks import noise_maps, volume_denoising, volume_real, volume_samples
+from tests.benchmarks import (
+    noise_estimates,
+    noise_maps,
+    volume_denoising,
+    volume_real,
+    volume_samples,
+)
 from tests.benchmarks.thick_slices import cut
 from tests.volume_files import head, write_nifti
 
@@ -119,6 +126,28 @@ def test_maps_of_noise_that_varies_are_compared_with_one_sigma(tiny_run, monkeyp
         assert known == 0 and estimated < 0.18 < 0.21 < one
     changed = os.stat("n.csv").st_mtime_ns
     assert noise_maps.main(arguments) == 0 and os.stat("n.csv").st_mtime_ns == changed
+
+
+def test_estimates_are_compared_with_the_noise_that_was_drawn(tiny_run):
+    os.makedirs("slices")
+    for i in range(3):
+        picture = np.pad(np.full((40, 40), 120 + 40 * i, np.uint8), 12)
+        iio.imwrite(f"slices/{i}.png", picture)
+    arguments = ["--slices", "slices", "--each", "2", "--model_config", "model.yaml"]
+    assert noise_estimates.main([*arguments, "--out", "e.csv"]) == 0
+    rows = table("e.csv")
+    assert len(rows) == 2 * 2 * 3 * 3 and {r["images"] for r in rows} == {"2"}
+    errors = {(r["air"], r["method"]): [] for r in rows}
+    for row in rows:
+        errors[row["air"], row["method"]].append(float(row["sigma_error"]))
+    for air in noise_estimates.AIRS:
+        assert errors[air, "ours, σ known"] == [0] * 6
+        assert max(errors[air, "ours, without the prior"]) < 0.2
+    x, y = noise_estimates.measured(np.ones((1, 9, 8), np.float32), 0.1, 2, "has noise", 0)
+    assert x.shape == y.shape == (1, 4, 4) and 0.03 < np.std(y - x) < 0.2
+    changed = os.stat("e.csv").st_mtime_ns
+    assert noise_estimates.main([*arguments, "--out", "e.csv"]) == 0
+    assert os.stat("e.csv").st_mtime_ns == changed
 
 
 def test_other_noise_and_another_part_are_other_rows(tiny_run):

@@ -9,10 +9,10 @@ configs/. A class states
     variant            (parameters) → the part of the results path that tells its kinds apart
     restored_size      (size, parameters) → (H, W) restored from a measurement of that (H, W)
 
-and, if they hold, `is_identity` and `of_kspace`; if it acts along a volume's slice axis,
-`of_volumes`, `on_grid`, `restored_depth`, `restored_spacing`, `interpolated`; or, if x's channels
-cannot be slices, `takes_volumes`. It gives `in_shape, out_shape, singular_values, U, Ut, V, Vt,
-frequency_variance`, and where it knows better `frequency_posterior_mean`, `widest_std` and
+and, if they hold, `is_identity`, `keeps_sharp`, `of_kspace`; if it acts along a volume's slice
+axis, `of_volumes`, `on_grid`, `restored_depth`, `restored_spacing`, `interpolated`; or, if x's
+channels cannot be slices, `takes_volumes`. It gives `in_shape, out_shape, singular_values, U, Ut,
+V, Vt, frequency_variance`, and where it knows better `frequency_posterior_mean`, `widest_std` and
 `picture`. Methods see nothing else of it. A separable operator, A = A_channel ⊗ A_rows ⊗ A_cols,
 only needs `factors_of`, see `separable.py`.
 
@@ -59,6 +59,7 @@ class Operator:
     Attributes:
         in_shape, out_shape: (C, H, W) of x and of y.
         is_identity: whether y is x but for the noise.
+        keeps_sharp: whether y is an image of x's kind, its anatomy as fine as its pixels.
         of_kspace: whether y is k-space, of which there are raw files, too.
         of_volumes: whether it acts along the slices of a volume, which are then x's channels.
         from_all_sides: whether a volume is better restored when the network sees all its planes.
@@ -71,6 +72,7 @@ class Operator:
     name: ClassVar[str] = ""
     parameters: ClassVar[Parameters] = {}
     is_identity: ClassVar[bool] = False
+    keeps_sharp: ClassVar[bool] = False
     of_kspace: ClassVar[bool] = False
     of_volumes: ClassVar[bool] = False
     from_all_sides: ClassVar[bool] = True

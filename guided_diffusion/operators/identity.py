@@ -11,6 +11,7 @@ class Denoise(SeparableOperator):
 
     name = "denoise"
     is_identity = True
+    keeps_sharp = True
 
     @classmethod
     def factors_of(cls, in_shape: Shape, **parameters: Any) -> Factors:

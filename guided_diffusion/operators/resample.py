@@ -74,6 +74,7 @@ class SuperResolution(SeparableOperator):
     """Rows and columns resampled to 1/scale_factor of their length."""
 
     name = "super_resolution"
+    keeps_sharp = True
     parameters = {
         "scale_factor": Parameter(4, "pixels of x for one of y", (int,), choices=(2, 4, 8)),
         "type": Parameter(

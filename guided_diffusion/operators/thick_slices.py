@@ -70,6 +70,7 @@ class ThickSlices(SeparableOperator):
     """
 
     name = "thick_slices"
+    keeps_sharp = True
     of_volumes = True
     parameters = {
         "thickness": Parameter(None, "mm, of a slice; the header's, or the spacing", above=0),

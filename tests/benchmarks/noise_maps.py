@@ -21,11 +21,13 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
 from data.masks import head_mask
-from guided_diffusion.noise import get_noise
+from guided_diffusion.config import read_schedule
+from guided_diffusion.measuring import noise_of, sigma_of
 from guided_diffusion.prior import SHIPPED, Prior, load_prior
+from guided_diffusion.restoration import FAST
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.thick_slices import load
-from tests.benchmarks.volume_denoising import CUBES, Seeded, Volume, ours
+from tests.benchmarks.volume_denoising import CUBES, MEASURED, Seeded, Volume, ours
 from tests.benchmarks.volume_rows import Rows
 from util.errors import ArgumentParser, status_of
 from util.flags import positive
@@ -50,12 +52,13 @@ def map_of(shape: tuple[int, ...], percent: float, kind: str) -> Volume:
     return np.broadcast_to(2 * percent / 100 * gain, shape).astype(np.float32)
 
 
-def estimates(M: Volume, sigma: Volume) -> dict[str, Volume]:
+def estimates(prior: Prior, M: Volume, sigma: Volume) -> dict[str, Volume]:
     """σ as each row of the table takes it."""
-    noise = get_noise("rician", "auto")
+    noise, one = noise_of(MEASURED), sigma_of(M[:, None], MEASURED, prior, read_schedule(FAST))
+    share = np.float32(one / noise.estimate(M))
     return {
-        "ours, one σ": np.full(M.shape, noise.estimate(M), np.float32),
-        "ours, map estimated": noise.estimate_map(M, (1.0, 1.0, 1.0)),
+        "ours, one σ": np.full(M.shape, one, np.float32),
+        "ours, map estimated": share * noise.estimate_map(M, (1.0, 1.0, 1.0)),
         "ours, map known": sigma,
     }
 
@@ -97,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
             sigma = map_of(truth.shape, percent, kind)
             unit = Seeded(percent).randn_like(torch.empty(2, *truth.shape)).numpy()
             M = np.hypot(truth + 1 + sigma * unit[0], sigma * unit[1]) - 1
-            for method, taken in estimates(M, sigma).items():
+            for method, taken in estimates(prior, M, sigma).items():
                 key = {"part": part, "noise": kind, "noise_percent": str(percent)}
                 make = partial(figures, prior, M, taken, sigma, truth, mask)
                 rows.measure(key | {"method": method}, make)

@@ -29,6 +29,7 @@ from tests.benchmarks.volume_rows import compared, listed
 QUALITY = {"psnr": 2, "ssim": 4, "haarpsi": 4}  # measures, and digits shown of them
 NOISE, THICK = ("part", "noise_percent"), ("thickness", "spacing")
 VARYING = ("part", "noise", "noise_percent")
+ESTIMATED = ("air", "pixels", "sigma", "images")
 PLANES = {"psnr": 2, "ssim": 4, "ssim_rows": 4, "ssim_columns": 4, "delta": 2}
 SAMPLED = {"psnr_sample": 2, "psnr_mean": 2, "in_50": 2, "in_90": 2, "rescale": 2, "seconds": 0}
 SAMPLED |= {"delta": 2, "delta_mean": 2, "drawn": 2}
@@ -247,6 +248,11 @@ TABLES: dict[str, Callable[..., str]] = {
     "volume_denoising": lambda: markdown(*compared("volume_denoising", NOISE, QUALITY)),
     "noise_maps": lambda: markdown(
         *compared("noise_maps", VARYING, {"sigma_error": 3, **QUALITY}, least=("sigma_error",))
+    ),
+    "noise_estimates": lambda: markdown(
+        *compared(
+            "noise_estimates", ESTIMATED, {"sigma_error": 3, **QUALITY}, least=("sigma_error",)
+        )
     ),
     "thick_slices": lambda: markdown(*compared("thick_slices", THICK, PLANES, least=("delta",))),
     "volume_samples": lambda: markdown(*listed("volume_samples", SAMPLED)),

@@ -70,6 +70,9 @@ def gaussian(M: Volume, sigma: float) -> Volume:
     return rician_to_gaussian(torch.from_numpy(M)[None], sigma)[0].numpy()
 
 
+MEASURED = Measurement(OperatorConfig("denoise"), NoiseConfig("rician", "auto"), False)
+
+
 def ours(prior: Prior, M: Volume, sigma: float | Volume, way: AsVolume) -> Volume:
     """By this program, told σ or a map of it."""
     given = isinstance(sigma, float)

@@ -38,15 +38,17 @@ from data.dataloader import list_items
 from data.masks import head_mask
 from data.volumes import Volume as Scan
 from data.volumes import Whole
+from guided_diffusion.config import read_schedule
 from guided_diffusion.evidence import across_slices, autocorrelation, rings
-from guided_diffusion.item_noise import estimated_map
-from guided_diffusion.noise import get_noise
-from guided_diffusion.prior import SHIPPED, load_prior
+from guided_diffusion.item_noise import ItemSigmas, estimated_map
+from guided_diffusion.measuring import noise_of
+from guided_diffusion.prior import SHIPPED, Prior, load_prior
+from guided_diffusion.restoration import FAST
 from guided_diffusion.volumes import AsVolume, is_isotropic
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.settings import REPOSITORY
 from tests.benchmarks.thick_slices import cut
-from tests.benchmarks.volume_denoising import Volume, methods, ours
+from tests.benchmarks.volume_denoising import MEASURED, Volume, methods, ours
 from tests.benchmarks.volume_rows import Rows
 from util.errors import ArgumentParser, status_of
 from util.flags import positive
@@ -103,10 +105,9 @@ class Case:
     restored: dict[str, Volume] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, scan: Scan, slices: int, crop: int) -> "Case":
-        noise = get_noise("rician", "auto")
-        sigma = noise.estimate(scan.sample(), scan.sample_padding())
-        sigma_map = cut(estimated_map(noise)(Whole(scan)), slices, crop)
+    def of(cls, scan: Scan, prior: Prior, slices: int, crop: int) -> "Case":
+        sigma, share = ItemSigmas(prior, read_schedule(FAST), None).of_volume(scan, MEASURED)
+        sigma_map = share * cut(estimated_map(noise_of(MEASURED))(Whole(scan)), slices, crop)
         y = cut(scan.read_all(), slices, crop)
         return cls(y, sigma, np.stack([head_mask(piece[None]) for piece in y]), sigma_map)
 
@@ -184,13 +185,11 @@ def main(argv: list[str] | None = None) -> int:
     anew = not os.path.exists(args.figure)
     for path in args.scans:
         scan = list_items({"root": path, "measured": True}, magnitude=True)[0].volume
-        case = Case.of(scan, args.slices, args.crop)
+        case = Case.of(scan, prior, args.slices, args.crop)
         case.restoring |= methods(prior, case.y, case.sigma, way_of(scan))
         if not way_of(scan).in_turn:  # main.py's volume is its slices
             del case.restoring["ours, volume"]
-        case.restoring[MAPPED] = partial(
-            ours, prior, case.y, case.sigma_of(MAPPED), way_of(scan)
-        )
+        case.restoring[MAPPED] = partial(ours, prior, case.y, case.sigma_of(MAPPED), way_of(scan))
         for name in list(case.restoring)[1:]:
             key = {"scan": scan.name, "shape": "×".join(map(str, case.y.shape)), "method": name}
             rows.measure(key, partial(case.figures, name))

@@ -15,7 +15,7 @@ HEADS = {  # column of a CSV → head of a table's, where they differ
     **{"psnr_mean": "PSNR of the mean (dB)", "in_50": "in 50 %", "in_90": "in 90 %"},
     **{"rescale": "factor", "drawn": "drawn share", "in_plane": "in the plane"},
     **{"sigma_error": "error of σ", "sigma_percent": "σ (%)", "peak_MB": "peak (MB)"},
-    **{"thickness": "thickness (mm)", "spacing": "spacing (mm)"},
+    **{"thickness": "thickness (mm)", "spacing": "spacing (mm)", "sigma": "σ"},
 }
 OURS = "ours"  # begins the names of this program's own methods, whose rows a new prior replaces
 Row = dict[str, str]
