@@ -9,6 +9,7 @@ from data.output import write_output
 from data.volumes import Slice, Whole, write_volumes
 from guided_diffusion import __version__
 from guided_diffusion.intervals import load_factor
+from guided_diffusion.item_noise import ItemSigmas
 from guided_diffusion.job import Job
 from guided_diffusion.prior import Prior
 from guided_diffusion.ranks import Ranks
@@ -26,6 +27,7 @@ class Teller(Protocol):
     """The process's part of the run, which does not say a thing twice."""
 
     ranks: Ranks
+    sigmas: ItemSigmas
 
     def tell(self, note: str | None) -> None: ...
 
@@ -64,7 +66,7 @@ def _more_of(job: Job, prior: Prior, results: Results, teller: Teller) -> Maps |
     factor = load_factor(prior, job.method, measurement.operator.name, job.in_turn)
     if factor is None and job.options.num_samples > 1:
         teller.tell(NOT_CALIBRATED)
-    return maps_of(job, results.rows, factor)
+    return maps_of(job, teller.sigmas, results.rows, factor)
 
 
 def close(

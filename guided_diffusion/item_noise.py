@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ Map = NDArray[np.float32]
 def map_of(sigma: str, noise: Noise, options: Mapping[str, Any]) -> Callable[[Any], Map]:
     """How to find σ of each voxel of an item, see `open_map` and `estimated_map`.
 
-    Of an estimated map `ItemSigmas` takes the share that the prior leaves of it.
+    What the latter takes for noise in the head `ItemSigmas.map_of` asks the prior.
     """
     return estimated_map(noise) if sigma == LOCAL else open_map(sigma, options)
 
@@ -54,24 +55,56 @@ def estimated_map(noise: Noise) -> Callable[[Any], Map]:
     return of
 
 
-def note_of_spread(noise: Noise, volume: Volume, sigma: float, share: float) -> str | None:
+def note_of_spread(
+    noise: Noise, volume: Volume, sigma: float, share: Callable[[], float]
+) -> str | None:
     """What a user is told where one σ, estimated, stands for noise that varies over the head.
 
     Args:
-        share: of an estimated map that is noise.
+        share: finds that of an estimated map of the head which is noise.
     """
     y = volume.sample()
     apart, height, width = _voxel(volume)
     voxel = (apart * len(volume.slices) / len(y), height, width)
-    head = np.stack([head_mask(image[None]) for image in y])
-    found = share * noise.estimate_map(y, voxel, volume.sample_padding())[head]
+    head = heads(y)
+    found = noise.estimate_map(y, voxel, volume.sample_padding())[head]
     low, high = (float(v) for v in np.quantile(found, [0.05, 0.95])) if head.any() else (1.0, 1.0)
     if high < VARIES * low:
+        return None
+    low, high = share() * low, share() * high
+    if sigma < VARIES * low and high < VARIES * sigma:
         return None
     return (
         f"{volume.label}: σ is {low:.2g} to {high:.2g} in the head, and {sigma:.2g} is taken for "
         "all of it; --sigma local takes a map"
     )
+
+
+def heads(y: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where the head is in each of the slices (N, H, W)."""
+    return np.stack([head_mask(image[None]) for image in y])
+
+
+def share_of_noise(
+    y: NDArray[np.float32],
+    head: NDArray[np.bool_],
+    measurement: Measurement,
+    prior: Prior,
+    schedule: Schedule,
+    padding: NDArray[np.bool_] | None = None,
+) -> float:
+    """How much of what is as fine as the pixels of the head is noise, by the prior.
+
+    Args:
+        y: (N, C, H, W); head: (N, H, W); padding: (H, W) or (N, H, W).
+    """
+    outside = ~head if padding is None else ~head | padding
+    outside = outside[0] if len(outside) == 1 else outside
+    try:
+        alone = noise_of(measurement).estimate(y.reshape(-1, *y.shape[-2:]), outside)
+        return sigma_of(y, measurement, prior, schedule, outside) / alone
+    except UserError:  # too little of it
+        return 1.0
 
 
 @dataclass
@@ -82,14 +115,15 @@ class ItemSigmas:
         schedule: of the prior's training.
         sigma_map: see `map_of`; None where σ is one number, of a picture's contrast or a volume.
         found: of items that wait for their restoration, by name.
-        of_volumes: see `of_volume`; a volume's, for a slice may be empty.
+        of_volumes: estimated, a slice's for a slice may be empty; shares: see `share_of_noise`.
     """
 
     prior: Prior
     schedule: Schedule
     sigma_map: Callable[[Any], Map] | None
     found: dict[str, torch.Tensor] = field(default_factory=dict)
-    of_volumes: dict[Volume, tuple[float, float]] = field(default_factory=dict)
+    of_volumes: dict[Volume, float] = field(default_factory=dict)
+    shares: dict[Volume, float] = field(default_factory=dict)
 
     def find(self, item: Any, image: torch.Tensor, measurement: Measurement) -> str | None:
         """Find what `take` is to give for an item; returns what a user is to be told.
@@ -101,39 +135,48 @@ class ItemSigmas:
             UserError: there is no noise to be found, or no map for this item.
         """
         if self.sigma_map is not None:
-            sigmas = torch.from_numpy(self.sigma_map(item))[None]
-            if measurement.noise.sigma == LOCAL:
-                sigmas = self._share(item, image, measurement) * sigmas
-            self.found[item.name] = sigmas
+            self.found[item.name] = torch.from_numpy(self.map_of(item, measurement))[None]
         elif measurement.noise.sigma != AUTO or isinstance(item, KSpaceSlice):
             return None
         elif isinstance(item, (Slice, Whole)):
             known = item.volume in self.of_volumes
-            sigma, share = self.of_volume(item.volume, measurement)
+            sigma = self.of_volume(item.volume, measurement)
             self.found[item.name] = torch.tensor([sigma])
             if not known and can_have_map(measurement):
+                share = partial(self._share_of, item.volume, measurement)
                 return note_of_spread(noise_of(measurement), item.volume, sigma, share)
         else:
             how = measurement, self.prior, self.schedule, item.padding()
             self.found[item.name] = estimate_noise(image, *how)
         return None
 
-    def of_volume(self, volume: Volume, measurement: Measurement) -> tuple[float, float]:
-        """σ, and the share that it is of an estimate without the prior."""
+    def of_volume(self, volume: Volume, measurement: Measurement) -> float:
+        """The one σ of a volume's noise."""
         if volume not in self.of_volumes:
-            y, padding = volume.sample(), volume.sample_padding()
-            sigma = sigma_of(y[:, None], measurement, self.prior, self.schedule, padding)
-            share = sigma / noise_of(measurement).estimate(y, padding)
-            self.of_volumes[volume] = sigma, share
+            known = measurement, self.prior, self.schedule, volume.sample_padding()
+            self.of_volumes[volume] = sigma_of(volume.sample()[:, None], *known)
         return self.of_volumes[volume]
 
-    def _share(self, item: Any, image: torch.Tensor, measurement: Measurement) -> float:
-        """What of an estimated map is noise, by the prior."""
+    def map_of(self, item: Any, measurement: Measurement) -> Map:
+        """σ of each voxel of an item, of which there is a map; raises UserError, see `map_of`."""
+        assert self.sigma_map is not None
+        found = self.sigma_map(item)
+        if measurement.noise.sigma != LOCAL:
+            return found
+        y = item.read()
         if isinstance(item, (Slice, Whole)):
-            return self.of_volume(item.volume, measurement)[1]
-        y, padding = image.numpy(), item.padding()
-        sigma = sigma_of(y[None], measurement, self.prior, self.schedule, padding)
-        return sigma / noise_of(measurement).estimate(y, padding)
+            head, share = heads(y), self._share_of(item.volume, measurement)
+        else:
+            head, known = head_mask(y)[None], (measurement, self.prior, self.schedule)
+            share = share_of_noise(y[None], head, *known, item.padding())
+        return np.where(head, np.float32(share) * found, found)
+
+    def _share_of(self, volume: Volume, measurement: Measurement) -> float:
+        if volume not in self.shares:
+            y = volume.sample()
+            known = measurement, self.prior, self.schedule, volume.sample_padding()
+            self.shares[volume] = share_of_noise(y[:, None], heads(y), *known)
+        return self.shares[volume]
 
     def take(
         self, items: Sequence[Any], images: torch.Tensor, measurement: Measurement | None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from data.slices import Slice, Whole
 from data.volumes import Volume
 from guided_diffusion.config import is_map
+from guided_diffusion.item_noise import ItemSigmas
 from guided_diffusion.job import Job
 from guided_diffusion.volume_denoising import is_denoising
 from util.metrics import half_width
@@ -54,10 +55,13 @@ class Maps:
             yield "upper", restored + half
 
 
-def maps_of(job: Job, rows: Mapping[str, Mapping[str, Any]], factor: float | None) -> Maps:
+def maps_of(
+    job: Job, sigmas: ItemSigmas, rows: Mapping[str, Mapping[str, Any]], factor: float | None
+) -> Maps:
     """The maps of a run.
 
     Args:
+        sigmas: of its noise, as far as they are maps.
         rows: what is known of each item that was restored, of which an estimated "sigma" counts.
         factor: on the standard deviation of samples, see `guided_diffusion.intervals`; None: 1.
     """
@@ -71,7 +75,7 @@ def maps_of(job: Job, rows: Mapping[str, Mapping[str, Any]], factor: float | Non
 
     def sigma(volume: Volume) -> float | Voxels | None:
         if job.sigma_map is not None:
-            return job.sigma_map(Whole(volume))
+            return sigmas.map_of(Whole(volume), measurement)
         if is_map(given) or given == "auto":
             found = rows[first[volume].name].get("sigma")
             return None if found is None else float(found)

@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from data.masks import head_mask
 from guided_diffusion.config import read_schedule
+from guided_diffusion.item_noise import heads, share_of_noise
 from guided_diffusion.measuring import noise_of, sigma_of
 from guided_diffusion.prior import SHIPPED, Prior, load_prior
 from guided_diffusion.restoration import FAST
@@ -54,11 +55,12 @@ def map_of(shape: tuple[int, ...], percent: float, kind: str) -> Volume:
 
 def estimates(prior: Prior, M: Volume, sigma: Volume) -> dict[str, Volume]:
     """σ as each row of the table takes it."""
-    noise, one = noise_of(MEASURED), sigma_of(M[:, None], MEASURED, prior, read_schedule(FAST))
-    share = np.float32(one / noise.estimate(M))
+    known, head = (MEASURED, prior, read_schedule(FAST)), heads(M)
+    found = noise_of(MEASURED).estimate_map(M, (1.0, 1.0, 1.0))
+    share = np.float32(share_of_noise(M[:, None], head, *known))
     return {
-        "ours, one σ": np.full(M.shape, one, np.float32),
-        "ours, map estimated": share * noise.estimate_map(M, (1.0, 1.0, 1.0)),
+        "ours, one σ": np.full(M.shape, sigma_of(M[:, None], *known), np.float32),
+        "ours, map estimated": np.where(head, share * found, found),
         "ours, map known": sigma,
     }
 

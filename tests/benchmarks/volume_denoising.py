@@ -70,7 +70,10 @@ def gaussian(M: Volume, sigma: float) -> Volume:
     return rician_to_gaussian(torch.from_numpy(M)[None], sigma)[0].numpy()
 
 
-MEASURED = Measurement(OperatorConfig("denoise"), NoiseConfig("rician", "auto"), False)
+MEASURED, VARYING = (
+    Measurement(OperatorConfig("denoise"), NoiseConfig("rician", sigma), False)
+    for sigma in ("auto", "local")
+)
 
 
 def ours(prior: Prior, M: Volume, sigma: float | Volume, way: AsVolume) -> Volume:

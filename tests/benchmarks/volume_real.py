@@ -48,7 +48,7 @@ from guided_diffusion.volumes import AsVolume, is_isotropic
 from tests.benchmarks.rows import FOLDER
 from tests.benchmarks.settings import REPOSITORY
 from tests.benchmarks.thick_slices import cut
-from tests.benchmarks.volume_denoising import MEASURED, Volume, methods, ours
+from tests.benchmarks.volume_denoising import MEASURED, VARYING, Volume, methods, ours
 from tests.benchmarks.volume_rows import Rows
 from util.errors import ArgumentParser, status_of
 from util.flags import positive
@@ -106,8 +106,9 @@ class Case:
 
     @classmethod
     def of(cls, scan: Scan, prior: Prior, slices: int, crop: int) -> "Case":
-        sigma, share = ItemSigmas(prior, read_schedule(FAST), None).of_volume(scan, MEASURED)
-        sigma_map = share * cut(estimated_map(noise_of(MEASURED))(Whole(scan)), slices, crop)
+        sigmas = ItemSigmas(prior, read_schedule(FAST), estimated_map(noise_of(MEASURED)))
+        sigma = sigmas.of_volume(scan, MEASURED)
+        sigma_map = cut(sigmas.map_of(Whole(scan), VARYING), slices, crop)
         y = cut(scan.read_all(), slices, crop)
         return cls(y, sigma, np.stack([head_mask(piece[None]) for piece in y]), sigma_map)
 
