@@ -26,7 +26,7 @@ from data.masks import head_mask
 from data.volumes import SAMPLED, Whole
 from guided_diffusion.batches import Restored
 from guided_diffusion.config import Measurement, Schedule
-from guided_diffusion.measuring import noise_of, sigma_of
+from guided_diffusion.measuring import confirmed, noise_of
 from guided_diffusion.prior import Prior
 from guided_diffusion.statistics import BANDS, NATURAL_IMAGES, PriorStatistics, bands_of
 from util.errors import UserError
@@ -124,7 +124,7 @@ def _noise_of(item, y, ignored, measurement, prior, schedule):
     try:
         found = noise_of(measurement).estimate(y.reshape(-1, *y.shape[-2:]), ignored)
         if found > DOUBTED * noise:
-            found = sigma_of(y, measurement, prior, schedule, ignored)
+            found = confirmed(found, y, measurement, prior, schedule, ignored)
     except UserError:  # an image without noise
         return None
     return float(found)

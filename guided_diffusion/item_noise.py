@@ -17,7 +17,7 @@ from data.masks import check_grid, head_mask
 from data.slices import Slice, Whole
 from data.volumes import Volume
 from guided_diffusion.config import AUTO, LOCAL, Measurement, Schedule, can_have_map
-from guided_diffusion.measuring import estimate_noise, noise_of, sigma_of
+from guided_diffusion.measuring import confirmed, estimate_noise, noise_of, sigma_of
 from guided_diffusion.noise import Noise
 from guided_diffusion.prior import Prior
 from util.errors import UserError
@@ -102,9 +102,9 @@ def share_of_noise(
     outside = outside[0] if len(outside) == 1 else outside
     try:
         alone = noise_of(measurement).estimate(y.reshape(-1, *y.shape[-2:]), outside)
-        return sigma_of(y, measurement, prior, schedule, outside) / alone
     except UserError:  # too little of it
         return 1.0
+    return confirmed(alone, y, measurement, prior, schedule, padding) / alone
 
 
 @dataclass

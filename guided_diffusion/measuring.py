@@ -113,15 +113,23 @@ def sigma_of(
     schedule: Schedule,
     padding: NDArray[np.bool_] | None = None,
 ) -> float:
-    """The one σ of measured images (N, C, H, W); the others as `estimate_noise` takes them.
+    """The one σ of measured images (N, C, H, W); the others as `estimate_noise` takes them."""
+    sigma = noise_of(measurement).estimate(y.reshape(-1, *y.shape[-2:]), padding)
+    return confirmed(sigma, y, measurement, prior, schedule, padding)
 
-    The network helps where the images are of its kind, see `noise_by_prior`.
-    """
-    noise = noise_of(measurement)
-    sigma = noise.estimate(y.reshape(-1, *y.shape[-2:]), padding)
+
+def confirmed(
+    sigma: float,
+    y: NDArray[np.float32],
+    measurement: Measurement,
+    prior: Prior,
+    schedule: Schedule,
+    padding: NDArray[np.bool_] | None = None,
+) -> float:
+    """What the prior leaves of an estimate of `sigma_of`, if y is of the kind of its images."""
     if y.shape[1] != prior.channels or not operator_class(measurement.operator.name).keeps_sharp:
         return sigma
-    return sigma_by_prior(y, sigma, Denoiser(prior, schedule), noise, padding)
+    return sigma_by_prior(y, sigma, Denoiser(prior, schedule), noise_of(measurement), padding)
 
 
 def restored_hw(images: torch.Tensor, measurement: Measurement | None) -> tuple[int, int]:

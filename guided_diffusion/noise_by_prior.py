@@ -1,16 +1,17 @@
 """How noisy a measured image is, with the network to tell its noise from anatomy.
 
 What `noise_estimation` finds in the high frequencies is noise, and anatomy as fine as the pixels
-where no air has noise of its own: where it was cut away or painted black. The network knows
-anatomy. By Tweedie's formula what it takes out of an image, r = y - E[x|y], is -σ² ∇log p(y); that
-the score's mean square along a direction h is the mean curvature of -log p (Fisher's information)
-makes of it
+where not much of the image is air with noise of its own: where it was cut away or painted black.
+The network knows anatomy. By Tweedie's formula what it takes out of an image, r = y - E[x|y], is
+-σ² ∇log p(y); that the score's mean square along a direction h is the mean curvature of -log p
+(Fisher's information) makes of it
 
     E[(hᵀr)²] = σ² (‖h‖² - hᵀJh),   J = ∂E[x|y]/∂y,
 
 and a random probe measures hᵀJh, as in Monte Carlo SURE (Ramani et al. 2008). Here h are the high
 passes about pixels of like brightness. With σ too high the network takes out more than the noise
-and less than that σ: σ is found from above, as the number at which both sides agree.
+and less than that σ: σ is found from above, as the number at which both sides agree, but not below
+that of the air, if it has any.
 """
 
 import math
@@ -20,16 +21,18 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import convolve
 
+from data.masks import head_mask
 from guided_diffusion.denoiser import Denoiser
 from guided_diffusion.noise import Noise
 from guided_diffusion.noise_estimation import GREY_LEVELS, HIGH_PASS, QUANTILE, high_passed
+from util.errors import UserError
 
 ROUNDS = 5
 NEAR = 0.02  # estimates closer than this agree
 PROBE = 0.1  # of σ, the probe's standard deviation
 KEPT = 0.7  # hᵀJh/‖h‖² from which on the network does not tell noise from anatomy
-AIR = 1.5  # σ above black up to which a group of pixels is air, whose noise has no anatomy in it
-LEAST_GROUPS = GREY_LEVELS // 3
+LEAST_GROUPS = GREY_LEVELS // 3  # that tell something
+AIR = 0.1  # share of the pixels with noise, from which on that of the air is known
 FEW = 4  # images of which σ is one
 SIDE = 256  # pixels, at most, of rows and columns about the middle
 
@@ -58,16 +61,28 @@ def sigma_by_prior(
     if padding is not None and padding.ndim == 3:
         padding = padding.repeat(y.shape[1], axis=0)
     varies, _, around = high_passed(flat, padding)
+    head = np.stack([head_mask(image) for image in y]).repeat(y.shape[1], axis=0)
+    known = (varies & ~head).sum() > AIR * varies.sum()
+    least = _in_air(flat, head, noise, padding) if known else 0.0
+    varies &= head
     groups = np.array_split(np.argsort(around[varies], kind="stable"), GREY_LEVELS)
-    groups = [g for g in groups if len(g) and flat[varies][g].mean() + 1 > AIR * sigma]
-    if len(groups) <= GREY_LEVELS - LEAST_GROUPS:
-        return sigma
+    groups = [group for group in groups if len(group)]
     for _ in range(ROUNDS):
+        if sigma <= least:
+            break
         found = _sigma_at(sigma, y, varies, groups, denoiser, noise)
         if found is None or found > (1 - NEAR) * sigma:
             break
-        sigma = found
+        sigma = max(found, least)
     return sigma
+
+
+def _in_air(y, head, noise, padding):
+    """σ outside of the head, than which it is not lower in it."""
+    try:
+        return noise.estimate(y, head if padding is None else head | padding)
+    except UserError:  # painted black
+        return 0.0
 
 
 def _sigma_at(sigma, y, varies, groups, denoiser, noise):

@@ -49,12 +49,22 @@ def test_anatomy_as_fine_as_the_pixels_is_no_noise(noise, sigma):
     assert found == sigma_by_prior(y, first, White(), noise)
 
 
-def test_where_air_has_noise_it_tells_all():
+@pytest.mark.parametrize("strength", [0.1, 0.13, 0.0])
+def test_noise_in_the_head_is_not_below_that_of_the_air(strength):
     y = measured((1, 1, 96, 96), 0.1)
-    y[..., :64] -= 1 + MU
-    denoiser = White()
-    first = GAUSSIAN.estimate(y[0])
-    assert sigma_by_prior(y, first, denoiser, GAUSSIAN) == first and not denoiser.shapes
+    air = np.random.default_rng(1).normal(-1, 1, (96, 20)).astype(np.float32)
+    y[..., :20] = -1 + strength * (air + 1)
+    found = sigma_by_prior(y, 0.14, White(), GAUSSIAN)
+    assert found == pytest.approx(strength or 0.105, rel=0.06)
+
+
+def test_where_the_air_tells_all_the_network_is_not_asked():
+    y = measured((1, 1, 96, 96), 0.1)
+    y[..., :64] = np.random.default_rng(1).normal(-1, 0.1, (96, 64))
+    denoiser, first = White(), GAUSSIAN.estimate(y[0])
+    assert first == pytest.approx(0.1, rel=0.05)
+    assert sigma_by_prior(y, 0.99 * first, denoiser, GAUSSIAN) == 0.99 * first
+    assert not denoiser.shapes
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.9])
@@ -107,7 +117,7 @@ def test_an_estimated_map_is_lowered_in_the_head(monkeypatch):
     monkeypatch.setattr("guided_diffusion.measuring.Denoiser", lambda *arguments: White())
     measurement = Measurement(OperatorConfig("denoise"), NoiseConfig("gaussian", "local"), False)
     y = measured((1, 96, 96), 0.1)
-    y[..., :24] += np.float32(-1 - MU)
+    y[..., :24] = np.random.default_rng(1).normal(-1, 0.1, (1, 96, 24))
     kept = np.full(y.shape, 0.2, np.float32)
     sigmas = ItemSigmas(SimpleNamespace(channels=1), read_schedule(FAST), lambda item: kept)
     item = SimpleNamespace(name="a", padding=lambda: None, read=lambda: y)
