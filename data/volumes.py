@@ -276,15 +276,16 @@ class Volume:
 
     def sample(self) -> NDArray[np.float32]:
         """Some of the slices, evenly spaced, (up to SAMPLED, H, W) in [-1, 1]."""
-        return self._shown(self._sampled)
+        return self._shown(self.sampled)
 
     def sample_padding(self) -> NDArray[np.bool_] | None:
         """Where those of `sample` are no data or no head, or None."""
         ignored = self.ignored
-        return None if ignored is None else ignored[self._sampled]
+        return None if ignored is None else ignored[self.sampled]
 
     @property
-    def _sampled(self):
+    def sampled(self) -> slice:
+        """Which slices `sample` takes."""
         return slice(None, None, -(-len(self.slices) // SAMPLED))
 
     def _shown(self, index):

@@ -56,22 +56,25 @@ def estimated_map(noise: Noise) -> Callable[[Any], Map]:
 
 
 def note_of_spread(
-    noise: Noise, volume: Volume, sigma: float, share: Callable[[], float]
+    noise: Noise, volume: Volume, sigma: float, share: Callable[..., float]
 ) -> str | None:
     """What a user is told where one σ, estimated, stands for noise that varies over the head.
 
     Args:
-        share: finds that of an estimated map of the head which is noise.
+        share: `share_of_noise` of some slices and their map, where their heads are.
     """
     y = volume.sample()
     apart, height, width = _voxel(volume)
     voxel = (apart * len(volume.slices) / len(y), height, width)
-    head = heads(y)
-    found = noise.estimate_map(y, voxel, volume.sample_padding())[head]
-    low, high = (float(v) for v in np.quantile(found, [0.05, 0.95])) if head.any() else (1.0, 1.0)
+    head, padding = heads(y), volume.sample_padding()
+    found = noise.estimate_map(y, voxel, padding)
+    if not head.any():
+        return None
+    low, high = (float(v) for v in np.quantile(found[head], [0.05, 0.95]))
     if high < VARIES * low:
         return None
-    low, high = share() * low, share() * high
+    noisy = share(y[:, None], found, head, padding=padding)
+    low, high = noisy * low, noisy * high
     if sigma < VARIES * low and high < VARIES * sigma:
         return None
     return (
@@ -87,24 +90,24 @@ def heads(y: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 def share_of_noise(
     y: NDArray[np.float32],
+    sigmas: Map,
     head: NDArray[np.bool_],
     measurement: Measurement,
     prior: Prior,
     schedule: Schedule,
     padding: NDArray[np.bool_] | None = None,
 ) -> float:
-    """How much of what is as fine as the pixels of the head is noise, by the prior.
+    """How much of an estimated map is noise in the head, and not anatomy, by the prior.
 
     Args:
-        y: (N, C, H, W); head: (N, H, W); padding: (H, W) or (N, H, W).
+        y: (N, C, H, W); sigmas: (N, H, W), of one image (C, H, W); head: (N, H, W); padding: of
+            one image (H, W), or (N, H, W).
     """
-    outside = ~head if padding is None else ~head | padding
-    outside = outside[0] if len(outside) == 1 else outside
-    try:
-        alone = noise_of(measurement).estimate(y.reshape(-1, *y.shape[-2:]), outside)
-    except UserError:  # too little of it
+    inside = sigmas[np.broadcast_to(head, sigmas.shape)]
+    if not inside.size:
         return 1.0
-    return confirmed(alone, y, measurement, prior, schedule, padding) / alone
+    typical = float(np.sqrt(np.mean(np.square(inside, dtype=np.float64))))
+    return confirmed(typical, y, measurement, prior, schedule, padding) / typical
 
 
 @dataclass
@@ -143,7 +146,7 @@ class ItemSigmas:
             sigma = self.of_volume(item.volume, measurement)
             self.found[item.name] = torch.tensor([sigma])
             if not known and can_have_map(measurement):
-                share = partial(self._share_of, item.volume, measurement)
+                share = partial(share_of_noise, **self._known(measurement))
                 return note_of_spread(noise_of(measurement), item.volume, sigma, share)
         else:
             how = measurement, self.prior, self.schedule, item.padding()
@@ -167,16 +170,20 @@ class ItemSigmas:
         if isinstance(item, (Slice, Whole)):
             head, share = heads(y), self._share_of(item.volume, measurement)
         else:
-            head, known = head_mask(y)[None], (measurement, self.prior, self.schedule)
-            share = share_of_noise(y[None], head, *known, item.padding())
+            head, known = head_mask(y)[None], self._known(measurement)
+            share = share_of_noise(y[None], found, head, padding=item.padding(), **known)
         return np.where(head, np.float32(share) * found, found)
 
     def _share_of(self, volume: Volume, measurement: Measurement) -> float:
         if volume not in self.shares:
-            y = volume.sample()
-            known = measurement, self.prior, self.schedule, volume.sample_padding()
-            self.shares[volume] = share_of_noise(y[:, None], heads(y), *known)
+            assert self.sigma_map is not None
+            y, sigmas = volume.sample(), self.sigma_map(Whole(volume))[volume.sampled]
+            known = {"padding": volume.sample_padding(), **self._known(measurement)}
+            self.shares[volume] = share_of_noise(y[:, None], sigmas, heads(y), **known)
         return self.shares[volume]
+
+    def _known(self, measurement: Measurement) -> dict[str, Any]:
+        return {"measurement": measurement, "prior": self.prior, "schedule": self.schedule}
 
     def take(
         self, items: Sequence[Any], images: torch.Tensor, measurement: Measurement | None

@@ -2,16 +2,15 @@
 
 What `noise_estimation` finds in the high frequencies is noise, and anatomy as fine as the pixels
 where not much of the image is air with noise of its own: where it was cut away or painted black.
-The network knows anatomy. By Tweedie's formula what it takes out of an image, r = y - E[x|y], is
--σ² ∇log p(y); that the score's mean square along a direction h is the mean curvature of -log p
-(Fisher's information) makes of it
+The network knows anatomy. Of y = x + n, n ~ N(0, σ²), it leaves x̂(y), and takes out, to first
+order, r = y - x̂(y) = x - x̂(x) + (I - J) n with J = ∂x̂/∂y. So for every direction h of the pixels
 
-    E[(hᵀr)²] = σ² (‖h‖² - hᵀJh),   J = ∂E[x|y]/∂y,
+    E[(hᵀr)²] ≥ σ² |(I - J)ᵀh|² ≥ σ² (‖h‖² - hᵀJh)² / ‖h‖²,
 
-and a random probe measures hᵀJh, as in Monte Carlo SURE (Ramani et al. 2008). Here h are the high
-passes about pixels of like brightness. With σ too high the network takes out more than the noise
-and less than that σ: σ is found from above, as the number at which both sides agree, but not below
-that of the air, if it has any.
+and a random probe measures hᵀJh, as in Monte Carlo SURE (Ramani et al. 2008). With the high passes
+about pixels of like brightness for h this is a bound of σ from above, and the lower the less of the
+anatomy is taken out: so the network is told the bound, until it finds none that is lower. Noise of
+the air, if it has any, is a bound from below.
 """
 
 import math
@@ -30,7 +29,7 @@ from util.errors import UserError
 ROUNDS = 5
 NEAR = 0.02  # estimates closer than this agree
 PROBE = 0.1  # of σ, the probe's standard deviation
-KEPT = 0.7  # hᵀJh/‖h‖² from which on the network does not tell noise from anatomy
+KEPT = 0.7  # hᵀJh/‖h‖² from which on the network hardly tells noise from anatomy
 LEAST_GROUPS = GREY_LEVELS // 3  # that tell something
 AIR = 0.1  # share of the pixels with noise, from which on that of the air is known
 FEW = 4  # images of which σ is one
@@ -86,7 +85,7 @@ def _in_air(y, head, noise, padding):
 
 
 def _sigma_at(sigma, y, varies, groups, denoiser, noise):
-    """What the network makes of y as noise of σ tells of σ; None where that is nothing."""
+    """The bound that the network, told σ, finds for it; None where it finds none."""
     with torch.inference_mode():
         gaussian = noise.to_gaussian(torch.from_numpy(y), sigma).to(denoiser.device)
         probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(gaussian)
@@ -100,7 +99,7 @@ def _sigma_at(sigma, y, varies, groups, denoiser, noise):
     for group in groups:
         kept = np.mean(probed[group] * left[group]) / np.mean(probed[group] ** 2)
         if kept < KEPT:
-            found.append(math.sqrt(np.mean(taken[group] ** 2) / (1 - kept)))
+            found.append(math.sqrt(np.mean(taken[group] ** 2)) / (1 - max(kept, 0)))
     return float(np.quantile(found, QUANTILE)) if len(found) >= LEAST_GROUPS else None
 
 

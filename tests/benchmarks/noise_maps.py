@@ -57,7 +57,7 @@ def estimates(prior: Prior, M: Volume, sigma: Volume) -> dict[str, Volume]:
     """σ as each row of the table takes it."""
     known, head = (MEASURED, prior, read_schedule(FAST)), heads(M)
     found = noise_of(MEASURED).estimate_map(M, (1.0, 1.0, 1.0))
-    share = np.float32(share_of_noise(M[:, None], head, *known))
+    share = np.float32(share_of_noise(M[:, None], found, head, *known))
     return {
         "ours, one σ": np.full(M.shape, sigma_of(M[:, None], *known), np.float32),
         "ours, map estimated": np.where(head, share * found, found),
