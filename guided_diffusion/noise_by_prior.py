@@ -1,7 +1,7 @@
 """How noisy a measured image is, with the network to tell its noise from anatomy.
 
 What `noise_estimation` finds in the high frequencies is noise, and anatomy as fine as the pixels
-where not much of the image is air with noise of its own: where it was cut away or painted black.
+where the air has no noise of its own: where it was cut away or painted black.
 The network knows anatomy. Of y = x + n, n ~ N(0, σ²), it leaves x̂(y), and takes out, to first
 order, r = y - x̂(y) = x - x̂(x) + (I - J) n with J = ∂x̂/∂y. So for every direction h of the pixels
 
@@ -9,8 +9,9 @@ order, r = y - x̂(y) = x - x̂(x) + (I - J) n with J = ∂x̂/∂y. So for ever
 
 and a random probe measures hᵀJh, as in Monte Carlo SURE (Ramani et al. 2008). With the high passes
 about pixels of like brightness for h this is a bound of σ from above, and the lower the less of the
-anatomy is taken out: so the network is told the bound, until it finds none that is lower. Noise of
-the air, if it has any, is a bound from below.
+anatomy is taken out: so the network is told the bound, until it finds none that is lower. Where the
+air has noise the estimate stays: a real scan's noise is not white, and some of it the network takes
+for anatomy.
 """
 
 import math
@@ -24,14 +25,13 @@ from data.masks import head_mask
 from guided_diffusion.denoiser import Denoiser
 from guided_diffusion.noise import Noise
 from guided_diffusion.noise_estimation import GREY_LEVELS, HIGH_PASS, QUANTILE, high_passed
-from util.errors import UserError
 
 ROUNDS = 5
 NEAR = 0.02  # estimates closer than this agree
 PROBE = 0.1  # of σ, the probe's standard deviation
 KEPT = 0.7  # hᵀJh/‖h‖² from which on the network hardly tells noise from anatomy
 LEAST_GROUPS = GREY_LEVELS // 3  # that tell something
-AIR = 0.1  # share of the pixels with noise, from which on that of the air is known
+AIR = 0.1  # share of the pixels with noise, from which on the air has some
 FEW = 4  # images of which σ is one
 SIDE = 256  # pixels, at most, of rows and columns about the middle
 
@@ -61,27 +61,17 @@ def sigma_by_prior(
         padding = padding.repeat(y.shape[1], axis=0)
     varies, _, around = high_passed(flat, padding)
     head = np.stack([head_mask(image) for image in y]).repeat(y.shape[1], axis=0)
-    known = (varies & ~head).sum() > AIR * varies.sum()
-    least = _in_air(flat, head, noise, padding) if known else 0.0
+    if (varies & ~head).sum() > AIR * varies.sum():
+        return sigma
     varies &= head
     groups = np.array_split(np.argsort(around[varies], kind="stable"), GREY_LEVELS)
     groups = [group for group in groups if len(group)]
     for _ in range(ROUNDS):
-        if sigma <= least:
-            break
         found = _sigma_at(sigma, y, varies, groups, denoiser, noise)
         if found is None or found > (1 - NEAR) * sigma:
             break
-        sigma = max(found, least)
+        sigma = found
     return sigma
-
-
-def _in_air(y, head, noise, padding):
-    """σ outside of the head, than which it is not lower in it."""
-    try:
-        return noise.estimate(y, head if padding is None else head | padding)
-    except UserError:  # painted black
-        return 0.0
 
 
 def _sigma_at(sigma, y, varies, groups, denoiser, noise):
