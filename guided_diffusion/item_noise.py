@@ -142,26 +142,26 @@ class ItemSigmas:
         elif measurement.noise.sigma != AUTO or isinstance(item, KSpaceSlice):
             return None
         elif isinstance(item, (Slice, Whole)):
-            known = item.volume in self.of_volumes
+            told = item.volume in self.of_volumes
             sigma = self.of_volume(item.volume, measurement)
             self.found[item.name] = torch.tensor([sigma])
-            if not known and can_have_map(measurement):
+            if not told and can_have_map(measurement):
                 share = partial(share_of_noise, **self._known(measurement))
                 return note_of_spread(noise_of(measurement), item.volume, sigma, share)
         else:
-            how = measurement, self.prior, self.schedule, item.padding()
-            self.found[item.name] = estimate_noise(image, *how)
+            known = self._known(measurement)
+            self.found[item.name] = estimate_noise(image, padding=item.padding(), **known)
         return None
 
     def of_volume(self, volume: Volume, measurement: Measurement) -> float:
         """The one σ of a volume's noise."""
         if volume not in self.of_volumes:
-            known = measurement, self.prior, self.schedule, volume.sample_padding()
-            self.of_volumes[volume] = sigma_of(volume.sample()[:, None], *known)
+            y, padding = volume.sample()[:, None], volume.sample_padding()
+            self.of_volumes[volume] = sigma_of(y, padding=padding, **self._known(measurement))
         return self.of_volumes[volume]
 
     def map_of(self, item: Any, measurement: Measurement) -> Map:
-        """σ of each voxel of an item, of which there is a map; raises UserError, see `map_of`."""
+        """σ of each voxel of an item; raises UserError, see `estimated_map` and `open_map`."""
         assert self.sigma_map is not None
         found = self.sigma_map(item)
         if measurement.noise.sigma != LOCAL:
@@ -178,8 +178,10 @@ class ItemSigmas:
         if volume not in self.shares:
             assert self.sigma_map is not None
             y, sigmas = volume.sample(), self.sigma_map(Whole(volume))[volume.sampled]
-            known = {"padding": volume.sample_padding(), **self._known(measurement)}
-            self.shares[volume] = share_of_noise(y[:, None], sigmas, heads(y), **known)
+            padding, known = volume.sample_padding(), self._known(measurement)
+            self.shares[volume] = share_of_noise(
+                y[:, None], sigmas, heads(y), padding=padding, **known
+            )
         return self.shares[volume]
 
     def _known(self, measurement: Measurement) -> dict[str, Any]:

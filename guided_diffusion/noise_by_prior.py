@@ -1,9 +1,9 @@
 """How noisy a measured image is, with the network to tell its noise from anatomy.
 
 What `noise_estimation` finds in the high frequencies is noise, and anatomy as fine as the pixels
-where the air has no noise of its own: where it was cut away or painted black.
-The network knows anatomy. Of y = x + n, n ~ N(0, σ²), it leaves x̂(y), and takes out, to first
-order, r = y - x̂(y) = x - x̂(x) + (I - J) n with J = ∂x̂/∂y. So for every direction h of the pixels
+where the air has no noise of its own: where it was cut away or painted black. The network knows
+anatomy. Of y = x + n, n ~ N(0, σ²), it leaves x̂(y), and takes out, to first order,
+r = y - x̂(y) = x - x̂(x) + (I - J) n with J = ∂x̂/∂y. So for every direction h of the pixels
 
     E[(hᵀr)²] ≥ σ² |(I - J)ᵀh|² ≥ σ² (‖h‖² - hᵀJh)² / ‖h‖²,
 
@@ -59,11 +59,11 @@ def sigma_by_prior(
     flat = y.reshape(-1, *y.shape[-2:])
     if padding is not None and padding.ndim == 3:
         padding = padding.repeat(y.shape[1], axis=0)
-    varies, _, around = high_passed(flat, padding)
     head = np.stack([head_mask(image) for image in y]).repeat(y.shape[1], axis=0)
-    if (varies & ~head).sum() > AIR * varies.sum():
+    anywhere, _, around = high_passed(flat, None)
+    if (anywhere & ~head).sum() > AIR * anywhere.sum():  # also where a mask leaves it out
         return sigma
-    varies &= head
+    varies = high_passed(flat, padding)[0] & head
     groups = np.array_split(np.argsort(around[varies], kind="stable"), GREY_LEVELS)
     groups = [group for group in groups if len(group)]
     for _ in range(ROUNDS):

@@ -5,8 +5,8 @@ with pixels twice as coarse, with noise in the air and with the air painted blac
 extraction and some scanners leave it. They are denoised by `spectral` with σ estimated from the
 high frequencies alone, with what the prior makes of that (`sigma: auto`), and with the σ that the
 noise was drawn with. The error of σ is the mean of |σ̂/σ - 1|; PSNR, SSIM and HaarPSI are means, of
-whole images.
-Writes saved_results/benchmarks/noise_estimates.csv, and measures only what is missing there.
+whole images. Writes saved_results/benchmarks/noise_estimates.csv, and measures only what is missing
+there.
 """
 
 import argparse
@@ -58,11 +58,11 @@ def estimates(prior: Prior) -> dict[str, Estimate]:
 
 
 def chosen(folders: list[str], each: int) -> list[Image]:
-    """The first channels of so many slices of each folder, none of them its first."""
+    """The first channels of so many slices of each folder, evenly spaced."""
     found = []
     for folder in folders:
         items = list_items({"root": folder, "measured": False})
-        places = np.linspace(0, len(items), each + 1, endpoint=False)[1:].astype(int)
+        places = ((np.arange(each) + 1 / 3) * len(items) / each).astype(int)
         found += [items[i].read()[:1] for i in places]
     return found
 
