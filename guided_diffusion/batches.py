@@ -218,7 +218,8 @@ def begin(
     """What a restoration starts with.
 
     Args:
-        method, params: a name of `METHODS` and its parameters; unused without a measurement.
+        method, params: a name of `METHODS` and its parameters; without a measurement those of
+            `PriorStep`.
         known: (operator, y, σ), see `pseudo_likelihood_score`; None for samples of the prior.
         x_T: (N, C, H, W) standard normal.
         statistics: of the prior's images.
@@ -231,7 +232,8 @@ def begin(
         UserError: an impossible schedule.
     """
     if known is None:
-        return _diffusion(method, schedule, None, 0.0, statistics), x_T, PriorStep(statistics).step
+        step = PriorStep(statistics, **params).step
+        return _diffusion(method, schedule, None, 0.0, statistics), x_T, step
     operator, _, sigma = known
     diffusion = _diffusion(method, schedule, operator, sigma, statistics)
     if schedule.start != "":

@@ -128,7 +128,8 @@ class GaussianDiffusion:
         low = self.at("posterior_log_variance", t, x)
         return torch.lerp(low, self.at("log_betas", t, x), (values + 1) / 2)
 
-    def _process_xstart(self, x_0: Tensor) -> Tensor:
+    def bound(self, x_0: Tensor) -> Tensor:
+        """x̂_0 clipped or thresholded as configured."""
         if self.dynamic_threshold:
             bound = torch.quantile(x_0.flatten(1).abs(), DYNAMIC_THRESHOLD_QUANTILE, dim=1)
             bound = bound.clamp(min=1).reshape(-1, *[1] * (x_0.ndim - 1))
@@ -166,12 +167,12 @@ class GaussianDiffusion:
         if self.model_mean_type == "previous_x":
             without_xt = output - self.at("posterior_coef_xt", t, x) * x
             pred_xstart = without_xt / self.at("posterior_coef_x0", t, x)
-            pred_xstart = self._process_xstart(pred_xstart) if bounded else pred_xstart
+            pred_xstart = self.bound(pred_xstart) if bounded else pred_xstart
             mean = output
         else:
             if self.model_mean_type == "epsilon":
                 output = self.predict_xstart_from_eps(x, t, output)
-            pred_xstart = self._process_xstart(output) if bounded else output
+            pred_xstart = self.bound(output) if bounded else output
             mean = self.q_posterior_mean(pred_xstart, x, t)
         log_variance = self._log_variance(values, x, t)
         return {

@@ -1,39 +1,58 @@
 """Samples of the prior alone."""
 
 import math
+from typing import ClassVar
 
 import torch
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics, rim_of
+from util.parameters import Parameter, Parameters
 
 
 class PriorStep:
-    """`GaussianDiffusion.p_sample`, with the mean intensity that images of the prior have.
+    """`GaussianDiffusion.p_sample`, without two errors that a measurement would set right.
+
+    The states of a sampling are not those of the training, for each has the errors of all estimates
+    before it (exposure bias). The network takes out a little too much of each, and samples end
+    smooth and low in contrast. So x̂_0 is what the noise ε/λ leaves of x_t, λ being `epsilon_scale`
+    (ε-scaling, with the same λ at all steps, Ning et al., ICLR 2024).
 
     Group normalisation takes the mean out of what an ADM network sees, so x̂_0 has that of x_t with
     all its noise, up to ±0.4 of the [-1, 1] range, and the steps that follow keep it: heads in grey
     air. What the prior's statistics say of it is put in its place, see `mean`.
 
     Args:
-        statistics: of the prior's images; without its own, steps are left as they are.
+        statistics: of the prior's images; without its own, means are left as they are.
+        epsilon_scale: λ; 1 is DDPM.
     """
 
-    def __init__(self, statistics: PriorStatistics):
-        self.statistics = statistics
+    parameters: ClassVar[Parameters] = {
+        "epsilon_scale": Parameter(
+            1.0, "λ, what the predicted noise is divided by; 1 is DDPM", above=0
+        )
+    }
+
+    def __init__(self, statistics: PriorStatistics, epsilon_scale: float = 1.0):
+        self.statistics, self.epsilon_scale = statistics, epsilon_scale
         self.known = statistics is not NATURAL_IMAGES
         self.unclipped_from = 20 if self.known else math.inf  # else x̂_0 has to be held in its range
 
     def step(self, diffusion: GaussianDiffusion, model, x: torch.Tensor, t: int, randn_like):
         """x_t, (N, C, H, W) → (x_{t-1}, x̂_0), of the same shape."""
-        out = diffusion.predict(model, x, t)
+        if not self.known and self.epsilon_scale == 1:
+            return diffusion.p_sample(model, x, t, randn_like)
+        steps = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+        out = diffusion.p_mean_variance(model, x, steps, bounded=False)
+        noisy = x / math.sqrt(diffusion.alphas_cumprod[t])
+        x_0 = out["pred_xstart"]
+        x_0 = diffusion.bound(x_0 + (1 - 1 / self.epsilon_scale) * (noisy - x_0))
         if self.known:
             r = 1 / float(diffusion.alphas_cumprod[t]) - 1
-            shape = out["pred_xstart"] - _mean(out["pred_xstart"])
-            x_0 = shape + self.mean(_mean(x) * math.sqrt(1 + r), shape, r)
-            steps = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-            out |= {"pred_xstart": x_0, "mean": diffusion.q_posterior_mean(x_0, x, steps)}
-        return diffusion.sample_from(out, x, t, randn_like), out["pred_xstart"]
+            shape = x_0 - _mean(x_0)
+            x_0 = shape + self.mean(_mean(noisy), shape, r)
+        out |= {"pred_xstart": x_0, "mean": diffusion.q_posterior_mean(x_0, x, steps)}
+        return diffusion.sample_from(out, x, t, randn_like), x_0
 
     def mean(self, seen: torch.Tensor, shape: torch.Tensor, r: float) -> torch.Tensor:
         """The mean of x_0, (N, 1, 1, 1), from two witnesses with Gaussian errors.

@@ -39,8 +39,8 @@ def test_every_method_says_what_it_is(name):
 
 def test_vanilla_is_no_method_and_may_be_asked_for():
     assert VANILLA not in METHODS and VANILLA in method_names()
-    assert check_conditioning(VANILLA, {}) == {}
-    with pytest.raises(UserError, match="vanilla takes none"):
+    assert check_conditioning(VANILLA, {}) == {"epsilon_scale": 1.0}  # DDPM
+    with pytest.raises(UserError, match="vanilla takes epsilon_scale"):
         check_conditioning(VANILLA, {"scale": 1.0})
 
 

@@ -23,10 +23,11 @@ from guided_diffusion.config import (
     read_schedule,
     read_task_config,
 )
-from guided_diffusion.methods import METHODS, method_names
+from guided_diffusion.methods import METHODS, VANILLA, method_names
 from guided_diffusion.noise import NOISES
 from guided_diffusion.operators import OPERATORS
 from guided_diffusion.training.config import TrainConfig
+from guided_diffusion.unconditional import PriorStep
 from tests.benchmarks import kspace
 from tests.conftest import REPOSITORY
 from util.config import config_fields, read_yaml
@@ -196,7 +197,8 @@ def task_keys():
 def test_every_task_key_that_is_named_exists(name):
     form = r"[`\"]((?:conditioning|data|measurement)\.[a-z_]+(?:\.[a-z_]+)*)[`\":]"
     named = {k for k in re.findall(form, read(name)) if not k.endswith((".py", ".yaml"))}
-    params = {f"conditioning.params.{key}" for m in METHODS.values() for key in m.parameters}
+    methods = (*METHODS.values(), PriorStep)
+    params = {f"conditioning.params.{key}" for m in methods for key in m.parameters}
     assert named <= {*task_keys(), *params}
 
 
@@ -249,7 +251,7 @@ def test_every_task_key_is_in_a_table_with_its_default():
 def test_every_method_is_in_a_table_with_its_parameters():
     rows = table(CONFIGS, "Methods")
     assert set(rows) - {"--method"} == set(method_names())
-    for name, method in METHODS.items():
+    for name, method in {**METHODS, VANILLA: PriorStep}.items():
         named = re.findall(r"`(\w+)` \(", rows[name][0])
         assert named == list(method.parameters)
         for key, parameter in method.parameters.items():

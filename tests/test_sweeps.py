@@ -276,7 +276,8 @@ def test_a_thousand_evaluations_are_asked_of_each_method_once_a_task():
 
 def test_a_task_file_with_another_weight_than_the_tuned_is_noticed(folder, monkeypatch, capsys):
     assert comparison.shipped_scale("denoise_0.75") == comparison.shipped_scale("denoise")
-    better = comparison.shipped_scale("gauss") + 0.5
+    shipped = comparison.shipped_scale("gauss")
+    better = shipped + 0.5
 
     known = {
         ("dmps", "sr4", 100): {"scale": comparison.shipped_scale("sr4")},
@@ -285,11 +286,10 @@ def test_a_task_file_with_another_weight_than_the_tuned_is_noticed(folder, monke
     monkeypatch.setattr(sweeps, "tuned", lambda *key: known.get(key))
     monkeypatch.setattr(sweeps, "chosen", lambda *_: "")
     (line,) = [x for x in tables.settings_table().splitlines() if x.startswith("| dmps, task")]
-    noticed = ["not the tuned one" in cell for cell in line.split("|")[3:7]]
-    assert noticed == [task == "gauss" for task in settings.TASKS]
+    marked = ["not the tuned one" in cell for cell in line.split("|")[3:7]]
+    assert marked == [task == "gauss" for task in settings.TASKS]
     monkeypatch.setattr(report, "PAGES", ())
     monkeypatch.setattr(report, "PLOTS", {})
     assert report.main([]) == 0
-    assert f"mri_deblur_gauss_config.yaml: scale 1; on the tuning slices {better:g}" in (
-        capsys.readouterr().out
-    )
+    noticed = f"mri_deblur_gauss_config.yaml: scale {shipped:g}; on the tuning slices {better:g}"
+    assert noticed in capsys.readouterr().out

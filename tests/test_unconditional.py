@@ -1,7 +1,8 @@
-"""Samples of the prior alone: their mean intensity, which the network does not see."""
+"""Samples of the prior alone: their mean intensity, which the network does not see, and power."""
 
 from dataclasses import replace
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,70 @@ def test_without_statistics_of_its_own_it_is_the_network_s():
     diffusion, x, (state, x_0) = prediction(NATURAL_IMAGES)
     expected = GaussianDiffusion.p_sample(diffusion, without_mean, x, 990, torch.zeros_like)
     assert torch.equal(state, expected[0]) and torch.equal(x_0, expected[1])
+
+
+P = 0.09  # variance of a Gaussian image's pixels
+
+
+def too_much_noise(x, t):
+    """A network that takes the noise of those images for a tenth larger than it is."""
+    a = torch.from_numpy(DIFFUSION.alphas_cumprod)[t].float()[:, None, None, None]
+    noise = (1 - a).sqrt() / (a * P + 1 - a) * x
+    return torch.cat([1.1 * noise, torch.zeros_like(x)], dim=1)
+
+
+@pytest.mark.parametrize("steps", [400, 1000])
+def test_scaled_noise_gives_samples_the_power_that_too_large_a_noise_took(steps):
+    """The same λ, whatever the number of steps."""
+    schedule = {**LINEAR, "clip_denoised": False, "timestep_respacing": str(steps)}
+    diffusion = create_sampler(**{**schedule, "model_var_type": "fixed_small"})
+
+    def power(scale):
+        generator = torch.Generator().manual_seed(0)
+
+        def randn_like(x):
+            return torch.randn(x.shape, generator=generator)
+
+        x = torch.randn(8, 1, 32, 32, generator=generator)
+        step = PriorStep(NATURAL_IMAGES, epsilon_scale=scale)
+        for i in reversed(range(steps)):
+            x, _ = step.step(diffusion, too_much_noise, x, i, randn_like)
+        return float(x.var())
+
+    assert power(1.0) < 0.85 * P
+    assert power(1.1) == pytest.approx(P, rel=0.12)  # 2 / √8192, and what few steps lose
+
+
+@pytest.mark.parametrize("statistics", [NATURAL_IMAGES, STATISTICS])
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_scaled_noise_is_the_published_step_s(statistics, clip):
+    """ε/λ for ε, then x̂_0, which is clipped, then the means."""
+    diffusion = create_sampler(**{**LINEAR, "clip_denoised": clip})
+    x, scale, t = rnd((2, 1, SIDE, SIDE), 1), 1.03, 300
+    found = PriorStep(statistics, scale).step(diffusion, without_mean, x, t, torch.zeros_like)
+
+    def scaled(x, t):
+        noise, values = without_mean(x, t).chunk(2, dim=1)
+        return torch.cat([noise / scale, values], dim=1)
+
+    expected = PriorStep(statistics).step(diffusion, scaled, x, t, torch.zeros_like)
+    torch.testing.assert_close(found, expected)
+
+
+def test_its_parameter_is_the_task_file_s(tiny_run, capsys):
+    write_yaml("vanilla.yaml", {"conditioning": {"method": "vanilla"}})
+
+    def run(folder, *changes):
+        flags = ("--task_config", "vanilla.yaml", "--limit", "1", "--save_dir", folder)
+        return tiny_run(*flags, *(part for change in changes for part in ("--set", change)))
+
+    key = "conditioning.params.epsilon_scale"
+    assert run("plain") == run("one", f"{key}=1.0") == run("two", f"{key}=1.5") == 0
+    sample = "tiny/vanilla/recon/sample_000.png"
+    plain, one, two = (iio.imread(f"{folder}/{sample}") for folder in ("plain", "one", "two"))
+    assert np.array_equal(plain, one) and not np.array_equal(plain, two)
+    assert run("three", f"{key}=0") == 2
+    assert f"{key}: expected a positive number, found 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("t", [300, 800, 990])

@@ -19,6 +19,7 @@ from guided_diffusion.methods.spectral import Spectral
 from guided_diffusion.methods.spectral_sample import SpectralSample
 from guided_diffusion.operators.base import Operator, Sigma
 from guided_diffusion.statistics import NATURAL_IMAGES, PriorStatistics
+from guided_diffusion.unconditional import PriorStep
 from util.errors import UserError
 from util.parameters import check_parameters
 
@@ -64,7 +65,7 @@ def check_conditioning(
         UserError: an unknown method or parameter, or a value out of its range.
     """
     if name == VANILLA:
-        return check_parameters({}, parameters, WHERE, VANILLA)
+        return check_parameters(PriorStep.parameters, parameters, WHERE, VANILLA)
     return method_class(name).check(parameters, operator)
 
 

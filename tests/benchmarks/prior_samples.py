@@ -1,8 +1,9 @@
 """Draw from the prior alone, and measure what comes: ``python tests/benchmarks/prior_samples.py``.
 
 Sixteen samples by main.py, without choosing: laid out in models/samples.png, with the air at their
-rims and their power spectrum in saved_results/benchmarks/training/. What this program does not know
-is passed on to main.py, for instance ``--gpu -1``.
+rims and their power spectrum in saved_results/benchmarks/training/. Then sixteen from the same
+noise by plain DDPM, whose spectrum stands beside theirs. What this program does not know is passed
+on to main.py, for instance ``--gpu -1``.
 """
 
 import argparse
@@ -26,6 +27,7 @@ COUNT = 16
 COLUMNS = 4  # of the picture
 RIM = 8  # pixels
 BAND = (4, 128)  # half cycles per 256 pixels: what the spectrum is compared in
+DDPM = ("--set", "conditioning.params.epsilon_scale=1")
 
 
 def read(folder):
@@ -67,19 +69,28 @@ def write_csv(name, head, lines):
         writer.writerows([head, *lines])
 
 
+def drawn(work_dir, *arguments):
+    """The samples of main.py, see `read`."""
+    restore("sample_config_mri", work_dir, "--limit", str(COUNT), *arguments)
+    (folder,) = (f for f, _, _ in os.walk(work_dir) if os.path.basename(f) == "recon")
+    return read(folder)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--work_dir", default=os.path.join(REPOSITORY, "results", "prior"))
     args, passed_on = parser.parse_known_args(argv)
     work_dir = os.path.abspath(args.work_dir)
-    restore("sample_config_mri", work_dir, "--limit", str(COUNT), *passed_on)
-    (folder,) = (f for f, _, _ in os.walk(work_dir) if os.path.basename(f) == "recon")
-    tiles = read(folder)
+    tiles = drawn(os.path.join(work_dir, "shipped"), *passed_on)
     lay_out(tiles, os.path.join(REPOSITORY, "models", "samples.png"))
     rims = [[i + 1, f"{air(tile):.3f}"] for i, tile in enumerate(tiles)]
     write_csv("samples_air", ["sample", "mean of its rim"], rims)
-    ratios = [[f"{f:.1f}", f"{r:.2f}"] for f, r in spectrum(tiles, load_prior().statistics)]
-    write_csv("samples_spectrum", ["cycles per image", "power, of the training images'"], ratios)
+    plain = drawn(os.path.join(work_dir, "ddpm"), *passed_on, *DDPM)
+    statistics = load_prior().statistics
+    both = zip(spectrum(tiles, statistics), spectrum(plain, statistics), strict=True)
+    ratios = [[f"{f:.1f}", f"{r:.2f}", f"{p:.2f}"] for (f, r), (_, p) in both]
+    head = ["cycles per image", "power, of the training images'", "by plain DDPM"]
+    write_csv("samples_spectrum", head, ratios)
 
 
 if __name__ == "__main__":
