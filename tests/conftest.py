@@ -14,6 +14,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 REPOSITORY = os.path.dirname(HERE)
 
 torch.set_num_threads(1)  # faster for networks this small
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the programs that tests start
 
 TINY = {
     "image_size": 32,
