@@ -89,7 +89,7 @@ def test_scaled_noise_gives_samples_the_power_that_too_large_a_noise_took(steps)
         return float(x.var())
 
     assert power(1.0) < 0.85 * P
-    assert power(1.1) == pytest.approx(P, rel=0.12)  # 2 / √8192, and what few steps lose
+    assert power(1.1) == pytest.approx(P, rel=0.12)  # √(2/8192), and what the steps lose
 
 
 @pytest.mark.parametrize("statistics", [NATURAL_IMAGES, STATISTICS])
