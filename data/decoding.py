@@ -53,7 +53,9 @@ def decode(path: str) -> Pixels:
     if head.startswith(TIFF):
         return _read_tiff(path)
     if head.startswith(PNG) and len(head) > 25 and head[24] == 16 and head[25] in (2, 4, 6):
-        return _of_type(_read_deep_colours(path))  # depth, and a colour type of several channels
+        with Image.open(path) as image:  # depth, and a colour type of several channels
+            orientation = image.getexif().get(ORIENTATION, 1)
+        return _of_type(_read_deep_colours(path, orientation))
     return _read_pillow(path)
 
 
@@ -61,13 +63,18 @@ def _of_type(values):
     return Pixels(values, np.iinfo(values.dtype).max if values.dtype.kind == "u" else None)
 
 
-def _read_deep_colours(path):
+def _read_deep_colours(path, orientation):
     """(H, W, 3) uint16; Pillow would drop 8 of the 16 bits."""
-    frames = imageio_ffmpeg.read_frames(os.path.abspath(path), pix_fmt="rgb48le", bits_per_pixel=48)
+    frames = imageio_ffmpeg.read_frames(
+        os.path.abspath(path),
+        pix_fmt="rgb48le",
+        bits_per_pixel=48,
+        input_params=["-noautorotate"],  # turned, they would not be of `source_size`
+    )
     width, height = next(frames)["source_size"]
     pixels = np.frombuffer(next(frames), "<u2").reshape(height, width, 3)
     frames.close()
-    return pixels
+    return _upright(pixels, orientation)
 
 
 def _read_tiff(path):
@@ -80,16 +87,17 @@ def _read_tiff(path):
         photometric = getattr(page.photometric, "name", "")
         if photometric not in PLAIN or page.bitspersample not in DEPTHS:
             return _read_pillow(path)
+        tag = page.tags.get(ORIENTATION)
+        orientation = tag.value if tag else 1
         try:
             values = page.asarray()
         except Exception:  # noqa: BLE001 - a compression that needs a package which is not there
             if page.bitspersample == 16 and photometric == "RGB":
-                return _of_type(_read_deep_colours(path))
+                return _of_type(_read_deep_colours(path, orientation))
             return _read_pillow(path)
         if getattr(page.planarconfig, "name", "") == "SEPARATE" and values.ndim == 3:
             values = np.moveaxis(values, 0, -1)
-        tag = page.tags.get(ORIENTATION)
-        values = _upright(values, tag.value if tag else 1)
+        values = _upright(values, orientation)
         return _of_type(values)._replace(inverted=photometric == "MINISWHITE")
 
 

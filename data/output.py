@@ -2,8 +2,9 @@
 
 import gzip
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import imageio.v3 as iio
@@ -12,6 +13,7 @@ import numpy as np
 from data.decoding import decode
 from data.formats import extensions
 from data.kspace import KSpaceVolume
+from data.nifti import NiftiVolume
 from data.nifti_header import files_of
 from data.volumes import Slice, Whole
 from util.errors import UserError
@@ -75,7 +77,8 @@ def check_output(
         raise UserError(f"--output: {path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output: {path}: {folder} cannot be written to")
-    _check_nothing_is_lost(path, source, end, overwrite, read)
+    inputs = {os.path.realpath(p) for p in (*_sources(source), *read)}
+    _check_nothing_is_lost(path, _name_of(items[0]), end, overwrite, inputs)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -83,20 +86,22 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _check_nothing_is_lost(
-    path: str, source: Any, end: str, overwrite: bool, read: Sequence[str]
+    path: str, name: str, end: str, overwrite: bool, inputs: Collection[str]
 ) -> None:
-    """Refuse a `path` that the run reads, or that is there and may not be replaced."""
+    """Refuse a `path` that the run reads, or that is there and may not be replaced.
+
+    Args:
+        name: of the result; end: of the path; inputs: real paths of what the run reads.
+    """
     there = [path]
     if os.path.isdir(path):
         if end:
             raise UserError(f"--output: {path} is a folder, expected the name of a file")
-        own = {f"{piece.name}.dcm" for piece in getattr(source, "slices", [])}
-        names = sorted(os.listdir(path))
-        if others := [n for n in names if n not in own]:
+        names, own = sorted(os.listdir(path)), _own_files(name)
+        if others := [n for n in names if not own.fullmatch(n)]:
             raise UserError(f"--output: {path} holds other files ({others[0]}); name a new folder")
         there = [os.path.join(path, n) for n in names]
     there = [p for p in there if os.path.lexists(p)]
-    inputs = {os.path.realpath(p) for p in (*_sources(source), *read)}
     for one in there:
         if os.path.realpath(one) in inputs:
             raise UserError(f"--output: {one} is what the run reads; name another")
@@ -122,12 +127,17 @@ def _formats(source: Any) -> tuple[str, ...]:
     if not hasattr(source, "slices"):
         own = suffix(source.label)
         return (own, *(s for s in ANY_PICTURE if s != own))
+    if isinstance(source, NiftiVolume):
+        return NIFTI
     own = suffix(getattr(source, "path", ""))
     if isinstance(source, KSpaceVolume):
         return (*((own,) if own == ".h5" else ()), *NIFTI)
-    if own in NIFTI or own in (".img", ".hdr"):
-        return NIFTI
     return (own,)
+
+
+def _own_files(name: str) -> re.Pattern[str]:
+    """Files that a restored series of this name writes: one, or one a slice; also unfinished."""
+    return re.compile(rf"(\.part-)?{re.escape(name)}(_z\d+)?\.dcm")
 
 
 def write_output(path: str, items: Sequence[Any], folder: str) -> str:
@@ -167,9 +177,14 @@ def _result_of(name: str, folder: str) -> str:
 def _copy_volume(result: str, path: str) -> None:
     if os.path.isdir(result):
         os.makedirs(path, exist_ok=True)
-        for name in sorted(os.listdir(result)):
+        names = sorted(os.listdir(result))
+        for name in names:
             with replacing(os.path.join(path, name)) as temporary:
                 shutil.copyfile(os.path.join(result, name), temporary)
+        own = _own_files(os.path.basename(result))
+        for name in set(os.listdir(path)).difference(names):
+            if own.fullmatch(name):  # of a result of more slices, or of a run that was stopped
+                os.remove(os.path.join(path, name))
         return
     with replacing(path) as temporary, open(temporary, "wb") as target:
         packed = result.endswith(".gz") and not path.lower().endswith(".gz")

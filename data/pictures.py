@@ -125,10 +125,10 @@ def read_picture(
     """Read one image file.
 
     Unsigned integers of up to 16 bits are scaled by the range of their type, so they keep their
-    contrast; floats are taken as they are, in [0, 1], or in [-1, 1] if they go below 0. Other
-    integers, and floats beyond by more than noise (see `shares_beyond`), are scaled by their own
-    percentiles, see `find_scale`. In floats and other integers, padding (see `find_padding`) is
-    black and counts for nothing.
+    contrast; floats are taken as they are, in [0, 1], or in [-1, 1] if they go further below 0
+    than noise does. Other integers, and floats beyond by more than noise (see `shares_beyond`),
+    are scaled by their own percentiles, see `find_scale`. In floats and other integers, padding
+    (see `find_padding`) is black and counts for nothing.
 
     Args:
         path: local or remote.
@@ -222,7 +222,8 @@ def _scale_as_it_is(image, values, overshoot):
     if not values.size or not np.isfinite(values).all():
         return None, ""
     low, high = values.min(), values.max()
-    if low >= 0 and high <= 1 + overshoot / 2:
+    from_0 = low >= 0 or _is_noise_about_black(image, low, overshoot)
+    if from_0 and high <= 1 + overshoot / 2:
         ends = 0.0, 1.0
     elif -1 - overshoot <= low < 0 and high <= 1 + overshoot:
         ends = -1.0, 1.0
@@ -240,6 +241,13 @@ def _scale_as_it_is(image, values, overshoot):
             "divided by white"
         )
     return ends, ""
+
+
+def _is_noise_about_black(image, low, overshoot):
+    """Whether an image that goes below 0 is a dark one in [0, 1] with noise, not in [-1, 1]."""
+    if low < -overshoot / 2 or not 0 <= np.nanmean(image) <= 0.5:
+        return False
+    return shares_beyond(image, 0.0, 1.0)[0] <= TOO_MANY
 
 
 def _items(paths: Sequence[str], options: Mapping[str, Any]) -> list[Picture]:

@@ -1,6 +1,8 @@
 """--output: which of the results goes there."""
 
+import bz2
 import os
+import shutil
 
 import imageio.v3 as iio
 import numpy as np
@@ -81,6 +83,47 @@ def test_a_series_goes_to_a_folder_of_its_own_which_may_have_a_dot(tmp_path, mon
         check_output("restored.nii.gz", items)
     with pytest.raises(UserError, match="is what the run reads|holds other files"):
         check_output("series", items, overwrite=True)
+
+
+def test_the_format_of_a_volume_is_nifti_however_its_file_is_packed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_nifti("v.nii", head((16, 16, 3)))
+    with open("v.nii", "rb") as file, bz2.open("v.nii.bz2", "wb") as packed:
+        packed.write(file.read())
+    shutil.copy("v.nii", "unnamed")
+    for name in ("v.nii.bz2", "unnamed"):
+        items = list_items({"root": name, "measured": True})
+        check_output("r.nii.gz", items)
+        for other in ("r.nii.bz2", "r"):
+            with pytest.raises(UserError, match=r"expected \.nii or \.nii\.gz"):
+                check_output(other, items)
+
+
+LEFT = ("r.dcm", "r_z000.dcm r_z001.dcm r_z002.dcm", ".part-r_z000.dcm")
+
+
+@pytest.mark.parametrize("before", LEFT)
+def test_a_series_that_is_replaced_leaves_nothing_of_the_one_before(tmp_path, monkeypatch, before):
+    """Which was in one file, had more slices, or was not yet written."""
+    monkeypatch.chdir(tmp_path)
+    write_series("r", head((16, 16, 2)))
+    items = list_items({"root": "r", "measured": True})
+    assert items[0].volume.name == "r"
+    for folder, names in (("there", before.split()), ("volumes/r", ["r_z000.dcm", "r_z001.dcm"])):
+        os.makedirs(folder)
+        for name in names:
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                file.write(folder)
+    with pytest.raises(UserError, match="--overwrite to replace it"):
+        check_output("there", items)
+    check_output("there", items, overwrite=True)
+    write_output("there", items, ".")
+    assert sorted(os.listdir("there")) == ["r_z000.dcm", "r_z001.dcm"]
+    with open("there/r_z000.dcm", encoding="utf-8") as file:
+        assert file.read() == "volumes/r"
+    os.rename("there/r_z000.dcm", "there/other.dcm")
+    with pytest.raises(UserError, match=r"holds other files \(other.dcm\)"):
+        check_output("there", items, overwrite=True)
 
 
 def test_of_kspace_the_result_is_h5_or_nifti(tmp_path, monkeypatch):

@@ -51,6 +51,8 @@ AS_IT_IS = {
     "[-1, 1], bright background": lambda u: gaussian(1 - 2 * u, 0.3),
     "[-1, 1], noise of photons": lambda u: poisson(2 * u - 1, 0.3),
     "[-1, 1], ringing": lambda u: np.where(u > 0.5, 1.05, 2 * u - 1),
+    "[0, 1], about black": lambda u: gaussian(u, 0.1),
+    "[0, 1], about black, loud": lambda u: gaussian(u, 0.5),
     "[0, 1]": lambda u: rician(u, 0.1),
     "[0, 1], loud": lambda u: rician(u, 0.5),
 }

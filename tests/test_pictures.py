@@ -6,6 +6,8 @@ Pillow writes most of them, and says how most should look; where it cannot, the 
 import builtins
 import gzip
 import itertools
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from data.crops import TrainingCrops
 from data.dataloader import list_images, read_image, read_picture
 from tests.volume_files import items_of
 from util.errors import UserError
+from util.image_files import deep_png
 
 GREY = np.uint8(np.add.outer(3 * np.arange(40), 2 * np.arange(30)))  # 0 to 175
 COLOURS = np.stack([GREY, GREY[::-1], 255 - GREY], axis=2)
@@ -182,6 +185,20 @@ def test_the_orientation_of_exif_is_applied(tmp_path, plain_install, name, orien
     found = shown(read_image(str(tmp_path / name)))
     assert found.shape == expected.shape
     assert np.abs(found - expected.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_16_bits_a_colour_is_applied(tmp_path, plain_install, orientation):
+    """As it is of the same picture in 8 bits."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(COLOURS).save(tmp_path / "8.png", exif=exif)
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    extra = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    deep = deep_png(COLOURS.astype(np.uint16) * 257)
+    (tmp_path / "16.png").write_bytes(deep[:33] + extra + deep[33:])  # behind the header
+    found, expected = (read_image(str(tmp_path / name)) for name in ("16.png", "8.png"))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_cmyk_is_no_rgb_with_alpha(tmp_path):
