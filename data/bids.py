@@ -42,7 +42,7 @@ SUFFIXES = (  # of anatomical images
     *("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "PDT2", "angio", "T2star"),
     *("FLASH", "PD", "UNIT1", "VFA", "IRT1", "MP2RAGE", "MPM", "MTS", "MTR", "MESE", "MEGRE"),
 )
-STALE = ("SliceThickness", "SpacingBetweenSlices", "SliceTiming")  # where the voxels are others
+STALE = ("SliceThickness", "SpacingBetweenSlices", "SliceTiming")  # where the slices are others
 EXPECTED = "sub-LABEL[_ses-LABEL][_KEY-LABEL…]_SUFFIX.nii.gz, like sub-01_ses-2_T1w.nii.gz"
 
 
@@ -165,6 +165,8 @@ def write_bids(
                 with replacing(f"{to}.nii.gz") as temporary:
                     shutil.copyfile(path, temporary)
                 text = _described(volume, kind, resampled, path, home, settings, version)
+                for key in STALE if _is_finer(own) else ():
+                    text.pop(key, None)
                 if own.name in sigmas:
                     text["Sigma"] = sigmas[own.name]
                 _write_json(f"{to}.json", text)
@@ -255,8 +257,6 @@ def _described(volume, kind, resampled, path, home, settings, version):
     text |= {"Description": f"{KINDS[kind][1]}, by DMPS-MRI", "Sources": [f"bids:raw:{within}"]}
     text.setdefault("SkullStripped", False)
     if resampled:
-        for key in STALE:
-            text.pop(key, None)
         zooms = read_header(path, base_name(path)).header.get_zooms()[:3]
         sides = " × ".join(f"{float(side):.4g}" for side in zooms)
         text["Resolution"] = f"{sides} mm, finer than the source's"

@@ -205,7 +205,7 @@ class DicomSeries(Volume):
         padding: NDArray[np.bool_] | None,
         description: str,
         identity: str,
-        std: bool = False,
+        kind: str = "",
         spacing: float | None = None,
     ) -> str:
         """Write (slices, H, W) as a series in the folder NAME, see `write_series`."""
@@ -213,7 +213,7 @@ class DicomSeries(Volume):
         frames = self.frames if spacing is None else self._respaced(len(voxels), spacing)
         names = [f"{self.name}_z{i:03d}" for i in range(len(frames))]
         text = description, identity
-        write_series(path, frames, names, voxels, padding, *text, std, spacing)
+        write_series(path, frames, names, voxels, padding, *text, kind, spacing)
         return path
 
     def _respaced(self, count, spacing):

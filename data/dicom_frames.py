@@ -187,6 +187,12 @@ def frames_of(path: str, header: Any, where: str) -> list[Frame]:
         raise UserError(f"{where}: expected MONOCHROME1 or MONOCHROME2, found {photometric}")
     if first_number(header, "BitsAllocated", 16) == 1:
         raise UserError(f"{where}: holds one bit a pixel, so it is a mask and no image")
+    stored = first_number(header, "BitsStored", 16)
+    if (highest := first_number(header, "HighBit", stored - 1)) != stored - 1:
+        raise UserError(
+            f"{where}: expected the highest bit of {stored:g} to be bit {stored - 1:g}, found "
+            f"HighBit {highest:g}, a way to store pixels that DICOM has given up"
+        )
     _check_decoder(header.file_meta.get("TransferSyntaxUID"), where)
     if "PerFrameFunctionalGroupsSequence" in header:
         return _enhanced(path, header, where)

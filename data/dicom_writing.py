@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.dicom_frames import Frame, first_number, first_text, read_dataset, values
+from data.slices import NO_IMAGES
 
 TEXT = 64  # characters that a DICOM description holds
 STORED = 65535  # the largest of 16 bits
@@ -48,7 +49,7 @@ def write_series(
     padding: NDArray[np.bool_] | None,
     description: str,
     identity: str,
-    std: bool,
+    kind: str,
     spacing: float | None = None,
 ) -> None:
     """Write (slices, H, W) into the folder `path`: an enhanced file as one, others a file a slice.
@@ -62,7 +63,7 @@ def write_series(
         frames, names: of the slices, in the order of the voxels.
         padding: where the voxels are no data, or None; one stored value then says so, whatever
             theirs are, so that the other numbers are for the rest.
-        description, identity, std: see `data.volumes.Volume`.
+        description, identity, kind: see `data.volumes.Volume`.
         spacing: mm between the slices, where they are not the source's; the frames then have the
             positions to write, and each as much of a source's header as is true of it.
     """
@@ -79,8 +80,8 @@ def write_series(
     for first, members in _files(frames):
         dataset = _derived(frames, members, stored, spacing)
         uid = generate_uid(entropy_srcs=[series, str(first)])
-        _set_origin(dataset, series, uid, description, 2000 if std else 1000)
-        if std:  # the display window is for the image's values
+        _set_origin(dataset, series, uid, description, 2000 if kind else 1000)
+        if kind in NO_IMAGES:  # the display window is for the image's values
             _drop_windows(dataset)
         alone = len(members) > 1 and len(members) == len(frames)
         file = os.path.join(unfinished, f"{name if alone else names[first]}.dcm")

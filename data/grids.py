@@ -50,6 +50,14 @@ class World(NamedTuple):
         difference = (self.affine - other.affine)[:3]
         return float(np.linalg.norm(corners @ difference[:, :3].T + difference[:, 3], axis=1).max())
 
+    def backwards(self) -> "World":
+        """The same grid, its slices counted from the last."""
+        if self.affine is None:
+            return self
+        turn = np.eye(4)
+        turn[0, 0], turn[0, 3] = -1, self.shape[0] - 1
+        return self._replace(affine=self.affine @ turn)
+
 
 def nearest(count: int, wanted: int, ratio: float | None = None) -> NDArray[np.int_]:
     """Which of `count` samples lies nearest to each of `wanted`, both about one centre.

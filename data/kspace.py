@@ -111,15 +111,15 @@ class KSpaceVolume(Volume):
         padding: NDArray[np.bool_] | None,
         description: str,
         identity: str,
-        std: bool = False,
+        kind: str = "",
         spacing: float | None = None,
     ) -> str:
-        """NAME.nii.gz in `folder` and, unless it is `std`, recon/NAME.h5 beside it."""
+        """NAME.nii.gz in `folder` and, of the restored scan, recon/NAME.h5 beside it."""
         os.makedirs(folder, exist_ok=True)
         images = self.cropped(voxels)
         path = os.path.join(folder, f"{self.name}.nii.gz")
         write_nifti(path, images, self.raw().spacing, description)
-        if std:
+        if kind:
             return path
         results = os.path.dirname(folder)
         os.makedirs(os.path.join(results, "recon"), exist_ok=True)

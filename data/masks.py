@@ -53,18 +53,21 @@ def limit_volumes(items: Sequence[Any], mask: str | None, find: Callable[..., Ma
     if mask is None:
         return
     for volume in dict.fromkeys(i.volume for i in items if isinstance(i, Slice)):
-        volume.find_head = partial(_head_of, volume.slices, find)
+        volume.find_head = partial(_head_of, volume, mask, find)
         volume.head_is_given = mask != "auto"
 
 
-def _head_of(slices, find, voxels):
-    """(count, H, W), the mask of a volume's slices; all of it where that is nowhere."""
+def _head_of(volume, mask, find, voxels):
+    """(count, H, W), the mask of a volume's slices."""
+    slices = volume.slices
     known = np.nan_to_num(voxels, nan=float(np.nanmin(voxels)))
     low, high = np.percentile(known, ROUGHLY)
     rough = np.clip(2 * (known - low) / max(high - low, 1e-9) - 1, -1, 1)
     found = [find(p, x[None], empty=False) for p, x in zip(slices, rough, strict=True)]
     head = np.stack(found)
-    return head if head.any() else ~head
+    if not head.any():
+        raise UserError(f"data.mask: {mask} is 0 everywhere on the grid of {volume.label}")
+    return head
 
 
 def open_masks(
@@ -74,8 +77,8 @@ def open_masks(
 
     Args:
         mask: None; "auto", see `head_mask`; or a file or folder of masks, pictures or volumes of
-            the images' own grid, in which what is not 0 counts: one for all images, or one for
-            each in the same order.
+            the images' own grid, in which what is not 0 counts: one for all images, one for each
+            in the same order, or one volume for all volumes.
         options: the task's `data`, of which a volume of masks takes `axis` and `volume`.
         items: all images of data.root.
 
@@ -93,19 +96,22 @@ def open_masks(
         return lambda item, truth, empty=True: head_mask(truth)
     kept = {k: v for k, v in options.items() if k in ("axis", "volume")}
     masks = list_items({"root": mask, "measured": False, **kept}, key="data.mask")
-    if len(masks) not in (1, len(items)):
+    if len(masks) in (1, len(items)):
+        both = {item.name: masks[i if len(masks) > 1 else 0] for i, item in enumerate(items)}
+    elif _is_one_for_all(masks, items):
+        both = {item.name: masks[item.index] for item in items}
+    else:
         raise UserError(
-            f"data.mask: expected one mask, or one for each of {len(items)} images, found "
-            f"{len(masks)} in {mask}"
+            f"data.mask: expected one mask, one for each of {len(items)} images, or one volume of "
+            f"as many slices as each of theirs, found {len(masks)} in {mask}"
         )
-    both = {item.name: masks[i if len(masks) > 1 else 0] for i, item in enumerate(items)}
-    pairs: dict[tuple[Any, Any], None] = {}
+    backwards: dict[tuple[Any, Any], bool] = {}
     for item in items:
         found = both[item.name]
         if isinstance(item, Slice) and isinstance(found, Slice):
-            pairs[found.volume, item.volume] = None
-    for pair in pairs:
-        check_grid("data.mask", *pair)
+            pair = found.volume, item.volume
+            if pair not in backwards:
+                backwards[pair] = check_grid("data.mask", *pair)
     # A volume of masks is read once as a whole: read slice by slice, it and the images' volume
     # would take turns in the place that the reader has for one.
     volumes: dict[Any, NDArray[np.bool_]] = {}
@@ -119,7 +125,9 @@ def open_masks(
             if volume not in volumes:
                 volumes.clear()
                 volumes[volume] = np.nan_to_num(volume.load()[0]) != 0
-            seen = volumes[volume][found.index]
+            last = len(volume.slices) - 1
+            turned = isinstance(item, Slice) and backwards[volume, item.volume]
+            seen = volumes[volume][last - found.index if turned else found.index]
         if seen.shape != truth.shape[1:]:
             size = "×".join(map(str, seen.shape[::-1]))
             raise UserError(
@@ -133,22 +141,38 @@ def open_masks(
     return of
 
 
-def check_grid(key: str, volume: Volume, image: Volume) -> None:
-    """Raise UserError where a volume that `key` names is not on the grid of that of the images.
+def _is_one_for_all(masks, items):
+    """Whether the masks are one volume's slices, as many as each volume of the items has."""
+    whole = all(isinstance(m, Slice) for m in masks) and len({m.volume for m in masks}) == 1
+    return whole and all(
+        isinstance(i, Slice) and len(i.volume.slices) == len(masks) == len(masks[0].volume.slices)
+        for i in items
+    )
+
+
+def check_grid(key: str, volume: Volume, image: Volume) -> bool:
+    """Find out whether a volume that `key` names is on the grid of that of the images.
 
     Of a volume that does not say where it lies, the number of voxels alone counts.
+
+    Returns:
+        Whether its slices are in the opposite order.
+
+    Raises:
+        UserError: it lies elsewhere, or has other voxels.
     """
     if volume.world is None or image.world is None:
-        return
+        return False
     if volume.world.shape != image.world.shape:
         worlds = volume.world, image.world
         seen, expected = ("×".join(map(str, world.shape[::-1])) for world in worlds)
         raise UserError(
             f"{key}: {volume.label} has {seen} voxels, and {image.label} has {expected}"
         )
-    apart = image.world.apart(volume.world)
-    if apart > OFF_GRID * image.plane.pixel:
+    apart, turned = (image.world.apart(w) for w in (volume.world, volume.world.backwards()))
+    if min(apart, turned) > OFF_GRID * image.plane.pixel:
         raise UserError(
             f"{key}: {volume.label} lies elsewhere than {image.label}, a corner {apart:.3g} mm "
             "off; resample it to the image's grid"
         )
+    return turned < apart

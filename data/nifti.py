@@ -21,6 +21,7 @@ from data.nifti_header import (
     voxel_file,
     written_header,
 )
+from data.slices import NO_IMAGES
 from data.volumes import Part, Slice, Volume, check_only_volume, reason
 from util.errors import UserError
 from util.files import open_plain, printable, read_head, replacing, safe_name
@@ -28,6 +29,7 @@ from util.remote import base_name, is_remote, kept_file
 
 EXTENSIONS = (".nii", ".nii.gz", ".nii.bz2")
 AXIAL = 2  # world axis, inferior to superior
+SLICE_TIMES = ("slice_start", "slice_end", "slice_code", "slice_duration")
 MOST_COMPRESSION = 1032  # of deflate: no gzip file holds more bytes than so many times its own
 
 
@@ -214,7 +216,7 @@ class NiftiVolume(Volume):
         padding: NDArray[np.bool_] | None,
         description: str,
         identity: str,
-        std: bool = False,
+        kind: str = "",
         spacing: float | None = None,
     ) -> str:
         """Write (slices, H, W) as NAME.nii.gz with the file's header, in float32.
@@ -222,10 +224,12 @@ class NiftiVolume(Volume):
         Where pixels are finer than the file's, they share out the same field of view.
         """
         array = voxels[self.flips].transpose(np.argsort(self.order))
-        header, affine, kind = self._written_header(array.shape, spacing)
+        header, affine, nifti = self._written_header(array.shape, spacing)
+        if kind in NO_IMAGES:  # the range to display is for the image's values
+            header["cal_min"] = header["cal_max"] = 0
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, f"{self.name}.nii.gz")
-        image = kind(array.reshape(header.get_data_shape()), affine, header)
+        image = nifti(array.reshape(header.get_data_shape()), affine, header)
         with replacing(path) as temporary:
             image.to_filename(temporary)
         return path
@@ -261,6 +265,9 @@ class NiftiVolume(Volume):
             steps[self.axis] = spacing / self.spacing
         dimensions = len(self.stored_shape) if self.index is None else 3
         header.set_data_shape([*shape, *[1] * (dimensions - 3)][:dimensions])
+        if spacing is not None:  # the times of slices are for the file's own
+            for field in SLICE_TIMES:
+                header[field] = 0
         if (steps != 1).any():
             affine = refine(header, affine, steps, self.shape, shape)
         return header, affine, kind

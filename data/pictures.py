@@ -178,14 +178,14 @@ def _scaled(pixels: Pixels, name, overshoot, magnitude):
     if top is not None and raw.dtype.itemsize <= 2:
         shown = top - raw if pixels.inverted else raw
         image = 2 * (shown / np.float32(top)).astype(np.float32) - 1
-        ends = (float(top), 0.0) if pixels.inverted else (0.0, float(top))
         remark, most = "", int(raw.max())
         if top > 255 and most < DARK * top and not pixels.inverted:
             remark = (
                 f"its values end at {most} of {top}, so it is dark, and σ counts in all of {top}; "
                 "as .tif or .npy of floats it is scaled by its own percentiles"
             )
-        return Read(image, None if top <= 255 else ends, None, raw, "", remark=remark)
+        ends = None if top <= 255 else (0.0, float(top))  # what is written is as it is shown
+        return Read(image, ends, None, raw, "", remark=remark)
     with np.errstate(over="ignore"):  # what is infinite then is refused
         image = raw.astype(np.float32)
     found, what = find_padding(image)

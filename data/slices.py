@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from data.volumes import Volume
 
+# Results that are no images: they have no padding and no range to display; samples and bounds have.
+NO_IMAGES = ("std", "residual", "sigma")
+
 
 @dataclass(frozen=True, eq=False)
 class _Part:

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.slices import Slice, Whole
+from data.slices import NO_IMAGES, Slice, Whole
 
 ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-fA-F]+>")  # of an object in memory
-NO_IMAGES = ("std", "residual", "sigma")  # have no padding; samples and bounds have the file's
 
 
 class Written(NamedTuple):
@@ -125,7 +124,7 @@ def _write_volume(volume, names, spacing, folder, description, identity, more_of
         text = f"{description} {kind}", identity
         where = os.path.join(folder, kind)
         hidden = None if kind in NO_IMAGES else padding
-        paths.append(volume.write(where, values, hidden, *text, std=True, spacing=spacing))
+        paths.append(volume.write(where, values, hidden, *text, kind, spacing))
     kept = measured or not volume.clipped
     line = (
         f"{os.path.relpath(path, folder)}: {len(mean)} slices; {black:g} to {white:g} were -1 to "

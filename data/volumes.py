@@ -44,12 +44,12 @@ class Volume:
 
     - `load()`: all slices as (count, H, W) float32 in the file's units, and the padding that the
       file declares, booleans like them or None;
-    - `write(folder, voxels, padding, description, identity, std=False, spacing=None)`: writes
+    - `write(folder, voxels, padding, description, identity, kind="", spacing=None)`: writes
       (count, H', W') in the file's units as a scan like the file, and returns its path. `padding`
       is where the voxels are no data, or None; `description` says in a few words how they came
-      about, and `identity` tells this run's settings from others'; `std` is for what is no image
-      (standard deviations, residuals); with a `spacing` the voxels are any number of slices, so
-      many mm apart, about the centre of the file's;
+      about, and `identity` tells this run's settings from others'; `kind` is "" for the restored
+      scan, otherwise the folder that says what else it is (see `NO_IMAGES`); with a `spacing` the
+      voxels are any number of slices, so many mm apart, about the centre of the file's;
     - `try_writing(factor, spacing)`: raises whatever `write` would for a reason that can be known
       before.
 
@@ -117,7 +117,7 @@ class Volume:
         padding: NDArray[np.bool_] | None,
         description: str,
         identity: str,
-        std: bool = False,
+        kind: str = "",
         spacing: float | None = None,
     ) -> str:
         raise NotImplementedError

@@ -245,9 +245,9 @@ def open_map(path: str, options: Mapping[str, Any]) -> Callable[[Any], Map]:
                 f"{WHERE}: {volume.label} has {_grid(values.shape, volume.spacing)}, and "
                 f"{other.label} {_grid(size, other.spacing)}"
             )
-        check_grid(WHERE, volume, other)
+        there = values[::-1] if check_grid(WHERE, volume, other) else values
         black, white, _ = other.scale
-        chosen = values if isinstance(item, Whole) else values[item.index : item.index + 1]
+        chosen = there if isinstance(item, Whole) else there[item.index : item.index + 1]
         return chosen * np.float32(2 / abs(white - black))
 
     return of

@@ -172,15 +172,23 @@ def note_of_planes(item: Any, data: DataConfig | None, way: AsVolume | None) -> 
 
 
 def note_of_lengths(item: Any, measurement: Measurement | None) -> str | None:
-    """What a user is told whose task gives a measured volume other lengths than its header."""
+    """What a user is told of whose measured volume task and header differ, or say too little."""
     if measurement is None or measurement.simulated or not isinstance(item, Whole):
         return None
-    grid, found = grid_of(item.volume), []
-    for key, header in (("spacing", grid.spacing), ("thickness", grid.thickness or grid.spacing)):
-        given = measurement.operator.params.get(key)
-        if isinstance(given, float | int) and abs(given - header) > ALIKE * header:
+    if not operator_class(measurement.operator.name).of_volumes:
+        return None
+    grid, params, found = grid_of(item.volume), measurement.operator.params, []
+    for key, header in (("spacing", grid.spacing), ("thickness", grid.thickness)):
+        given = params.get(key)
+        if given is not None and header is not None and abs(given - header) > ALIKE * header:
             found.append(f"{key} {given:g} mm, and the header {header:.4g} mm")
-    if not operator_class(measurement.operator.name).of_volumes or not found:
+    if params.get("thickness") is None and grid.thickness is None:
+        return (
+            f"{item.label}: its header has no slice thickness; the spacing, "
+            f"{params.get('spacing') or grid.spacing:.4g} mm, is taken, and --set "
+            "measurement.operator.thickness=MM gives another"
+        )
+    if not found:
         return None
     return f"{item.label}: the task says {'; '.join(found)}; left out, the header's is taken"
 

@@ -1,5 +1,6 @@
 """--bids: names, descriptions, and what a validator says of them."""
 
+import glob
 import json
 import os
 import re
@@ -111,6 +112,17 @@ def test_thick_slices_made_thin_say_their_resolution(data_set):
     assert text["EchoTime"] == 0.003
     if VALIDATOR:
         assert validate(root) == (0, set())
+
+
+def test_pixels_made_finer_leave_the_slices_as_they_were(data_set):
+    config = task({"name": "super_resolution", "scale_factor": 2}, root=SOURCE)
+    config["data"]["measured"] = True
+    write_yaml("task.yaml", config)
+    write_nifti(SOURCE, head((16, 16, 6)))
+    assert data_set("--save_dir", "out", "--bids") == 0
+    [path] = glob.glob("out/**/*res-hi_desc-restored_T1w.json", recursive=True)
+    assert read(path)["Resolution"].startswith("0.5 × 0.5 × 4 mm")
+    assert read(path)["SliceThickness"] == 4
 
 
 @pytest.mark.skipif(not VALIDATOR, reason="bids-validator-deno is not installed")

@@ -163,6 +163,12 @@ def test_a_mosaic_is_split_as_nibabel_splits_it(tmp_path, enlarge):
     )
 
 
+def test_pixels_in_the_upper_bits_are_refused(tmp_path):
+    write_dicom(tmp_path / "a.dcm", head()[..., 0] << 4, 0, BitsStored=12, HighBit=15)
+    with pytest.raises(UserError, match="expected the highest bit of 12 to be bit 11, found"):
+        items_of({"root": str(tmp_path)})[0].read()
+
+
 def test_a_mosaic_without_the_vendors_header_is_refused(tmp_path):
     path = unpack_mosaic(tmp_path / "m")
     dataset = pydicom.dcmread(path)

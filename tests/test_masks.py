@@ -9,9 +9,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from data.masks import head_mask
+from data.masks import head_mask, open_masks
 from tests.conftest import REPOSITORY, SR, task, write_yaml
-from tests.volume_files import head, write_nifti
+from tests.volume_files import head, items_of, write_nifti
+from util.errors import UserError
 from util.journal import read_table
 
 
@@ -93,6 +94,37 @@ def test_a_volume_of_masks_goes_slice_by_slice(tiny_run):
         candidates = [np.mean(((both[0] - both[1]) ** 2)[m]) for m in (seen, seen[:, ::-1])]
         psnr = -10 * np.log10(np.array(candidates))
         assert np.abs(psnr - row["psnr"]).min() < 0.05
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("images", ["one of four dimensions", "two"])
+def test_one_volume_of_masks_is_for_all_volumes(tmp_path, images, turned):
+    """Also where its slices come in the opposite order: what counts is where it lies."""
+    affine, mask = np.diag([1, 1, 4, 1.0]), np.zeros((16, 16, 3), np.uint8)
+    for k in range(3):
+        mask[4 : 6 + 4 * k, 5, k] = 1
+    os.mkdir(tmp_path / "v")
+    if images == "two":
+        for name in "ab":
+            write_nifti(tmp_path / f"v/{name}.nii", head((16, 16, 3)))
+    else:
+        write_nifti(tmp_path / "v/a.nii", np.stack([head((16, 16, 3))] * 2, axis=3))
+    around = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 2], [0, 0, 0, 1.0]])
+    write_nifti(tmp_path / "m.nii", *((mask[..., ::-1], around) if turned else (mask, affine)))
+    items = items_of({"root": str(tmp_path / "v")})
+    find = open_masks(str(tmp_path / "m.nii"), {}, items)
+    assert [find(item, item.read()).sum() for item in items] == [2, 6, 10, 2, 6, 10]
+    write_nifti(tmp_path / "m.nii", mask[..., :2])
+    with pytest.raises(UserError, match="one volume of as many slices as each of theirs, found 2"):
+        open_masks(str(tmp_path / "m.nii"), {}, items)
+
+
+def test_a_mask_that_is_nowhere_is_said(tiny_run, capsys):
+    write_nifti("v.nii", head((32, 32, 3)))
+    write_nifti("m.nii", np.zeros((32, 32, 3), np.uint8))
+    masked_task("m.nii", "v.nii")
+    assert tiny_run("--save_dir", "out") == 2
+    assert "data.mask: m.nii is 0 everywhere on the grid of v.nii" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["contents", "name"])

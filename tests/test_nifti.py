@@ -236,6 +236,25 @@ def test_what_follows_a_gzip_file_does_not_matter(tmp_path, rest):
     assert len([i.read() for i in items_of({"root": str(tmp_path)})]) == 3
 
 
+def test_a_map_has_its_own_range_and_thinner_slices_no_times(tmp_path):
+    write_nifti(tmp_path / "a.nii", head())
+    image = nib.load(tmp_path / "a.nii")
+    kept = {"cal_min": 10, "cal_max": 150, "slice_end": 2, "slice_code": 1, "slice_duration": 0.5}
+    for field, value in kept.items():
+        image.header[field] = value
+    nib.save(image, tmp_path / "b.nii")
+    volume = items_of({"root": str(tmp_path / "b.nii")})[0].volume
+
+    def header(count, **how):
+        path = volume.write(str(tmp_path), np.zeros((count, 32, 32)), None, "", "", **how)
+        return {field: float(nib.load(path).header[field]) for field in kept}
+
+    assert header(3) == header(3, kind="lower") == kept
+    assert header(3, kind="std") == kept | {"cal_min": 0, "cal_max": 0}
+    times = {"slice_end": 0, "slice_code": 0, "slice_duration": 0}
+    assert header(12, spacing=1.0) == kept | times
+
+
 def test_what_a_header_says_wrong_is_said_by_the_items(tmp_path, capfd):
     write_nifti(tmp_path / "a.nii", head(), AFFINE)
     patch(tmp_path / "a.nii", (80, "3f", -1, 2, 4))

@@ -18,7 +18,7 @@ from data.crops import TrainingCrops
 from data.dataloader import list_images, read_image, read_picture
 from tests.volume_files import items_of
 from util.errors import UserError
-from util.image_files import deep_png
+from util.image_files import deep_png, write_floats
 
 GREY = np.uint8(np.add.outer(3 * np.arange(40), 2 * np.arange(30)))  # 0 to 175
 COLOURS = np.stack([GREY, GREY[::-1], 255 - GREY], axis=2)
@@ -159,6 +159,14 @@ def test_ccitt(tmp_path, plain_install, compression):
     bits = GREY > 90
     Image.fromarray(bits).save(tmp_path / "x.tif", compression=compression)
     assert np.array_equal(read_image(str(tmp_path / "x.tif"))[0], np.where(bits, 1, -1))
+
+
+def test_what_is_written_of_white_is_zero_is_seen_as_it_was(tmp_path, plain_install):
+    tifffile.imwrite(tmp_path / "a.tif", 65535 - DEEP, photometric="miniswhite")
+    [item] = items_of({"root": str(tmp_path / "a.tif"), "measured": True})
+    image = item.read()
+    write_floats(str(tmp_path / "b.tif"), item.to_floats(image))
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "b.tif"), DEEP, atol=0.01)
 
 
 def test_16_bits_of_a_compressed_colour_tiff_are_kept(tmp_path, plain_install):

@@ -248,16 +248,21 @@ def test_a_series_with_a_missing_slice_is_named_with_where(tiny_run, capsys):
 
 def test_lengths_that_contradict_the_header_are_said(tmp_path):
     write_nifti(tmp_path / "a.nii", head((24, 24, 6)), np.diag([1, 1, 6, 1.0]))
-    volume = items_of({"root": str(tmp_path / "a.nii"), "axis": 2})[0].volume
+    nifti = items_of({"root": str(tmp_path / "a.nii"), "axis": 2})[0].volume
+    write_series(tmp_path / "s", head((24, 24, 6)), SliceThickness=2)  # every 3 mm
+    series = items_of({"root": str(tmp_path / "s")})[0].volume
     noise = NoiseConfig("gaussian", 0.02)
 
-    def note(simulated=False, **lengths):
+    def note(volume, simulated=False, **lengths):
         operator = OperatorConfig("thick_slices", lengths)
         return note_of_lengths(Whole(volume, 1.0), Measurement(operator, noise, simulated))
 
-    assert note() is None and note(thickness=6) is None
-    assert note(thickness=5, simulated=True) is None
-    assert note(thickness=5) == (
-        "a.nii: the task says thickness 5 mm, and the header 6 mm; left out, the header's is taken"
+    assert note(series) is None and note(series, thickness=2) is None
+    assert note(series, thickness=5, simulated=True) is None
+    assert note(series, thickness=5) == (
+        "s: the task says thickness 5 mm, and the header 2 mm; left out, the header's is taken"
     )
-    assert "spacing 4 mm, and the header 6 mm; thickness 5" in note(spacing=4, thickness=5)
+    assert "spacing 4 mm, and the header 3 mm; thickness 5" in note(series, spacing=4, thickness=5)
+    assert note(nifti, thickness=5) is None  # NIfTI has no thickness
+    assert "no slice thickness; the spacing, 6 mm, is taken" in note(nifti)
+    assert "header 6 mm" in note(nifti, spacing=4, thickness=5)

@@ -167,7 +167,7 @@ def test_a_landmark_stays_where_it_is_in_an_enhanced_file_of_thick_slices(tmp_pa
 
 MASKS = {
     "size": ({"shape": (30, 32, 3)}, "m.nii has 30×32×3 voxels, and v.nii has 32×32×3"),
-    "slices": ({"shape": (32, 32, 4)}, "one for each of 3 images, found 4 in m.nii"),
+    "slices": ({"shape": (32, 32, 4)}, "theirs, found 4 in m.nii"),
     "place": ({"affine": nib.affines.from_matvec(np.diag([1, 1, 4]), [0, 5, 0])},
               "m.nii lies elsewhere than v.nii, a corner 5 mm off"),
     "voxels": ({"affine": np.diag([1.1, 1, 4, 1])}, "a corner 3.1 mm off; resample it"),
