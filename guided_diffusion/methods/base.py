@@ -41,7 +41,7 @@ class Method:
         needs_svd: whether it looks into A's singular directions, and not only at posterior means.
         draws_samples: whether it draws from the posterior where one evaluation of the network
             would give the mean; with ``start: auto`` its levels then go on below the measurement's.
-        honest_spread: whether the spread of its samples is meant to be the posterior's.
+        honest_spread: whether the spread of its samples may be taken for the posterior's.
         unclipped_from: steps from which it does without clipping of x̂_0, for
             ``clip_denoised: auto``; never by default.
         uses_statistics: whether `statistics` matter to it; with ``start:`` they do to all.
