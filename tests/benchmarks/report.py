@@ -86,7 +86,7 @@ def draw(path: str, panels: dict[tuple[str, str], Lines], by_task: bool, axis: s
     measures = list(dict.fromkeys(metric for metric, _ in panels))
     tasks = list(dict.fromkeys(task for _, task in panels))
     shape = (len(measures), len(tasks)) if by_task else (1, len(measures))
-    size = (3.4 * shape[1] + (1.6 if by_task else 0), 2.6 * shape[0])
+    size = (3.4 * shape[1] + 1.6, 2.6 * shape[0])  # the legend stands beside
     figure = Figure(figsize=size, layout="constrained", dpi=90)
     grid = figure.subplots(*shape, squeeze=False)
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
@@ -103,14 +103,15 @@ def draw(path: str, panels: dict[tuple[str, str], Lines], by_task: bool, axis: s
             best, depth = max(values), 8 if metric == "psnr" else 0.4
             axes.set_ylim(best - depth, best + depth / 20)
         axes.set_xscale("log")
+        if not by_task:  # a range that has no two powers of ten
+            known = sorted({x for points in lines.values() for x, _ in points})
+            axes.set_xticks(known, [f"{x:g}" for x in known])
+            axes.set_xticks([], minor=True)
         axes.set_xlabel(axis)
         axes.set_title(" ".join(filter(None, (cells.TITLES[metric], cells.TITLES.get(task)))))
         axes.grid(alpha=0.3)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    if by_task:
-        figure.legend(handles, labels, loc="outside right center", fontsize=8)
-    else:
-        grid.flat[0].legend(fontsize=8)
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Description": digest(panels)})
 
