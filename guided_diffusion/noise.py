@@ -98,11 +98,13 @@ class Noise:
         name: in task files (measurement.noise.name).
         can_be_estimated: whether `estimate` knows this noise.
         is_magnitude: whether it is that of a magnitude image.
+        of_kspace: whether the real and imaginary parts of k-space, no intensities, can have it.
     """
 
     name: ClassVar[str]
     can_be_estimated: ClassVar[bool] = False
     is_magnitude: ClassVar[bool] = False
+    of_kspace: ClassVar[bool] = False
 
     def __init__(self, sigma: float | str):
         self.sigma = sigma
@@ -142,6 +144,7 @@ class GaussianNoise(Noise):
 
     name = "gaussian"
     can_be_estimated = True
+    of_kspace = True
 
     def __call__(self, y: torch.Tensor, random: Random = GLOBAL) -> torch.Tensor:
         return y + self.std * random.randn_like(y)
@@ -192,6 +195,7 @@ class CleanNoise(Noise):
     """No noise: y = A x, and σ = 0 for the sampler."""
 
     name = "clean"
+    of_kspace = True
 
     def __init__(self, sigma: float | str = 0.0):
         super().__init__(0.0)

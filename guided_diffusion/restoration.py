@@ -19,6 +19,7 @@ from guided_diffusion.measuring import (
     operator_of,
 )
 from guided_diffusion.methods import VANILLA, check_conditioning, check_svd
+from guided_diffusion.noise import NOISES
 from guided_diffusion.operators import operator_class
 from guided_diffusion.prior import Prior
 from guided_diffusion.sampling import Watch
@@ -162,7 +163,13 @@ def check_restoration(
         sides = operator_class(name).expected_size((size, size), parameters)
         in_shape = (config.in_channels, *sides)
         check_svd(method, operator_of(measurement, in_shape, torch.device("cpu")))
-    noise_of(measurement)
+    noise = noise_of(measurement)
+    if operator_class(name).of_kspace and not noise.of_kspace:
+        known = " or ".join(model.name for model in NOISES.values() if model.of_kspace)
+        raise UserError(
+            f"measurement.noise.name: k-space, which operator {name} measures, has {known} noise, "
+            f"found {noise.name}"
+        )
     # A task's own noise level matters to "auto" alone.
     create_sampler(**schedule.sampler_arguments(), levels=(1, 1))
     return check_conditioning(method, params, measurement.operator.name)

@@ -137,6 +137,17 @@ def test_mistakes_are_user_errors(prior, change, says):
         restore(**{**arguments, "schedule": SHORT, **change})
 
 
+def test_noise_of_intensities_is_none_of_kspace(prior):
+    def of(noise):
+        measurement = Measurement(OperatorConfig("mri"), NoiseConfig(noise, 0.1), True)
+        return restore(images(), measurement, prior, "dmps", SHORT)
+
+    for noise in ("rician", "poisson"):
+        with pytest.raises(UserError, match=f"noise.name: k-space, .* mri .*, found {noise}$"):
+            of(noise)
+    assert of("gaussian").finite.all() and of("clean").finite.all()
+
+
 def test_channels_that_a_colour_prior_cannot_take_are_a_user_error(tiny_run):
     torch.manual_seed(0)
     write_yaml("colour.yaml", {**TINY, "in_channels": 3, "model_path": ""})

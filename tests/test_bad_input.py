@@ -127,6 +127,11 @@ BAD = {
         None,
         "takes no images",
     ),
+    "magnitude noise of k-space": (
+        [],
+        change("task.yaml", **{NOISE + "name": "rician", OPERATOR[:-2]: {"name": "mri"}}),
+        "measurement.noise.name: k-space, which operator mri measures, has gaussian or clean noise",
+    ),
     "unknown noise": ([], change("task.yaml", **{NOISE + "name": "salt"}), "salt"),
     "unknown method": ([], change("task.yaml", conditioning__method="x"), "conditioning.method"),
     "replaced method in capitals": (
