@@ -19,7 +19,7 @@ from guided_diffusion.launch import setup_dist
 from guided_diffusion.losses import loss_weights, timestep_probabilities
 from guided_diffusion.training.config import Budget, TrainConfig, read_train_config
 from guided_diffusion.training.logs import LossLog, Validation
-from guided_diffusion.training.state import first_state, load_state
+from guided_diffusion.training.state import files_of, first_state, load_state
 from guided_diffusion.training.trainer import Trainer
 from guided_diffusion.unet import UNetModel
 from util import terminal
@@ -106,6 +106,7 @@ def prepare(options: Options) -> Trainer:
     device = pick_device(0)
     state = first_state(config, model_config, device)
     sources = find_sources(options.data_dir, "--data_dir")
+    state.files = files_of(model_config, schedule)
     state.sources = {name: len(paths) for name, paths in sources.items()}
     note = load_state(state, options.out, config)
     if note and rank == 0:

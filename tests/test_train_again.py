@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import TINY, write_yaml
+from tests.conftest import LINEAR, TINY, write_yaml
 from tests.trainings import prepare, train
 
 
@@ -38,14 +38,59 @@ def test_the_state_of_another_program(folder, capsys):
     assert "no state that this version writes" in capsys.readouterr().err
 
 
-def test_a_run_is_not_gone_on_with_by_another_network(folder, capsys):
-    assert train("out", "--set", "max_steps=1") == 0
+def forget_the_files():
+    """Make the state one of the versions that kept only the files' paths."""
+    state = torch.load("out/state.pt", weights_only=True)
+    del state["files"]
+    torch.save(state, "out/state.pt")
+
+
+def is_refused(capsys, says):
     kept = Path("out/state.pt").read_bytes()
-    write_yaml("model.yaml", {**TINY, "num_channels": 64, "model_path": ""})
     assert train("out", "--set", "max_steps=2") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: --out out: holds a run of another network")
+    assert error.startswith(f"error: --out out: holds a run {says}; choose another folder")
     assert Path("out/state.pt").read_bytes() == kept
+
+
+def test_a_run_is_not_gone_on_with_by_another_network(folder, capsys):
+    assert train("out", "--set", "max_steps=1") == 0
+    write_yaml("model.yaml", {**TINY, "num_channels": 64, "model_path": ""})
+    is_refused(capsys, "with another num_channels of model_config")
+    forget_the_files()
+    is_refused(capsys, "of another network")
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule", "says"),
+    [
+        ({"num_head_channels": 16}, {}, "num_head_channels of model_config"),  # of equal shapes
+        ({"dropout": 0.1}, {}, "dropout of model_config"),
+        ({}, {"noise_schedule": "cosine"}, "noise_schedule of diffusion_config"),
+        (
+            {"use_new_attention_order": True},
+            {"steps": 800, "rescale_timesteps": True},
+            "use_new_attention_order of model_config, steps of diffusion_config and "
+            "rescale_timesteps of diffusion_config",
+        ),
+    ],
+)
+def test_files_that_say_another_thing_are_another_run(folder, capsys, model, schedule, says):
+    assert train("out", "--set", "max_steps=1") == 0
+    write_yaml("model.yaml", {**TINY, **model, "model_path": ""})
+    write_yaml("diffusion.yaml", {**LINEAR, **schedule})
+    is_refused(capsys, f"with another {says}")
+    forget_the_files()
+    assert train("out", "--set", "max_steps=2") == 0
+
+
+def test_what_sampling_alone_reads_is_free(folder, capsys):
+    assert train("out", "--set", "max_steps=1") == 0
+    write_yaml("model.yaml", {**TINY, "use_checkpoint": True, "model_path": "elsewhere.pt"})
+    free = {"sampler": "ddim", "eta": 0.5, "timestep_respacing": 20, "clip_denoised": "auto"}
+    write_yaml("diffusion.yaml", {**LINEAR, **free})
+    assert train("out", "--set", "max_steps=2") == 0
+    assert "note:" not in capsys.readouterr().err
 
 
 def test_what_is_changed_on_the_way_is_said(folder, capsys):

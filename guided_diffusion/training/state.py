@@ -2,11 +2,12 @@
 
 import os
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from guided_diffusion.checkpoints import load_checkpoint, load_weights_only, save_checkpoint
-from guided_diffusion.config import ModelConfig
+from guided_diffusion.config import ModelConfig, Schedule
 from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.optimiser import Optimiser
 from guided_diffusion.unet import UNetModel, create_model
@@ -20,6 +21,10 @@ FREE = (  # of which the weights know nothing
     *("model_config", "diffusion_config", "init_from", "num_workers", "compile", "max_steps"),
     *("log_steps", "val_minutes", "val_images", "val_timesteps", "save_minutes"),
 )
+UNTRAINED = ("model_path", "use_checkpoint", "use_fp16")  # keys of a model file, likewise
+TRAINED = (  # keys of a diffusion file that decide what is learnt
+    *("steps", "noise_schedule", "model_mean_type", "model_var_type", "rescale_timesteps"),
+)
 
 
 @dataclass
@@ -31,6 +36,7 @@ class TrainState:
         step: updates so far.
         minutes: of training so far, in all runs.
         sources: name → number of images of each source.
+        files: see `files_of`.
     """
 
     model: UNetModel
@@ -39,6 +45,7 @@ class TrainState:
     step: int = 0
     minutes: float = 0.0
     sources: dict[str, int] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @torch.no_grad()
     def update_averages(self) -> None:
@@ -77,6 +84,14 @@ def first_state(config: TrainConfig, model: ModelConfig, device: torch.device) -
     return TrainState(trained, averages, Optimiser(trained, config.optimizer, config.weight_decay))
 
 
+def files_of(model: ModelConfig, schedule: Schedule) -> dict[str, dict[str, Any]]:
+    """What of the model and the diffusion file is a run's, from its beginning to its end."""
+    return {
+        "model_config": {k: v for k, v in as_dict(model).items() if k not in UNTRAINED},
+        "diffusion_config": {k: v for k, v in as_dict(schedule).items() if k in TRAINED},
+    }
+
+
 def load_state(state: TrainState, folder: str, config: TrainConfig) -> str | None:
     """Bring `state` to where the run in `folder` stopped; nothing if there is none.
 
@@ -84,8 +99,8 @@ def load_state(state: TrainState, folder: str, config: TrainConfig) -> str | Non
         What a user is to be told: what of the recipe is another one from here on.
 
     Raises:
-        UserError: the file is damaged, of another version, of another network, or of a run whose
-            random numbers or averages are others.
+        UserError: the file is damaged, of another version, or of a run whose network, noise
+            schedule, random numbers or averages are others.
     """
     path = os.path.join(folder, STATE)
     if not os.path.exists(path):
@@ -100,6 +115,9 @@ def load_state(state: TrainState, folder: str, config: TrainConfig) -> str | Non
             changed = [key for key in changed if key != "ema_decay"]
         else:
             refused += ["ema_decay"]
+        for name, keys in state.files.items():
+            before = found.get("files", {}).get(name, {})  # earlier versions kept none
+            refused += [f"{k} of {name}" for k, v in keys.items() if before.get(k, v) != v]
         if refused:
             raise UserError(f"--out {folder}: holds a run with another {_and(refused)}; {other}")
         shapes = {key: value.shape for key, value in state.model.state_dict().items()}
@@ -136,6 +154,7 @@ def save_state(state: TrainState, folder: str, config: TrainConfig) -> None:
         "step": state.step,
         "minutes": state.minutes,
         "sources": state.sources,
+        "files": state.files,
         "config": as_dict(config),
     }
     with replacing(os.path.join(folder, STATE)) as path:
