@@ -15,7 +15,8 @@ from data.crops import TrainingCrops
 from data.sources import Interleaving, find_shares, find_sources
 from guided_diffusion.checkpoints import read_checkpoint
 from guided_diffusion.losses import training_loss
-from guided_diffusion.train import main
+from guided_diffusion.train import main, parse_args
+from guided_diffusion.train import prepare as prepare_training
 from guided_diffusion.training.optimiser import Optimiser, learning_rate_factor
 from guided_diffusion.training.trainer import Trainer
 from guided_diffusion.unet import create_model
@@ -62,9 +63,10 @@ def test_training_writes_weights_and_logs(folder):
     assert float(row["psnr_t100"]) > float(row["psnr_t500"])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_stopped_run_resumes_exactly(sources, optimizer, monkeypatch):
+@pytest.mark.parametrize(("optimizer", "dropout"), [("adamw", 0), ("muon", 0), ("adamw", 0.3)])
+def test_a_stopped_run_resumes_exactly(sources, optimizer, dropout, monkeypatch):
     """Stop after three of six steps, in training from two sources: the end is the same, exactly."""
+    write_yaml("model.yaml", {**TINY, "dropout": dropout, "model_path": ""})
     if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no Muon")
     arguments = [*sources, "--set", f"optimizer={optimizer}", "ema_decay=[0.5, 0.9]"]
@@ -85,6 +87,24 @@ def test_a_stopped_run_resumes_exactly(sources, optimizer, monkeypatch):
     for name in ("ema.pt", "ema_0.9.pt"):
         a, b = read_checkpoint(f"straight/{name}"), read_checkpoint(f"broken/{name}")
         assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_dropout_differs_between_updates_and_between_processes(folder, monkeypatch):
+    masks = []
+
+    def seen(*arguments):
+        masks.append(torch.nn.functional.dropout(torch.ones(100)))
+        return training_loss(*arguments)
+
+    monkeypatch.setattr("guided_diffusion.training.trainer.training_loss", seen)
+    arguments = ["--config", "train.yaml", "--data_dir", "train", "--out", "out"]
+    trainer = prepare_training(parse_args(arguments))
+    batch = next(trainer._batches())
+    for rank, step in [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]:
+        trainer.rank, trainer.state.step = rank, step
+        trainer.update(trainer.state.model, batch, 1e-3)
+    assert torch.equal(masks[0], masks[4])
+    assert len({tuple(mask.tolist()) for mask in masks}) == 4
 
 
 def test_loss_and_validation_of_each_source(sources):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -150,6 +151,9 @@ class Trainer:
         """
         x_0, t, noise, source = batch
         state = self.state
+        # Dropout draws from the global generator.
+        drawn_from = np.random.SeedSequence([self.config.seed, state.step, self.rank])
+        torch.manual_seed(int(drawn_from.generate_state(1, np.uint64)[0]))
         with self.autocast:
             loss, simple = training_loss(self.diffusion, network, x_0, t, noise, self.weights)
         state.model.zero_grad()
