@@ -164,7 +164,13 @@ def _check_outputs(
             f"{config.diffusion_config}: model_mean_type: training is of the noise, expected "
             f"epsilon, found {diffusion.model_mean_type}"
         )
-    if diffusion.model_var_type.startswith("learned") and not model_config.learn_sigma:
+    learned = diffusion.model_var_type.startswith("learned")
+    if model_config.learn_sigma and not learned:
+        raise UserError(
+            f"{config.diffusion_config}: model_var_type {diffusion.model_var_type} teaches no "
+            f"variance, expected learned_range, for {config.model_config} has learn_sigma: true"
+        )
+    if learned and not model_config.learn_sigma:
         raise UserError(
             f"{config.diffusion_config}: model_var_type {diffusion.model_var_type} needs "
             f"learn_sigma: true, found false in {config.model_config}"

@@ -348,6 +348,8 @@ def test_bad_training_input_is_one_sentence(folder, capsys, arguments, says):
         ({"model_mean_type": "start_x"}, {}, "model_mean_type: training is of the noise, expected"),
         ({"model_mean_type": "previous_x"}, {}, "expected epsilon, found previous_x"),
         ({}, {"learn_sigma": False}, "learned_range needs learn_sigma: true, found false in model"),
+        ({"model_var_type": "fixed_small"}, {}, "fixed_small teaches no variance, expected"),
+        ({"model_var_type": "fixed_large"}, {}, "fixed_large teaches no variance, expected"),
     ],
 )
 def test_what_is_trained_is_what_the_schedule_reads(folder, capsys, schedule, model, says):
