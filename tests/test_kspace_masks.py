@@ -51,6 +51,10 @@ def mask_of(height=60, width=64, axis="columns", **changed):
             {"mask": "poisson", "acceleration": 16, "center_fraction": 0.249},
             "0.249 of each axis are 240 of 3840 points, and acceleration 16 leaves 240 in all",
         ),
+        ({"mask": "poisson", "acceleration": 1.1}, "expected 1 or at least 4/π, found 1.1"),
+        ({"mask": "equispaced", "acceleration": 2.5}, "equispaced .* an integer, found 2.5"),
+        ({"mask": "equispaced", "acceleration": 1.4}, "equispaced .* an integer, found 1.4"),
+        ({"mask": "magic", "acceleration": 3.5}, "magic .* expected an integer, found 3.5"),
         ({"mask_seed": -1}, r"mask_seed: expected a number in \[0, 4294967295\], found -1"),
         ({"mask_seed": 2**32}, r"mask_seed: .* 4294967295\], found 4294967296"),
         ({"mask_seed": ""}, "mask_seed: expected an integer or a text, found an empty one"),
@@ -60,6 +64,22 @@ def mask_of(height=60, width=64, axis="columns", **changed):
 def test_impossible_masks(changed, found):
     with pytest.raises(UserError, match=found):
         mask_of(**changed)
+
+
+@pytest.mark.parametrize("kind", ["random", "equispaced_fraction", "poisson"])
+@pytest.mark.parametrize("acceleration", [1.3, 2.5])
+def test_other_masks_measure_what_any_acceleration_says(kind, acceleration):
+    counts = [
+        mask_of(mask=kind, acceleration=acceleration, center_fraction=0.1, mask_seed=seed).mean()
+        for seed in range(20 if kind == "random" else 2)
+    ]
+    assert 1 / np.mean(counts) == pytest.approx(acceleration, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["equispaced", "magic"])
+def test_an_acceleration_of_whole_lines_may_be_written_as_a_float(kind):
+    mask = mask_of(mask=kind, acceleration=4.0, center_fraction=0)
+    assert mask.sum() == 64 / 4
 
 
 def test_a_mask_of_no_line_is_refused():

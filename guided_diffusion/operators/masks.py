@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guided_diffusion.operators.poisson import centre_of, poisson_disc
+from guided_diffusion.operators.poisson import LEAST_OF_POINTS, centre_of, poisson_disc
 from util.errors import UserError
 
 WHERE = "measurement.operator"
@@ -48,6 +48,11 @@ def sampling_mask(
             f"{WHERE}.acceleration: expected 1 to the {height * width} points, found "
             f"{acceleration:g}"
         )
+    if acceleration < LEAST_OF_POINTS:
+        raise UserError(
+            f"{WHERE}.acceleration: mask {kind} leaves out the corners, expected 1 or at least 4/π,"
+            f" found {acceleration:g}"
+        )
     centre = math.prod(length for _, length in centre_of((height, width), fraction))
     points = round(height * width / acceleration)
     if centre >= points:
@@ -65,7 +70,7 @@ def cartesian_mask(kind, lines, acceleration=4, center_fraction=0.08, seed=0):
         kind: one of `MASKS`.
         lines: N, the number of phase-encoding lines.
         acceleration: R, N divided by the lines that are aimed at; `equispaced` and `magic` keep
-            the centre on top of every R-th line.
+            the centre on top of every R-th line, and R is an integer.
         center_fraction: share of lines, about the centre N // 2, that are all measured.
         seed: integer, or text (a file's name), which fastMRI takes as its character codes.
 
@@ -83,6 +88,11 @@ def cartesian_mask(kind, lines, acceleration=4, center_fraction=0.08, seed=0):
         raise UserError(f"{WHERE}.center_fraction: expected 0 to 1, found {center_fraction:g}")
     if acceleration == 1:
         return np.ones(lines, dtype=bool)
+    if kind in WITH_A_STEP and acceleration % 1:
+        raise UserError(
+            f"{WHERE}.acceleration: mask {kind} takes every R-th line, expected an integer, found "
+            f"{acceleration:g}; equispaced_fraction takes any number"
+        )
     low = round(lines * center_fraction)
     if low >= lines / acceleration:
         raise UserError(
@@ -115,7 +125,7 @@ def random_lines(random, lines, acceleration, low):
 def equispaced(random, lines, acceleration, low):
     """Every R-th line; with the centre on top there are more than N/R."""
     mask = np.zeros(lines, dtype=bool)
-    step = round(acceleration)
+    step = int(acceleration)
     mask[random.randint(0, step) :: step] = True
     return mask
 
@@ -131,7 +141,7 @@ def equispaced_fraction(random, lines, acceleration, low):
 
 def magic(random, lines, acceleration, low):
     """Every R-th line, with such offsets that of k and -k never both are measured."""
-    step = round(acceleration)
+    step = int(acceleration)
     offset = random.randint(0, step)
     above, below = (offset + 1, offset + 2) if offset % 2 == 0 else (offset + 2, offset - 1)
     positive, negative = (np.zeros(n, dtype=bool) for n in ((lines + 1) // 2, lines // 2))
@@ -147,7 +157,7 @@ MASKS = {
     "magic": magic,
 }
 
-
+WITH_A_STEP = ("equispaced", "magic")  # whose R is the distance of lines
 KINDS = (*MASKS, POISSON)
 
 

@@ -1,11 +1,13 @@
 """Variable-density Poisson-disc sampling of two phase-encoding directions."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_OF_POINTS = 4 / math.pi  # acceleration, of all points but the corners
 HALVINGS = 10  # of the interval in which the density's slope is looked for
 JITTER = 0.75  # share by which slopes vary, so that the density falls smoothly on a grid
 FINEST = 4  # steps of a sample's width that distances are rounded to
@@ -20,10 +22,11 @@ def poisson_disc(
     As in the programs that scanners' sequences are planned with (Lustig's, BART, sigpy), points
     stay 1 + slope·ρ samples apart, ρ the distance from the centre, 1 at the ends of the axes; the
     slope is that which gives the acceleration. Points are tried in random order until none fits
-    (dart throwing). The corners, ρ > 1, are not measured, so the least acceleration is 4/π.
+    (dart throwing). The corners, ρ > 1, are not measured, so the least acceleration is
+    `LEAST_OF_POINTS`.
 
     Args:
-        acceleration: H·W over the points measured.
+        acceleration: H·W over the points measured, `LEAST_OF_POINTS` or more.
         center_fraction: of each axis, the centre that is measured whole.
         seed: of numpy's legacy generator.
 
