@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 RATIO = 1.3  # from level to level, at most
-MOST_LEVELS = 8
+LEAST = 0.001  # level; the least that a prior is trained on is ten times as high
 ALIKE = 1.1  # factor between the ends of a map that is restored at one level, 5 % off at most
 TAILS = 0.01  # share of the map beyond the lowest and beyond the highest level
 
@@ -22,15 +22,17 @@ TAILS = 0.01  # share of the map beyond the lowest and beyond the highest level
 def levels_of(sigma: torch.Tensor) -> list[float]:
     """The noise levels to restore at, ascending, in even ratios of `RATIO` or less.
 
+    None is below `LEAST`, but where all of the map is: these would make no difference.
     An empty list where the map is 0 throughout: nothing is known of that noise.
     """
     known = sigma[sigma > 0].cpu().numpy()
     if not known.size:
         return []
     low, high = (float(v) for v in np.quantile(known, [TAILS, 1 - TAILS]))
+    low = max(low, min(LEAST, high))
     if high < ALIKE * low:
         return [math.sqrt(low * high)]
-    count = min(MOST_LEVELS, 1 + math.ceil(math.log(high / low) / math.log(RATIO) - 1e-6))
+    count = 1 + math.ceil(math.log(high / low) / math.log(RATIO) - 1e-6)
     return [float(level) for level in np.geomspace(low, high, count)]
 
 

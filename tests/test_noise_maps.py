@@ -55,11 +55,26 @@ def test_levels_span_a_map_and_weights_interpolate_in_its_logarithm():
     assert weights_of(torch.rand(1, 1, 2, 2), [0.1]).flatten().tolist() == [1] * 4
 
 
+@pytest.mark.parametrize("wide", [3, 10, 30, 100, 1e6])
+def test_levels_of_a_wide_map_are_no_further_apart(wide):
+    sigma = torch.logspace(0, -np.log10(wide), 4000).reshape(1, 1, 40, 100)
+    levels = np.array(levels_of(sigma))
+    assert (levels[1:] / levels[:-1]).max() <= 1.3 + 1e-6
+    known = sigma.clamp(min=0.001).log().flatten()
+    apart = (known[:, None] - torch.tensor(levels).log()).abs().min(dim=1).values
+    assert (apart <= np.log(1.3) / 2 + 1e-6).float().mean() > 0.98
+    assert len(levels) < 30
+
+
+def test_a_map_of_hardly_any_noise_has_one_level():
+    assert levels_of(torch.logspace(-9, -4, 1000)) == pytest.approx([1e-4], rel=0.2)
+
+
 def test_a_map_of_many_levels_does_not_fill_the_memory():
     """Nine images' worth beside the map, a part's two among them, however many levels there are."""
     sigma = torch.linspace(0.01, 1, 40 * 50 * 50).reshape(1, 40, 50, 50)
     levels = levels_of(sigma)
-    assert len(levels) == 8
+    assert len(levels) == 16  # in 1.3**15 = 51 the range of all but the tails, 0.02 to 0.99
 
     def part():
         blank = np.zeros(sigma.shape, np.float32)
