@@ -63,8 +63,11 @@ def check_sigma(
     """σ of images (N, C, H, W) that `fit`: of each row that is restored by itself, or like them.
 
     Raises:
-        UserError: there are other numbers of σ, or a map of what cannot have one.
+        UserError: there are other numbers of σ, ones that are no standard deviation, or a map of
+            what cannot have one.
     """
+    if not (torch.isfinite(sigma) & (sigma >= 0)).all():
+        raise UserError("sigma: expected finite numbers >= 0")
     if sigma.ndim > 1:
         if not can_have_map(measurement):
             raise UserError(

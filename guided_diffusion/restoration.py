@@ -89,6 +89,8 @@ def restore(
             raise UserError(
                 f"{key}: expected one for each of {len(batch)} images, found {len(given)}"
             )
+    if not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
+        raise UserError(f"num_samples: expected an integer of at least 1, found {num_samples}")
     names = [str(i) for i in range(len(batch))] if names is None else list(names)
     places = [None] * len(batch) if places is None else list(places)
     schedule = read_schedule(schedule) if isinstance(schedule, str) else schedule
@@ -98,6 +100,10 @@ def restore(
     ignored: list[NDArray[np.bool_] | None] = [None] * len(batch)
     if padding is not None:
         ignored = list(padding)
+        shape = tuple(batch.shape[2:] if volume is None else batch.shape[1:])
+        for mask in ignored:
+            if mask is not None and scan is None and mask.shape != shape:
+                raise UserError(f"padding: expected the shape {shape}, found {mask.shape}")
     if measurement is not None and scan is None:
         batch = fit(batch, measurement, prior, volume is not None)
         if measurement.noise.sigma == "auto" and sigma is None:

@@ -128,6 +128,12 @@ def test_an_image_without_finite_numbers_is_nan_throughout(prior, monkeypatch):
         ({"padding": []}, "padding: expected one for each of 2 images, found 0"),
         ({"sigma": torch.ones(3)}, r"sigma: expected 2 noise levels, found shape \(3,\)"),
         ({"sigma": torch.ones(3, 1, 32, 32)}, r"a map of shape \(2, 1, 32, 32\), found shape \(3"),
+        ({"sigma": torch.tensor([0.1, -0.1])}, "sigma: expected finite numbers >= 0"),
+        ({"sigma": torch.full((2, 1, 32, 32), torch.nan)}, "sigma: expected finite numbers >= 0"),
+        ({"num_samples": 0}, "num_samples: expected an integer of at least 1, found 0"),
+        ({"measurement": None, "method": None, "num_samples": -1}, "num_samples: .* found -1"),
+        ({"num_samples": 1.5}, "num_samples: expected an integer of at least 1, found 1.5"),
+        ({"padding": [np.eye(8, dtype=bool), None]}, r"padding: .* \(32, 32\), found \(8, 8\)"),
         ({"measurement": DOUBLED, "sigma": torch.ones(2, 1, 32, 32)}, "sigma: a map is for"),
     ],
 )
