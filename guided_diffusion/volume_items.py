@@ -221,11 +221,15 @@ def interpolated_of(
 
 
 def head_of(item: Any) -> NDArray[np.bool_] | None:
-    """Where the head is in the item of a volume that has a mask, (C, H, W); None of others."""
+    """Where the head is in the item of a volume that has a mask; None of others.
+
+    Returns:
+        (H, W) of a slice, (D, H, W) of a whole volume.
+    """
     if isinstance(item, Whole):
         return item.volume.head
     head = item.volume.head if _of_a_volume(item) else None
-    return None if head is None else head[item.index : item.index + 1]
+    return None if head is None else head[item.index]
 
 
 def counted_in(item: Any, truth: NDArray, mask: Any) -> Mask | None:

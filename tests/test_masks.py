@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.masks import head_mask, open_masks
-from tests.conftest import REPOSITORY, SR, task, write_yaml
+from tests.conftest import REPOSITORY, SR, TINY, task, write_yaml
 from tests.volume_files import head, items_of, write_nifti
 from util.errors import UserError
 from util.journal import read_table
@@ -125,6 +125,18 @@ def test_a_mask_that_is_nowhere_is_said(tiny_run, capsys):
     masked_task("m.nii", "v.nii")
     assert tiny_run("--save_dir", "out") == 2
     assert "data.mask: m.nii is 0 everywhere on the grid of v.nii" in capsys.readouterr().err
+
+
+def test_slices_with_a_mask_under_a_prior_of_three_channels(tiny_run):
+    write_yaml("model.yaml", {**TINY, "in_channels": 3, "model_path": ""})
+    write_nifti("v.nii.gz", head((32, 34, 3)))
+    write_nifti("m.nii.gz", np.ones((32, 34, 3), np.float32))
+    config = task({"name": "denoise"}, root="v.nii.gz")
+    config["data"] |= {"measured": True, "volume_mode": "slices", "mask": "m.nii.gz"}
+    write_yaml("task.yaml", config)
+    assert tiny_run("--save_dir", "out") == 0
+    found = rows("out/untrained/denoise/gaussian/0.05")
+    assert len(found) == 3 and all(row["residual"] > 0 for row in found.values())
 
 
 @pytest.mark.parametrize("change", ["contents", "name"])
