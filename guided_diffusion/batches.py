@@ -159,7 +159,7 @@ class Batch:
             operator = operator_of(self.measurement, self.shape, self.prior.device)
             sigma = noise_of(self.measurement).std if self.sigma is None else self.sigma
         how = self.method, self.schedule, operator, sigma, self.prior.statistics
-        steps = _diffusion(*how).num_timesteps
+        steps = _diffusion(*how, self.volume is not None).num_timesteps
         if self.refines(steps, sigma):
             steps += STAGES * len(self.images)
         return steps * (1 if self.volume is None else self.num_samples)
@@ -233,9 +233,9 @@ def begin(
     """
     if known is None:
         step = PriorStep(statistics, **params).step
-        return _diffusion(method, schedule, None, 0.0, statistics), x_T, step
+        return _diffusion(method, schedule, None, 0.0, statistics, slices), x_T, step
     operator, _, sigma = known
-    diffusion = _diffusion(method, schedule, operator, sigma, statistics)
+    diffusion = _diffusion(method, schedule, operator, sigma, statistics, slices)
     if schedule.start != "":
         x_T = start_state(*known, diffusion, x_T, statistics)
     built = get_conditioning_method(method, *known, statistics, slices, **params)
@@ -248,14 +248,16 @@ def _diffusion(
     operator: Operator | None,
     sigma: Sigma,
     statistics: PriorStatistics,
+    slices: bool,
 ) -> GaussianDiffusion:
     """The steps that suit a measurement; without an operator those of samples of the prior."""
     arguments = schedule.sampler_arguments()
     if operator is None:
-        return create_sampler(**arguments, unclipped_from=PriorStep(statistics).unclipped_from)
+        unclipped_from = PriorStep(statistics).unclipped_from
+        return create_sampler(**arguments, unclipped_from=unclipped_from, slices=slices)
     levels = useful_levels(operator, sigma, METHODS[method].draws_samples, statistics)
     unclipped_from = METHODS[method].unclipped_from
-    return create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from)
+    return create_sampler(**arguments, levels=levels, unclipped_from=unclipped_from, slices=slices)
 
 
 def _sampled(batch: Batch) -> Restored:

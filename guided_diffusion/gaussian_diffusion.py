@@ -34,7 +34,8 @@ class GaussianDiffusion:
     `num_timesteps` steps; `timestep_map` gives each step's timestep in the original schedule,
     which is what the network is told; `rescale_timesteps` tells it thousandths of
     `original_num_steps`, the length of that schedule, or of this one where it is None. `betas` and
-    `alphas_cumprod` are float64 arrays.
+    `alphas_cumprod` are float64 arrays. With `slices` the channels are the slices of volumes, each
+    an image.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class GaussianDiffusion:
         rescale_timesteps: bool = False,
         original_num_steps: int | None = None,
         eta: float = 0.0,
+        slices: bool = False,
     ):
         self.sampler = sampler
         self.model_mean_type = model_mean_type
@@ -56,6 +58,7 @@ class GaussianDiffusion:
         self.dynamic_threshold = dynamic_threshold
         self.clip_denoised = clip_denoised
         self.eta = eta
+        self.slices = slices
         self.timestep_map = list(timestep_map)
         original = original_num_steps or len(betas)
         self.time_scale = 1000.0 / original if rescale_timesteps else None
@@ -131,8 +134,9 @@ class GaussianDiffusion:
     def bound(self, x_0: Tensor) -> Tensor:
         """x̂_0 clipped or thresholded as configured."""
         if self.dynamic_threshold:
-            bound = torch.quantile(x_0.flatten(1).abs(), DYNAMIC_THRESHOLD_QUANTILE, dim=1)
-            bound = bound.clamp(min=1).reshape(-1, *[1] * (x_0.ndim - 1))
+            magnitude = x_0.abs().flatten(2 if self.slices else 1)  # of each image
+            bound = torch.quantile(magnitude, DYNAMIC_THRESHOLD_QUANTILE, dim=-1)
+            bound = bound.clamp(min=1).reshape(*bound.shape, *[1] * (x_0.ndim - bound.ndim))
             x_0 = torch.maximum(torch.minimum(x_0, bound), -bound) / bound
         return x_0.clamp(-1, 1) if self.clip_denoised else x_0
 
@@ -270,6 +274,7 @@ def create_sampler(
     start: int | str = "",
     levels: tuple[float, float] | None = None,
     unclipped_from: float = math.inf,
+    slices: bool = False,
 ) -> GaussianDiffusion:
     """Build the (respaced) diffusion that a diffusion YAML describes.
 
@@ -281,6 +286,7 @@ def create_sampler(
         levels: (high, low) noise levels √r_t that suit the measurement, for "auto".
         clip_denoised: whether x̂_0 is clipped to [-1, 1]; "auto" asks `unclipped_from`.
         unclipped_from: steps from which it is not, for "auto".
+        slices: whether the channels are the slices of volumes, each thresholded by itself.
 
     Raises:
         UserError: an unknown name or an impossible number, naming the key.
@@ -317,4 +323,5 @@ def create_sampler(
         rescale_timesteps=rescale_timesteps,
         original_num_steps=steps,
         eta=eta,
+        slices=slices,
     )

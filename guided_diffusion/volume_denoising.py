@@ -169,10 +169,11 @@ def is_denoising(measurement: Measurement | None) -> bool:
 def network_at(
     schedule: Schedule, method: str, network: Callable, x: torch.Tensor, sigma: float
 ) -> torch.Tensor:
-    """What the network makes of images x with noise σ, in one evaluation."""
+    """What the network makes of volumes x, (N, D, H, W), with noise σ, in one evaluation."""
     arguments = {**schedule.sampler_arguments(), "timestep_respacing": "logsnr1", "start": "auto"}
     unclipped_from = METHODS[method].unclipped_from
-    once = create_sampler(**arguments, levels=(sigma, sigma), unclipped_from=unclipped_from)
+    arguments |= {"unclipped_from": unclipped_from, "slices": True}
+    once = create_sampler(**arguments, levels=(sigma, sigma))
     with torch.inference_mode():
         state = math.sqrt(once.alphas_cumprod[0]) * x
         return once.predict(network, state, 0)["pred_xstart"].float()

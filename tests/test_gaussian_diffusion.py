@@ -168,6 +168,15 @@ def test_clipping_and_dynamic_thresholding_work_per_image():
     np.testing.assert_allclose(dynamic[1].numpy(), expected, rtol=1e-5)
 
 
+def test_dynamic_thresholding_of_a_volume_is_that_of_its_slices():
+    x_0 = rnd((2, 3, 8, 8), 1) * torch.tensor([0.1, 1, 3]).reshape(1, 3, 1, 1)
+    of_volumes = sampler(dynamic_threshold=True, clip_denoised=False, slices=True)
+    of_images = sampler(dynamic_threshold=True, clip_denoised=False)
+    expected = of_images.bound(x_0.reshape(6, 1, 8, 8)).reshape(x_0.shape)
+    assert torch.equal(of_volumes.bound(x_0), expected)
+    assert not torch.equal(of_images.bound(x_0), expected)  # of pictures all channels share one
+
+
 def test_the_network_is_told_the_original_timesteps():
     t = torch.tensor([0, 3])
     plain = sampler(steps=400, timestep_respacing=4)

@@ -61,18 +61,21 @@ SLICEWISE = {  # operators that act on each slice by itself
     "uniform": OperatorConfig("deblur", {"type": "uniform"}),
     "mri": OperatorConfig("mri", {"acceleration": 2}),
 }
-ALONE = [(method, "sr", "gaussian") for method in METHODS]
-ALONE += [("spectral", operator, "gaussian") for operator in SLICEWISE if operator != "sr"]
-ALONE += [("ddrm", "denoise", "rician"), ("ddnm", "denoise", "clean")]
+ALONE = [(method, "sr", "gaussian", {}) for method in METHODS]
+ALONE += [("spectral", operator, "gaussian", {}) for operator in SLICEWISE if operator != "sr"]
+ALONE += [("ddrm", "denoise", "rician", {}), ("ddnm", "denoise", "clean", {})]
+ALONE += [("dmps", "sr", "gaussian", {"dynamic_threshold": True})]
 
 
-@pytest.mark.parametrize(("method", "operator", "noise"), ALONE)
-def test_a_volume_whose_slices_are_alone_is_restored_as_they_are(tiny, method, operator, noise):
+@pytest.mark.parametrize(("method", "operator", "noise", "bounds"), ALONE)
+def test_a_volume_whose_slices_are_alone_is_restored_as_they_are(
+    tiny, method, operator, noise, bounds
+):
     """The same random numbers, measurements and steps, whatever the network sees at once."""
     x = torch.rand(2, 3, 32, 32) * 1.6 - 0.8
     sigma = 0.0 if noise == "clean" else 0.05
     measurement = Measurement(SLICEWISE[operator], NoiseConfig(noise, sigma), True)
-    schedule = replace(read_schedule("diffusion.yaml"), timestep_respacing=3)
+    schedule = replace(read_schedule("diffusion.yaml"), timestep_respacing=3, **bounds)
     shared = {"method": method, "schedule": schedule, "num_samples": 2, "seed": 3}
     whole = restore(
         x, measurement, tiny, names=["v", "w"], volume=AsVolume(chunk=2, spacing=2.5), **shared
