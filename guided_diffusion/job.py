@@ -247,9 +247,10 @@ def settings_of(job: Job, prior: Prior) -> dict[str, Any]:
     }
     if files := _named_files(job.task):
         found["files_sha256"] = files
-    statistics = asdict(prior.statistics)
+    statistics = {k: v for k, v in asdict(prior.statistics).items() if v is not None}
     if job.task.measurement is not None:
-        del statistics["rim"]  # of which only samples of the prior know
+        for key in ("rim", "mean_power"):  # of which only samples of the prior know
+            statistics.pop(key, None)
     return found | ({"statistics": statistics} if job.uses_statistics else {})
 
 

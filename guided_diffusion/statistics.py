@@ -42,11 +42,13 @@ class PriorStatistics:
         mean_intensity: of all pixels.
         frequencies: spatial frequencies, ascending, in half cycles per 256 pixels, the index of a
             DCT coefficient of an image of that side.
-        powers: mean squared coefficient of the orthonormal two-dimensional DCT-II at each,
-            the mean over images taken off; between them a power law is taken.
+        powers: mean squared coefficient of the orthonormal two-dimensional DCT-II at each, without
+            the constant; between them a power law is taken.
         source: what they were measured on, for people.
         rim: mean intensity at `rim_of`, its median over images and half the width of its middle
             68 %, which is a Gaussian's standard deviation; None where it was not measured.
+        mean_power: variance over images of their mean times √(HW), the constant's coefficient;
+            None where it was not measured.
     """
 
     mean_intensity: float
@@ -54,6 +56,7 @@ class PriorStatistics:
     powers: tuple[float, ...]
     source: str
     rim: tuple[float, float] | None = None
+    mean_power: float | None = None
 
     @classmethod
     def load(cls, path: str) -> "PriorStatistics":
@@ -72,6 +75,7 @@ class PriorStatistics:
                 tuple(float(p) for p in found["powers"]),
                 str(found["source"]),
                 None if found.get("rim") is None else _pair(found["rim"]),
+                None if found.get("mean_power") is None else float(found["mean_power"]),
             )
         except FileNotFoundError:
             raise
@@ -91,6 +95,9 @@ class PriorStatistics:
                 f"{path}: expected mean_intensity and rim within [-1, 1], found {mean:g}"
                 + ("" if rim is None else f" and {list(rim)}")
             )
+        power = statistics.mean_power
+        if power is not None and not 0 < power < np.inf:
+            raise UserError(f"{path}: expected a positive mean_power, found {power:g}")
         ascending = len(frequencies) > 0 and frequencies[0] > 0 and (np.diff(frequencies) > 0).all()
         if not (ascending and len(powers) == len(frequencies) and (powers > 0).all()):
             raise UserError(
@@ -106,7 +113,10 @@ class PriorStatistics:
             file.write("\n")
 
     def power_spectrum(self, height: int, width: int) -> torch.Tensor:
-        """Prior variance of each DCT coefficient of an image, (height, width) float64."""
+        """Prior variance of each DCT coefficient of an image, (height, width) float64.
+
+        The constant has that of the lowest frequencies.
+        """
         rows, cols = REFERENCE / height * np.arange(height), REFERENCE / width * np.arange(width)
         radius = np.hypot(rows[:, None], cols)
         log_power = np.interp(
@@ -126,6 +136,7 @@ class PriorStatistics:
             UserError: the images are constant, or there is none.
         """
         pixels = total = 0.0
+        means: list[tuple[float, float, float]] = []  # mean, HW, weight
         bands = np.zeros((3, len(BANDS) - 1))  # coefficients, their logarithmic radii, their power
         rims: list[tuple[float, float]] = []  # mean, weight
         for weight, image in images:
@@ -133,10 +144,13 @@ class PriorStatistics:
             rims.append((float(at_rim.mean(dtype=np.float64)), weight))
             total += weight * float(image.sum(dtype=np.float64))
             pixels += weight * image.size
+            means.append((float(image.mean(dtype=np.float64)), float(image[0].size), weight))
             bands += weight * bands_of(image)
         counts, radii, powers = bands[:, bands[2] > 0]
         if not len(counts):
             raise UserError(f"{source}: no image that could be measured, or all are constant")
+        levels, areas, weights = np.array(means).T
+        mean_power = float(np.average(areas * (levels - total / pixels) ** 2, weights=weights))
         low, middle, high = _quantiles(rims, (0.16, 0.5, 0.84))
         return cls(
             round(total / pixels, 4),
@@ -144,6 +158,7 @@ class PriorStatistics:
             tuple(float(f"{p:.4g}") for p in powers / counts),
             source,
             (round(middle, 4), round((high - low) / 2, 4)),
+            float(f"{mean_power:.4g}") or None,  # of one image it is not known
         )
 
 

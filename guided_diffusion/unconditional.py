@@ -67,7 +67,9 @@ class PriorStep:
             r: (1-ᾱ_t)/ᾱ_t.
         """
         _, channels, height, width = shape.shape
-        power = float(self.statistics.power_spectrum(height, width)[0, 0])
+        power = self.statistics.mean_power
+        if power is None:
+            power = float(self.statistics.power_spectrum(height, width)[0, 0])
         noise = r / channels  # contrasts share one mean
         first = (power * seen + noise * self.statistics.mean_intensity) / (power + noise)
         if self.statistics.rim is None:

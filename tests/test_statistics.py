@@ -48,7 +48,7 @@ def test_the_variance_of_a_pixel_is_the_spectrum_s_mean():
 
 def test_files_hold_what_was_measured(tmp_path):
     path = str(tmp_path / "prior.json")
-    for law in (replace(LAW, rim=(-0.98, 0.03)), LAW):
+    for law in (replace(LAW, rim=(-0.98, 0.03)), replace(LAW, mean_power=700.0), LAW):
         law.save(path)
         assert PriorStatistics.load(path) == law
     assert load_statistics(str(tmp_path / "prior.pt")) == LAW
@@ -73,6 +73,9 @@ def test_the_shipped_prior_has_its_own():
         json.dumps({**vars(LAW), "frequencies": [2.0, 1.0]}),
         json.dumps({**vars(LAW), "rim": [-0.98]}),
         json.dumps({**vars(LAW), "rim": [-0.98, -1]}),
+        json.dumps({**vars(LAW), "mean_power": 0}),
+        json.dumps({**vars(LAW), "mean_power": float("inf")}),
+        json.dumps({**vars(LAW), "mean_power": [1.0]}),
         json.dumps({**vars(LAW), "mean_intensity": float("nan")}),
         json.dumps({**vars(LAW), "mean_intensity": 1e9}),
         json.dumps({**vars(LAW), "powers": [float("inf")] * len(LAW.powers)}),
@@ -125,6 +128,22 @@ def test_the_rim_is_what_most_images_have_there():
     assert PriorStatistics.measure(images + outliers, "x").rim == pytest.approx(expected, abs=0.011)
     heavy = [(weight * 200 if i == 70 else weight, x) for i, (weight, x) in enumerate(images)]
     assert PriorStatistics.measure(heavy, "x").rim == pytest.approx((0.7, 0.115), abs=0.01)
+
+
+def test_the_power_of_the_mean_is_the_variance_of_the_constant():
+    """Of images with the means 0.5 ± 0.3 and 0.5, of which the last counts for twice as much."""
+    checks = (np.indices((32, 32)).sum(axis=0) % 2 - 0.5)[None]  # of mean 0
+    images = [(1, 0.8 + checks), (1, 0.2 + 0.1 * checks), (2, 0.5 + 0.1 * checks)]
+    found = PriorStatistics.measure(images, "x")
+    constants = [scipy.fft.dctn(image[0], norm="ortho")[0, 0] for _, image in images]
+    assert found.mean_power == pytest.approx(np.cov(constants, fweights=[1, 1, 2], ddof=0))
+    assert found.mean_intensity == pytest.approx(0.5)
+    coloured = [(w, np.concatenate([x - 0.1, x + 0.1, x])) for w, x in images]
+    assert PriorStatistics.measure(coloured, "x").mean_power == found.mean_power
+    sizes = [(w, x[:, :, : 32 // w]) for w, x in images]  # the last image is half as large
+    expected = (2 * 0.3**2 * 32 * 32) / 4
+    assert PriorStatistics.measure(sizes, "x").mean_power == pytest.approx(expected)
+    assert PriorStatistics.measure(images[:1], "x").mean_power is None
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):

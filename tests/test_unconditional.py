@@ -44,6 +44,15 @@ def test_the_mean_is_that_of_bayes_on_a_grid(channels):
         assert abs(expected - MEAN) < 0.1 < abs(seen / a**0.5 - MEAN)
 
 
+def test_the_power_of_the_mean_is_its_own_where_it_was_measured():
+    """The other powers have no say then; without it the lowest frequency's stands in."""
+    expected = prediction(STATISTICS)[2]
+    other = replace(STATISTICS, powers=tuple(9 * p for p in STATISTICS.powers))
+    measured = prediction(replace(other, mean_power=(SPREAD * SIDE) ** 2))[2]
+    torch.testing.assert_close(measured, expected, atol=1e-6, rtol=0)
+    assert (prediction(other)[2][1] - expected[1]).abs().max() > 0.01
+
+
 def test_the_next_state_follows_it_and_nothing_else_changes():
     diffusion, x, (state, x_0) = prediction(STATISTICS)
     steps = torch.full((2,), 990)
@@ -176,16 +185,17 @@ def test_samples_have_black_air():
     assert (air(replace(statistics, rim=None)) + 1).abs().max() > 0.3
 
 
-def test_only_samples_of_the_prior_depend_on_the_rim(tiny_run, capsys):
-    """So that restorations that were begun before it was measured go on."""
+@pytest.mark.parametrize("known", [{"rim": (-0.99, 0.02)}, {"mean_power": 200.0}])
+def test_only_samples_of_the_prior_depend_on_the_rim_and_the_means(tiny_run, capsys, known):
+    """So that restorations that were begun before these were measured go on."""
     law = PriorStatistics(-0.7, (1.0, 400.0), (300.0, 300.0 / 400**2), "a test")
     write_yaml("vanilla.yaml", {"conditioning": {"method": "vanilla"}})
     runs = {
         "task": ("--method", "spectral", "--limit", "1"),
         "vanilla": ("--task_config", "vanilla.yaml", "--limit", "1"),
     }
-    for rim, statuses in ((None, (0, 0)), ((-0.99, 0.02), (0, 2))):
-        replace(law, rim=rim).save("tiny.json")
+    for added, statuses in (({}, (0, 0)), (known, (0, 2))):
+        replace(law, **added).save("tiny.json")
         found = [tiny_run(*flags, "--save_dir", name) for name, flags in runs.items()]
         assert tuple(found) == statuses
     assert "another statistics" in capsys.readouterr().err
