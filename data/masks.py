@@ -21,17 +21,17 @@ OFF_GRID = 0.25  # of a pixel, to which a volume may be off another on the same 
 LEAST_SHARE = 0.01  # of the pixels; less is no head
 
 
-def head_mask(image: NDArray) -> Mask:
+def head_mask(image: NDArray, empty: bool = True) -> Mask:
     """Where the head is: the largest bright part of a slice, its holes filled.
 
     Args:
         image: (C, H, W) in [-1, 1], without noise.
 
     Returns:
-        (H, W); all pixels, where nothing stands out from a background.
+        (H, W); where nothing stands out from a background all pixels, none if `empty` is False.
     """
     light = ndimage.gaussian_filter((np.mean(image, axis=0, dtype=np.float64) + 1) / 2, SMOOTHING)
-    whole = np.ones(light.shape, dtype=bool)
+    whole = np.full(light.shape, empty)
     if np.ptp(light) < 1e-3:
         return whole
     bright = light > SHARE_OF_OTSU * threshold_otsu(light)
@@ -83,8 +83,8 @@ def open_masks(
         items: all images of data.root.
 
     Returns:
-        (item, its truth (C, H, W), empty=True) → (H, W), or None where all pixels count. Of an
-        empty mask of a file all do, unless `empty` is False. It raises UserError for a mask that
+        (item, its truth (C, H, W), empty=True) → (H, W), or None where all pixels count. Where
+        nothing is inside all do, unless `empty` is False. It raises UserError for a mask that
         cannot be read or has another size.
 
     Raises:
@@ -93,7 +93,7 @@ def open_masks(
     if mask is None:
         return lambda item, truth, empty=True: None
     if mask == "auto":
-        return lambda item, truth, empty=True: head_mask(truth)
+        return lambda item, truth, empty=True: head_mask(truth, empty)
     kept = {k: v for k, v in options.items() if k in ("axis", "volume")}
     masks = list_items({"root": mask, "measured": False, **kept}, key="data.mask")
     if len(masks) in (1, len(items)):

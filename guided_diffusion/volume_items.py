@@ -233,9 +233,14 @@ def head_of(item: Any) -> NDArray[np.bool_] | None:
 
 
 def counted_in(item: Any, truth: NDArray, mask: Any) -> Mask | None:
-    """What `data.masks.open_masks` finds for an item; of a whole volume slice by slice."""
+    """What `data.masks.open_masks` finds for an item; of a whole volume slice by slice.
+
+    Slices outside of the mask do not count; where the whole volume is outside, all of it does.
+    """
     if not isinstance(item, Whole):
         return mask(item, truth)
-    each = [mask(piece, truth[i : i + 1]) for i, piece in enumerate(item.volume.slices)]
+    slices = enumerate(item.volume.slices)
+    each = [mask(piece, truth[i : i + 1], empty=False) for i, piece in slices]
     found = [part for part in each if part is not None]
-    return np.stack(found) if len(found) == len(each) else None
+    inside = np.stack(found) if len(found) == len(each) else None
+    return inside if inside is not None and inside.any() else None

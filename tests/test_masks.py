@@ -9,11 +9,15 @@ import nibabel
 import numpy as np
 import pytest
 
+from data.dataloader import list_items
 from data.masks import head_mask, open_masks
+from data.volumes import Whole
+from guided_diffusion.volume_items import counted_in
 from tests.conftest import REPOSITORY, SR, TINY, task, write_yaml
 from tests.volume_files import head, items_of, write_nifti
 from util.errors import UserError
 from util.journal import read_table
+from util.metrics import image_metrics
 
 
 def rows(folder=f"out/{SR}"):
@@ -137,6 +141,44 @@ def test_slices_with_a_mask_under_a_prior_of_three_channels(tiny_run):
     assert tiny_run("--save_dir", "out") == 0
     found = rows("out/untrained/denoise/gaussian/0.05")
     assert len(found) == 3 and all(row["residual"] > 0 for row in found.values())
+
+
+def whole_volume(folder, mask=None):
+    """A volume of 20×18 voxels in 5 slices, black at both ends, and the mask's finder."""
+    voxels = np.zeros((20, 18, 5), np.int16)
+    voxels[..., 1:4] = head((20, 18, 3))
+    write_nifti(folder / "v.nii.gz", voxels)
+    if mask is not None:
+        affine = nibabel.load(folder / "v.nii.gz").affine
+        nibabel.save(nibabel.Nifti1Image(mask, affine), folder / "mask.nii.gz")
+    items = list_items({"root": str(folder / "v.nii.gz"), "measured": False})
+    find = open_masks("auto" if mask is None else str(folder / "mask.nii.gz"), {}, items)
+    whole = Whole(items[0].volume, None)
+    return whole, whole.read(), find
+
+
+def test_slices_of_a_whole_volume_that_the_mask_does_not_reach_do_not_count(tmp_path):
+    mask = np.zeros((20, 18, 5), np.uint8)
+    mask[4:9, 3:11, 1] = mask[6:15, 5:9, 2] = 1
+    whole, truth, find = whole_volume(tmp_path, mask)
+    counted = counted_in(whole, truth, find)
+    assert counted.sum(axis=(1, 2)).tolist() == [0, 40, 36, 0, 0]
+    x = np.clip(truth + np.random.default_rng(0).normal(0, 0.1, truth.shape), -1, 1)
+    x[[0, 3, 4]] = truth[[0, 3, 4]]
+    error = np.concatenate([(x - truth)[i][counted[i]] / 2 for i in (1, 2)])
+    found = image_metrics(x, truth, counted)
+    assert found["psnr"] == pytest.approx(-10 * np.log10(np.mean(error**2)))
+    pair = [np.where(counted, v, -1)[1:3] for v in (x, truth)]
+    assert found["haarpsi"] == pytest.approx(image_metrics(*pair)["haarpsi"]) and found["ssim"] < 1
+    whole, truth, find = whole_volume(tmp_path, np.zeros_like(mask))
+    assert counted_in(whole, truth, find) is None  # nothing is inside, so all is
+
+
+def test_black_slices_of_a_whole_volume_are_no_head(tmp_path):
+    whole, truth, find = whole_volume(tmp_path)
+    counted = counted_in(whole, truth, find).any(axis=(1, 2))
+    assert counted.tolist() == [False, True, True, True, False]
+    assert find(whole.volume.slices[0], truth[:1]).all()  # of a slice by itself
 
 
 @pytest.mark.parametrize("change", ["contents", "name"])

@@ -69,7 +69,8 @@ def haarpsi(x: NDArray, truth: NDArray, mask: Mask = None) -> float:
 
     Of the measures that need no training, the one nearest to radiologists' scores of MR images
     (Kastryulin et al. 2023). It weighs pixels by their contrast; with a mask, both images are
-    black outside it, and so without weight. nan for images that its wavelets do not fit into.
+    black outside it, and so without weight; channels in which no pixel counts are left out. nan
+    for images that its wavelets do not fit into.
     """
     if min(truth.shape[1:]) < HAARPSI_SIDE:
         return float("nan")
@@ -81,7 +82,11 @@ def haarpsi(x: NDArray, truth: NDArray, mask: Mask = None) -> float:
             "torchvision that belongs to the installed torch, both from one source"
         ) from None
 
-    images = [torch.from_numpy(v if mask is None else np.where(mask, v, 0)) for v in (x, truth)]
+    both = x, truth
+    if mask is not None:
+        counts = np.broadcast_to(mask.any(axis=(-2, -1)), len(truth))
+        both = np.where(mask, x, 0)[counts], np.where(mask, truth, 0)[counts]
+    images = [torch.from_numpy(v) for v in both]
     scores = [
         piq.haarpsi(*(v[:, None].double() for v in few), data_range=1.0, reduction="none")
         for few in zip(*(v.split(AT_ONCE) for v in images), strict=True)  # each channel an image
