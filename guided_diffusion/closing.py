@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from data.bids import write_bids
 from data.output import write_output
-from data.volumes import Slice, Whole, write_volumes
+from data.volumes import Slice, Whole, reason, write_volumes
 from guided_diffusion import __version__
 from guided_diffusion.intervals import load_factor
 from guided_diffusion.item_noise import ItemSigmas
@@ -58,6 +58,16 @@ def _write_bids(job: Job, results: Results) -> str:
     return write_bids(job.items, results.folder, results.settings, sigmas, __version__)
 
 
+def _write_comparison(results: Results) -> str | None:
+    """Write comparison.png, and say in a sentence if that fails."""
+    try:
+        results.write_comparison()
+    except Exception as error:  # noqa: BLE001 - the results are there, whatever it was
+        said = f"comparison.png cannot be written ({reason(error)})"
+        return f"{said}; the results are complete without it"
+    return None
+
+
 def _more_of(job: Job, prior: Prior, results: Results, teller: Teller) -> Maps | None:
     """What else is written of each volume."""
     measurement = job.task.measurement
@@ -83,7 +93,7 @@ def close(
     unwritten = _write_volumes(job, prior, results, teller, set(results.rows) - anywhere)
     if found:
         teller.ranks.say(f"{found} of {total} images had been restored by an earlier run")
-    results.write_comparison()
+    teller.tell(_write_comparison(results))
     teller.tell(write_report(results, job, prior, failed, missing))
     results.write_summary(finished=not missing, failed=failed)
     teller.ranks.say(results.table())

@@ -204,6 +204,13 @@ def test_comparison_is_written_with_and_without_truth(tmp_path):
     assert iio.imread(path).shape[1] < wide
 
 
+def test_dollars_in_names_and_titles_are_no_formula(tmp_path):
+    x = np.zeros((1, 16, 16), np.float32)
+    path = str(tmp_path / "c.png")
+    write_comparison(path, [row("scan$1_$2", x, x)], "$a_$/denoise")
+    assert iio.imread(path).ndim == 3
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("old")

@@ -255,6 +255,20 @@ def test_input_sigma_and_output_restore_one_picture(tiny_run, capsys):
     assert np.array_equal(np.load("restored.npy"), kept)
 
 
+def test_a_comparison_that_fails_costs_nothing_else(tiny_run, capsys, monkeypatch):
+    def fails(*_):
+        raise ValueError("no such font")
+
+    monkeypatch.setattr("util.results.write_comparison", fails)
+    write_yaml("task.yaml", task({"name": "denoise"}))
+    flags = ("--save_dir", "out", "--input", "images/a1.png", "--output", "restored.png")
+    assert tiny_run(*flags) == 0
+    assert "note: comparison.png cannot be written (no such font)" in capsys.readouterr().err
+    with open("out/tiny/denoise/gaussian/0.05/summary.json", encoding="utf-8") as file:
+        assert json.load(file)["finished"]
+    assert os.path.exists("restored.png")
+
+
 def test_output_of_a_volume_has_its_grid(tiny_run):
     write_nifti("v.nii.gz", head((32, 32, 3)))
     write_yaml("task.yaml", task({"name": "denoise"}))

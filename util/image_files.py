@@ -223,7 +223,7 @@ def write_comparison(
     size, (height, width) = 2.4, rows[0][1]["input"].shape[1:]
     tall = size * (height / width if height > TALL * width else 1)
     figure = _figure(size * len(labels) + 0.7, tall * len(rows) + 0.6)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # names may have dollars in them
     axes = figure.subplots(len(rows), len(labels), squeeze=False)
     errors = {
         i: np.abs(np.clip(images["recon"], -1, 1) - images["truth"]).mean(axis=0) / 2
@@ -239,7 +239,7 @@ def write_comparison(
         if i in errors:
             beside = axes[:, len(kinds)] if i == len(rows) - 1 else None
             _heat_map(figure, axes[i][len(kinds)], errors[i], scale, beside)
-        axes[i][0].set_ylabel(name, fontsize=7)
+        axes[i][0].set_ylabel(name, fontsize=7, parse_math=False)
         axes[i][kinds.index("recon")].set_xlabel(caption, fontsize=7)
     for axis in axes.flat:
         axis.set_xticks([])
