@@ -15,6 +15,7 @@ from data.kspace import KSpaceSlice
 from data.masks import Mask, limit_volumes, open_masks
 from data.nifti_header import files_of
 from data.output import check_output
+from data.volumes import Slice, Whole
 from guided_diffusion.config import (
     LOCAL,
     Measurement,
@@ -40,7 +41,7 @@ from util.config import as_dict
 from util.errors import UserError
 from util.files import files_digest
 from util.image_files import check_mp4
-from util.remote import base_name
+from util.remote import base_name, is_remote
 
 VANILLA_SAMPLES = 10
 
@@ -281,6 +282,17 @@ def _read_besides(task: TaskConfig) -> dict[str, list[str]]:
     if mask is not None and mask != "auto":
         found["data.mask"] = _files_at(mask)
     return {key: paths for key, paths in found.items() if paths}
+
+
+def files_read(job: Job) -> list[str]:
+    """The local files and folders that images, masks and maps are read from."""
+    if job.task.data is None:
+        return []
+    volumes = (i.volume if isinstance(i, (Slice, Whole)) else i for i in job.items)
+    pieces = [p for source in dict.fromkeys(volumes) for p in getattr(source, "frames", [source])]
+    own = [f for p in pieces if hasattr(p, "path") for f in files_of(p.path)]
+    besides = [path for paths in _read_besides(job.task).values() for path in paths]
+    return [p for p in (job.task.data.root, *own, *besides) if not is_remote(p)]
 
 
 def _files_at(path: str) -> list[str]:

@@ -19,7 +19,7 @@ from guided_diffusion.devices import pick_device
 from guided_diffusion.evidence import keep
 from guided_diffusion.intervals import load_factor
 from guided_diffusion.item_noise import ItemSigmas
-from guided_diffusion.job import Job, read_job, results_folder, settings_of
+from guided_diffusion.job import Job, files_read, read_job, results_folder, settings_of
 from guided_diffusion.measuring import check_volume, enlargement, fit
 from guided_diffusion.methods import METHODS
 from guided_diffusion.operators import operator_class
@@ -73,9 +73,9 @@ def run(options: Options, ranks: Ranks) -> int:
     title = os.path.relpath(folder, options.save_dir)
     if ranks.rank:
         ranks.open(len(job.items))
-    results = open_results(
-        folder, title, settings_of(job, prior), job.items, options.overwrite, ranks.rank
-    )
+    settings = settings_of(job, prior)
+    how = options.overwrite, ranks.rank, files_read(job) if options.overwrite else ()
+    results = open_results(folder, title, settings, job.items, *how)
     if not ranks.rank:
         ranks.open(len(job.items))
     closing = False

@@ -13,6 +13,7 @@ import torch
 
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from tests.conftest import LINEAR, REPOSITORY, task, write_yaml
+from tests.volume_files import head, write_nifti
 
 SR = "out/tiny/super_resolution/x4/0.05"
 
@@ -246,6 +247,52 @@ def test_files_that_no_run_wrote_are_not_overwritten(tiny_run, capsys):
     assert "--overwrite" in capsys.readouterr().err
     with open(f"{SR}/recon/a1.png", "rb") as file:
         assert file.read() == b"mine"
+
+
+READ = {  # in the results folder a file, and what of the task leads to it
+    "image": ("recon/a.npy", "{}/recon/a.npy", {}, None),
+    "folder": ("recon/a.npy", "{}/recon", {}, None),
+    "link": ("recon/a.npy", "links", {}, None),
+    "mask": ("recon/a.npy", "images/a1.png", {"mask": "{}/recon/a.npy"}, None),
+    "volume": ("volumes/a.nii.gz", "{}/volumes/a.nii.gz", {}, None),
+    "map": ("sigma/a.nii.gz", "v.nii.gz", {"measured": True}, "{}/sigma/a.nii.gz"),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_overwrite_keeps_what_the_run_reads(tiny_run, capsys, case):
+    name, root, data, sigma = READ[case]
+    folder = f"out/tiny/denoise/gaussian/{'map' if sigma else '0.05'}"
+    inside = f"{folder}/{name}"
+    os.makedirs(os.path.dirname(inside))
+    write_nifti("v.nii.gz", head((32, 32, 2)))
+    if name.endswith(".npy"):
+        np.save(inside, np.full((32, 32), 0.1, np.float32))
+    else:
+        write_nifti(inside, head((32, 32, 2)))
+    with open(f"{folder}/metrics.csv", "w", encoding="utf-8") as file:
+        file.write("image,psnr\n")
+    os.mkdir("links")
+    os.symlink(os.path.abspath(inside), f"links/{os.path.basename(name)}")
+    noise = {"name": "gaussian", "sigma": sigma.format(folder) if sigma else 0.05}
+    config = task({"name": "denoise"}, noise, root.format(folder))
+    config["data"] |= {k: v.format(folder) if k == "mask" else v for k, v in data.items()}
+    write_yaml("task.yaml", config)
+    with open(inside, "rb") as file:
+        before = file.read()
+    assert tiny_run("--save_dir", "out", "--overwrite") == 2
+    says = f"error: --overwrite: {folder} holds what the run reads ("
+    assert says in capsys.readouterr().err
+    with open(inside, "rb") as file:
+        assert file.read() == before
+
+
+def test_a_run_killed_at_its_first_file_is_begun_again(tiny_run):
+    os.makedirs(SR)
+    with open(f"{SR}/.part-summary.json", "w", encoding="utf-8") as file:
+        file.write("{")
+    assert tiny_run("--save_dir", "out", "--limit", "1") == 0
+    assert ".part-summary.json" not in os.listdir(SR)
 
 
 def test_bad_images_are_named_and_the_others_restored(tiny_run, capsys):

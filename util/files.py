@@ -19,6 +19,7 @@ WAIT = 0.25  # seconds between them
 LONGEST_NAME = 255  # bytes of one name on the usual file systems
 LONGEST_STEM = 200  # of them for a result's name: _z000, _12, .part- and .nii.gz come on top
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+PART = ".part-"  # begins the name of a file that is being written
 UNSAFE = frozenset('/\\:*?"<>|')  # in names on one of the usual file systems
 # Names of Windows' devices, whatever follows after a dot.
 RESERVED = re.compile(r"(?i)(con|conin\$|conout\$|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)")
@@ -29,9 +30,9 @@ def replacing(path: str) -> Iterator[str]:
     """Yield a temporary path beside `path`; it takes path's place when the block succeeds."""
     folder, name = os.path.split(os.path.abspath(path))
     # One name a file, so that what a killed run leaves is written over by the next.
-    temporary = f".part-{name}"
+    temporary = f"{PART}{name}"
     if len(os.fsencode(temporary)) > LONGEST_NAME:
-        temporary = f".part-{_digest(name)}"
+        temporary = f"{PART}{_digest(name)}"
     temporary = os.path.join(folder, temporary)
     try:
         yield temporary

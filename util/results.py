@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from util.columns import DIGEST, FIGURES, SOURCE, columns
 from util.config import differing
 from util.errors import UserError
-from util.files import replacing_text
+from util.files import PART, replacing_text
 from util.image_files import (
     read_png,
     write_comparison,
@@ -80,6 +80,7 @@ def open_results(
     items: Sequence[Item],
     overwrite: bool,
     rank: int | None = None,
+    read: Sequence[str] = (),
 ) -> "Results":
     """Claim a results folder, for a run or for one of the processes that share it.
 
@@ -92,10 +93,12 @@ def open_results(
         settings: all that decides the files' contents; another run's folder is refused.
         items: the images to restore, in the order of the tables.
         rank: this process's number where several share the images; None for one on its own.
+        read: local files and folders that the run reads, which `overwrite` never replaces.
 
     Raises:
         UserError: the folder cannot be written, is in use by another run, or holds a run with
-            other settings (or files that no run wrote) and `overwrite` is not given.
+            other settings (or files that no run wrote) and `overwrite` is not given, or would
+            replace what the run reads.
     """
     settings = json.loads(json.dumps(settings))  # as they are read back
     lock = Lock(folder)
@@ -108,8 +111,9 @@ def open_results(
         if rank:  # the first process has opened the folder
             results.read([table])
             return results
-        if set(os.listdir(folder)) - {LOCK}:
-            results.check_earlier(overwrite)
+        # What was killed while it wrote its first file has left only a part of that.
+        if any(n != LOCK and not n.startswith(PART) for n in os.listdir(folder)):
+            results.check_earlier(overwrite, read)
         results.write_summary(finished=False)
         if rank is None:
             results.journal = Journal(own, results.columns_of(list(results.rows)))
@@ -162,7 +166,7 @@ class Results:
             self.extra += [c for c in table.columns if c not in known and c not in self.extra]
         self.rows = {name: row for name, row in rows.items() if row is not None}
 
-    def check_earlier(self, overwrite: bool) -> None:
+    def check_earlier(self, overwrite: bool, read: Sequence[str] = ()) -> None:
         """Take over a folder that is not empty; raises UserError, see `open_results`."""
         try:
             with open(os.path.join(self.folder, "summary.json"), encoding="utf-8") as file:
@@ -184,6 +188,7 @@ class Results:
                 f"--save_dir: {self.folder} holds {found}; choose another --save_dir, "
                 "or --overwrite to replace it"
             )
+        self._check_nothing_read_is_lost(read)
         if any(os.path.exists(os.path.join(self.folder, name)) for name in OURS):
             for name in FOLDERS:
                 path = os.path.join(self.folder, name)
@@ -193,6 +198,17 @@ class Results:
             for path in [os.path.join(self.folder, name) for name in FILES] + self._rank_tables():
                 if os.path.exists(path):
                     os.remove(path)
+
+    def _check_nothing_read_is_lost(self, read: Sequence[str]) -> None:
+        """Raises UserError where what the run reads lies among its results."""
+        ours = [os.path.join(os.path.realpath(self.folder), name) for name in (*FOLDERS, *FILES)]
+        for path in read:
+            real = os.path.realpath(path)
+            if any(real == one or real.startswith(one + os.sep) for one in ours):
+                raise UserError(
+                    f"--overwrite: {self.folder} holds what the run reads ({path}); choose another "
+                    "--save_dir"
+                )
 
     def _rank_tables(self) -> list[str]:
         """The tables of a run of several processes, where they are not merged yet."""

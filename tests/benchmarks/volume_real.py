@@ -168,7 +168,8 @@ def draw(path: str, scans: Mapping[str, Sequence[Shown]]) -> None:
     for i, (scan, shown) in enumerate(scans.items()):
         for j, (name, x, residual) in enumerate(shown):
             axes[2 * i, j].imshow(x, cmap="gray", vmin=-1, vmax=1)
-            axes[2 * i, j].set_title(f"{scan}, {name}" if j == 0 else name, fontsize=8)
+            title = f"{scan}, {name}" if j == 0 else name
+            axes[2 * i, j].set_title(title, fontsize=8, parse_math=False)
             if j:
                 axes[2 * i + 1, j].imshow(residual, cmap="gray", vmin=-3, vmax=3)
     canvas.draw()
