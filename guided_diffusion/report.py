@@ -242,14 +242,17 @@ def _grid(volume):
 
 
 def _quality(results):
-    rows = []
+    rows, heading = [], ["", "mean", "standard deviation"]
+    found = results.finite()
     for key, metric in METRICS.items():
-        values = [r[key] for n in results.names if (r := results.rows.get(n)) and key in r]
-        numbers = np.array([v for v in values if isinstance(v, float) and np.isfinite(v)])
-        if len(numbers):
-            spread = f"{numbers.std():{metric.format}}" if len(numbers) > 1 else ""
-            rows.append((metric.heading, f"{numbers.mean():{metric.format}}", spread))
-    return table_of(rows, ("", "mean", "standard deviation")) if rows else ""
+        values, others = found.get(key, ([], 0))
+        if values or others:
+            mean = f"{np.mean(values):{metric.format}}" if values else "none"
+            spread = f"{np.std(values):{metric.format}}" if len(values) > 1 else ""
+            rows.append([metric.heading, mean, spread, str(others or "")])
+    if any(row[-1] for row in rows):
+        return table_of(rows, [*heading, "left out, not finite"])
+    return table_of([row[:-1] for row in rows], heading) if rows else ""
 
 
 def _shown(subject, results, factor):

@@ -14,6 +14,7 @@ import torch
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from tests.conftest import LINEAR, REPOSITORY, task, write_yaml
 from tests.volume_files import head, write_nifti
+from util.journal import read_table
 
 SR = "out/tiny/super_resolution/x4/0.05"
 
@@ -327,6 +328,32 @@ def test_images_of_any_size_in_one_folder(tiny_run):
     with open(f"{folder}/summary.json", encoding="utf-8") as file:
         means = json.load(file)["means"]
     assert np.isfinite(means["nmse"])  # which a black truth does not have
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_means_are_of_what_is_finite(tiny_run, capsys):
+    """Restored exactly, PSNR is infinite; a black truth has no NMSE."""
+    for name in ("a2", "a10"):
+        os.remove(f"images/{name}.png")
+    iio.imwrite("images/black.png", np.zeros((32, 32), np.uint8))
+    conditioning = {"method": "ddnm"}
+    exact = task({"name": "denoise"}, {"name": "clean"}, conditioning=conditioning)
+    write_yaml("task.yaml", exact)
+    assert tiny_run("--save_dir", "out") == 0
+    folder = "out/tiny/denoise/clean/0"
+    table, said = read_table(f"{folder}/metrics.csv").rows, capsys.readouterr().out
+    assert table["black"]["psnr"] == np.inf and table["black"]["haarpsi"] == 1
+    with open(f"{folder}/summary.json", encoding="utf-8") as file:
+        means = json.load(file, parse_constant=lambda name: pytest.fail(name))["means"]
+    finite = [row["psnr"] for row in table.values() if np.isfinite(row["psnr"])]
+    assert means["psnr"] == (pytest.approx(np.mean(finite)) if finite else None)
+    assert means["nmse"] == table["a1"]["nmse"] and means["haarpsi"] > 0.99
+    [line] = [line for line in said.splitlines() if "PSNR (dB)" in line]
+    assert f"({2 - len(finite)} left out, not finite)" in line and "inf" not in line
+    [line] = [line for line in said.splitlines() if "NMSE" in line and "left out" in line]
+    assert "± 0.0000 (1 left out, not finite)" in line
+    with open(f"{folder}/report.html", encoding="utf-8") as file:
+        assert "left out, not finite</th>" in file.read()
 
 
 def test_help_and_exit_status_of_the_real_program():

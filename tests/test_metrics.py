@@ -142,6 +142,16 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch):
         image_metrics(x, x)
 
 
+def test_haarpsi_of_equal_images_is_one():
+    """Also of black ones, which have no contrast, and beside others in a volume."""
+    black = np.full((1, 32, 32), -1.0)
+    assert image_metrics(black, black)["haarpsi"] == 1
+    x, truth = np.random.default_rng(3).uniform(-1, 1, (2, 1, 32, 32))
+    other = image_metrics(x, truth)["haarpsi"]
+    both = image_metrics(np.concatenate([black, x]), np.concatenate([black, truth]))["haarpsi"]
+    assert both == pytest.approx((1 + other) / 2)
+
+
 @pytest.mark.filterwarnings("error")
 def test_an_image_of_which_no_pixel_counts_has_no_metrics():
     x = np.zeros((1, 16, 16), np.float32)

@@ -100,7 +100,8 @@ def open_results(
             other settings (or files that no run wrote) and `overwrite` is not given, or would
             replace what the run reads.
     """
-    settings = json.loads(json.dumps(settings))  # as they are read back
+    # As they are read back: JSON has no number that is not finite.
+    settings = json.loads(json.dumps(settings), parse_constant=lambda _: None)
     lock = Lock(folder)
     table = os.path.join(folder, "metrics.csv")
     own = table if rank is None else os.path.join(folder, f"metrics.rank{rank}.csv")
@@ -375,28 +376,33 @@ class Results:
         if rows:
             write_comparison(os.path.join(self.folder, "comparison.png"), rows, self.title)
 
-    def _defined(self) -> dict[str, list[float]]:
-        """This run's columns of numbers, without NaN, the NMSE of a black truth."""
+    def finite(self) -> dict[str, tuple[list[float], int]]:
+        """Of this run's columns of numbers those that are finite, and how many are not.
+
+        The PSNR of equal images is infinite, and the NMSE of a black truth NaN.
+        """
         rows = [self.rows[n] for n in self.names if n in self.rows]
         found = {}
         for key in self.columns_of(self.names):
-            values = [row[key] for row in rows if key in row]
-            numbers = [v for v in values if isinstance(v, float) and not math.isnan(v)]
+            numbers = [v for row in rows if isinstance(v := row.get(key), float)]
             if numbers:
-                found[key] = numbers
+                finite = [v for v in numbers if math.isfinite(v)]
+                found[key] = finite, len(numbers) - len(finite)
         return found
 
-    def means(self) -> dict[str, float]:
-        """Mean of each metric over this run's images, but those where it is not defined."""
-        return {k: float(np.mean(v)) for k, v in self._defined().items()}
+    def means(self) -> dict[str, float | None]:
+        """Mean of each metric over this run's images where it is finite; None where it never is."""
+        return {k: float(np.mean(v)) if v else None for k, (v, _) in self.finite().items()}
 
     def table(self) -> str:
         """Means and standard deviations over this run's images, as lines of text."""
         done, known = sum(n in self.rows for n in self.names), columns()
         lines = [f"{done} images in {self.folder}"]
-        for key, values in self._defined().items():
+        for key, (values, others) in self.finite().items():
             heading = known[key].heading if key in known else key
-            lines.append(f"  {heading:<24} {np.mean(values):9.4f} ± {np.std(values):.4f}")
+            shown = f"{np.mean(values):9.4f} ± {np.std(values):.4f}" if values else f"{'none':>9}"
+            left_out = f" ({others} left out, not finite)" if others else ""
+            lines.append(f"  {heading:<24} {shown}{left_out}")
         return "\n".join(lines)
 
     def write_summary(self, finished: bool = True, failed: Iterable[str] = ()) -> None:
@@ -409,5 +415,5 @@ class Results:
             "versions": versions(),
         }
         with replacing_text(os.path.join(self.folder, "summary.json")) as file:
-            json.dump(summary, file, indent=2)
+            json.dump(summary, file, indent=2, allow_nan=False)
             file.write("\n")
