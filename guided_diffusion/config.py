@@ -260,6 +260,8 @@ def read_task_config(
     for key in ("data", "measurement"):
         if key not in config:
             raise UserError(f"{path}: missing key {key!r}")
+        if config[key] is None:  # which vanilla alone may have
+            raise UserError(f"{path}: {key}: expected keys and values, found nothing")
     task = build(TaskConfig, config, path)
     assert task.data is not None and task.measurement is not None
     data = task.data

@@ -96,6 +96,12 @@ BAD = {
     "unknown key": ([], change("task.yaml", data__folder="x"), "unknown key 'folder'"),
     "missing key": ([], change("task.yaml", data__root=None), "missing key 'root'"),
     "missing section": ([], change("task.yaml", measurement=None), "missing key 'measurement'"),
+    "empty section": (["--set", "data="], None, "data: expected keys and values, found nothing"),
+    "another empty section": (
+        ["--set", "measurement="],
+        None,
+        "task.yaml: measurement: expected keys and values, found nothing",
+    ),
     "missing sigma": ([], change("task.yaml", **{NOISE + "sigma": None}), "missing key 'sigma'"),
     "wrong type": ([], change("task.yaml", **{NOISE + "sigma": "big"}), "sigma: expected a number"),
     "beyond floats": (
