@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -173,9 +173,11 @@ class TaskConfig:
 
     def settings(self) -> dict[str, Any]:
         found = as_dict(replace(self, diffusion_config=None))  # the schedule is on record itself
-        sigma = None if self.measurement is None else self.measurement.noise.sigma
-        if isinstance(sigma, str) and sigma not in (AUTO, LOCAL):
-            found["measurement"]["noise"]["sigma"] = portable(sigma)
+        if self.measurement is not None:
+            sigma = self.measurement.noise.sigma
+            if isinstance(sigma, str) and sigma not in (AUTO, LOCAL):
+                found["measurement"]["noise"]["sigma"] = portable(sigma)
+            found["measurement"]["operator"] |= _lines_at(self.measurement.operator, portable)
         return found if self.data is None else found | {"data": self.data.settings()}
 
 
@@ -274,12 +276,19 @@ def read_task_config(
     # Published files have in_shape; every image's own size counts.
     operator = task.measurement.operator
     params = {k: v for k, v in operator.params.items() if k != "in_shape" and v is not None}
+    operator = replace(operator, params=params)
     measurement = Measurement(
-        replace(operator, params=params),
+        replace(operator, params=params | _lines_at(operator, lambda mask: locate(mask, path))),
         _checked_noise(task.measurement.noise, data.measured, operator.name, path),
         simulated=not data.measured,
     )
     return replace(task, data=data, measurement=measurement)
+
+
+def _lines_at(operator: OperatorConfig, place: Callable[[str], str]) -> dict[str, str]:
+    """The parameter `mask` of an operator where that is a file of lines or points of k-space."""
+    mask = operator.params.get("mask")
+    return {"mask": place(mask)} if isinstance(mask, str) and mask.endswith(".npy") else {}
 
 
 def _mask_at(mask: str | None, path: str) -> str | None:

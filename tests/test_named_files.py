@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from guided_diffusion.config import read_task_config
 from guided_diffusion.item_noise import open_map
 from tests.conftest import task, write_yaml
 from tests.volume_files import head, items_of, write_nifti
@@ -39,6 +40,30 @@ def test_a_map_of_sigma_must_lie_where_the_volume_does(tmp_path, case):
         return
     with pytest.raises(UserError, match=f"measurement.noise.sigma: .*{says}.*; resample it"):
         sigma_of(item)
+
+
+def test_a_mask_of_kspace_is_found_as_other_paths_are(tmp_path, monkeypatch):
+    """From here, else beside the task file, else in the program's folder; ~ is the home folder."""
+    for folder in ("work", "task", "home", "program"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / f"{folder}.npy", np.arange(32) % 2)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("util.config.REPOSITORY", str(tmp_path / "program"))
+    path = str(tmp_path / "task" / "t.yaml")
+
+    def read(mask):
+        write_yaml(path, task({"name": "mri", "mask": mask}, root=str(tmp_path)))
+        return read_task_config(path)
+
+    for folder, mask in (("task", "task.npy"), ("home", "~/home.npy"), ("program", "program.npy")):
+        found = read(mask)
+        assert found.measurement.operator.params["mask"] == str(tmp_path / folder / f"{folder}.npy")
+        recorded = found.settings()["measurement"]["operator"]["mask"]
+        assert os.path.basename(recorded) == f"{folder}.npy"
+        assert (recorded == "program.npy") == (folder == "program")
+    for mask in ("work.npy", "magic", "nowhere.npy"):
+        assert read(mask).measurement.operator.params["mask"] == mask
 
 
 NAMED_WRONGLY = {
