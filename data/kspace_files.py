@@ -1,14 +1,13 @@
 """What files of k-space hold, brought to one order of axes."""
 
-import math
 import os
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.kspace_header import read_grid, read_header, root_of
 from data.volumes import reason
 from util.errors import UserError
 
@@ -115,46 +114,6 @@ def _fastmri(kspace, header, mask, reference, label):
     return _checked(kspace, "columns", label, mask, spacing=spacing, size=size, reference=reference)
 
 
-def read_header(xml: bytes | str, label: str) -> tuple[tuple[float, float, float], tuple[int, int]]:
-    """Spacing in mm (rows, columns, slices) and (H, W) that an ISMRMRD header asks for.
-
-    Raises:
-        UserError: it lacks the matrix, or has one without pixels or a field of view below 0.
-    """
-    root, space = _root(xml, label), "encoding/reconSpace"
-    if root.find(space) is None:
-        raise UserError(f"{label}: ismrmrd_header: no {space} in it")
-    size = [_number(root, f"{space}/matrixSize/{a}", int(a != "z"), label) for a in "xyz"]
-    field = [_number(root, f"{space}/fieldOfView_mm/{a}", 0.0, label) for a in "xyz"]
-    rows, columns, slices = (f / n if n and f else 1.0 for f, n in zip(field, size, strict=True))
-    return (rows, columns, slices), (size[0], size[1])
-
-
-def _root(xml, label):
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError as error:
-        raise UserError(f"{label}: ismrmrd_header: not valid XML ({error})") from None
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-    return root
-
-
-def _number(root, key, least, label):
-    """What a header has at `key`, a number of least's type and no lower; 0 where it has none."""
-    found, kind = root.findtext(key, "0"), type(least)
-    try:
-        number = kind(found)
-    except ValueError:
-        number = None
-    if number is None or not least <= number < math.inf:
-        what = "an integer" if kind is int else "a number"
-        raise UserError(
-            f"{label}: ismrmrd_header: {key}: expected {what} from {least:g}, found {found!r}"
-        )
-    return number
-
-
 def crop_readout(kspace: NDArray, size: int) -> NDArray[np.complex64]:
     """Take the readout oversampling away: the central `size` rows of the image, again in k-space.
 
@@ -182,7 +141,7 @@ def _read_ismrmrd(path, label, count_only):
         lines = [dataset.read_acquisition(i) for i in range(dataset.number_of_acquisitions())]
     finally:
         dataset.close()
-    lines = _image_lines(lines, _root(header, label), ismrmrd)
+    lines = _image_lines(lines, root_of(header, label), ismrmrd)
     if not lines:
         raise UserError(f"{label}: no acquisition of an image in it")
     slices = 1 + max(a.idx.slice for a in lines)
@@ -195,21 +154,25 @@ def _read_ismrmrd(path, label, count_only):
             f"{label}: readouts in reverse (ACQ_IS_REVERSE), expected them all in one direction"
         )
     _check_one_image(lines, label)
-    spacing, size = read_header(header, label)
-    encoded, centre = _encoding(header, label)
     coils, samples = lines[0].data.shape
-    kspace = np.zeros((slices, coils, samples, encoded), np.complex64)
-    times = np.zeros((slices, 1, 1, encoded), np.float32)
+    grid = read_grid(header, label, samples)
+    kspace = np.zeros((slices, coils, grid.samples, grid.lines), np.complex64)
+    times = np.zeros((slices, 1, grid.samples, grid.lines), np.float32)
     for a in lines:
-        at = encoded // 2 + a.idx.kspace_encode_step_1 - centre
-        if a.data.shape != (coils, samples) or not 0 <= at < encoded:
+        at = grid.lines // 2 + a.idx.kspace_encode_step_1 - grid.centre
+        if a.data.shape != (coils, samples) or not 0 <= at < grid.lines:
             raise UserError(f"{label}: acquisitions of different sizes, or beyond the matrix")
-        kspace[a.idx.slice, :, :, at] += a.data
-        times[a.idx.slice, :, :, at] += 1
+        readout = a.data[:, a.discard_pre : samples - a.discard_post]
+        place = _place(a, readout.shape[1], grid.samples, label)
+        kspace[a.idx.slice, :, place, at] += readout
+        times[a.idx.slice, :, place, at] += 1
+    measured = times.max(axis=(0, 1)) > 0
+    whole = measured[:, measured.any(axis=0)].mean() >= WHOLE
     kspace /= times.clip(min=1)  # what was averaged was measured several times
-    if size[0] < samples:
-        kspace = crop_readout(kspace, size[0])
-    return _checked(kspace, "columns", label, None, spacing=spacing, size=size)
+    # Cut in the image, a partial echo would no longer be 0 where it was not measured.
+    if whole and grid.size[0] < grid.samples:
+        kspace = crop_readout(kspace, grid.size[0])
+    return _checked(kspace, "columns", label, None, spacing=grid.spacing, size=grid.size)
 
 
 def _image_lines(acquisitions, root, ismrmrd):
@@ -247,12 +210,17 @@ def _check_one_image(lines, label):
             )
 
 
-def _encoding(xml, label):
-    """(number of phase-encoding lines, which of them is the centre)."""
-    root, centre = _root(xml, label), "encoding/encodingLimits/kspace_encoding_step_1/center"
-    lines = _number(root, "encoding/encodedSpace/matrixSize/y", 1, label)
-    given = root.find(centre) is not None
-    return lines, _number(root, centre, 0, label) if given else lines // 2
+def _place(acquisition, count, samples, label):
+    """Where a readout of `count` samples lies among the `samples` of the matrix, a slice."""
+    if count == samples:
+        return slice(0, samples)
+    start = samples // 2 - acquisition.center_sample + acquisition.discard_pre
+    if not 0 <= start <= samples - count:
+        raise UserError(
+            f"{label}: a readout of {count} samples with center_sample "
+            f"{acquisition.center_sample} does not fit into encodedSpace/matrixSize/x, {samples}"
+        )
+    return slice(start, start + count)
 
 
 def _read_array(path, label, order, count_only):

@@ -10,7 +10,7 @@ from guided_diffusion.operators.fourier import fft2c
 HEADER = """<?xml version="1.0"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>
 <encodedSpace><matrixSize><x>96</x><y>40</y><z>1</z></matrixSize>
-<fieldOfView_mm><x>384</x><y>180</y><z>5</z></fieldOfView_mm></encodedSpace>
+<fieldOfView_mm><x>384</x><y>200</y><z>5</z></fieldOfView_mm></encodedSpace>
 <reconSpace><matrixSize><x>48</x><y>36</y><z>1</z></matrixSize>
 <fieldOfView_mm><x>192</x><y>180</y><z>5</z></fieldOfView_mm></reconSpace>
 <encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>39</maximum>

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+from data.dataloader import list_items
 from data.kspace_files import NO_IMAGE, read_raw
 from tests.kspace_scans import HEADER, head, lines, oversampled
 from util.errors import UserError
@@ -141,6 +142,84 @@ def test_an_impossible_matrix_is_named(tmp_path, wide, lines):
     writer.line(wide[0], 20)
     says = f"encodedSpace/matrixSize/y: expected an integer from 1, found '{lines}'"
     with pytest.raises(UserError, match=f"raw.h5: ismrmrd_header: encoding/{says}"):
+        writer.read()
+
+
+@pytest.mark.parametrize("trajectory", ["radial", "spiral", "goldenangle", "other"])
+def test_what_does_not_lie_on_a_grid_is_refused(tmp_path, wide, trajectory):
+    given = f"<trajectory>{trajectory}</trajectory></encoding>"
+    writer = Writer(tmp_path, HEADER.replace("</encoding>", given))
+    writer.image(wide[0], lines())
+    says = f"encoding/trajectory: expected cartesian or epi, found '{trajectory}'"
+    with pytest.raises(UserError, match=f"raw.h5: ismrmrd_header: {says}"):
+        writer.read()
+
+
+def grid_header(encoded, field, recon, shown):
+    """Matrices (x, y), and fields of view in mm, of 5 mm slices."""
+    spaces = {"encodedSpace": (encoded, field), "reconSpace": (recon, shown)}
+    return "<ismrmrdHeader><encoding><trajectory>cartesian</trajectory>" + "".join(
+        f"<{space}><matrixSize><x>{n[0]}</x><y>{n[1]}</y><z>1</z></matrixSize><fieldOfView_mm>"
+        f"<x>{mm[0]}</x><y>{mm[1]}</y><z>5</z></fieldOfView_mm></{space}>"
+        for space, (n, mm) in spaces.items()
+    ) + "</encoding></ismrmrdHeader>"  # fmt: skip
+
+
+GRIDS = {  # matrices and fields of view; readouts from and to; discarded at both ends
+    "whole": (((128, 64), (256, 128), (64, 64), (128, 128)), (0, 128), (0, 0)),
+    "asymmetric echo": (((128, 64), (256, 128), (64, 64), (128, 128)), (32, 128), (0, 0)),
+    "cut at its end": (((128, 64), (256, 128), (64, 64), (128, 128)), (0, 96), (0, 0)),
+    "discarded samples": (((128, 64), (256, 128), (64, 64), (128, 128)), (32, 128), (5, 2)),
+    "interpolated lines": (((128, 32), (256, 128), (64, 64), (128, 128)), (0, 128), (0, 0)),
+    "interpolated": (((64, 32), (256, 128), (128, 128), (128, 128)), (0, 64), (0, 0)),
+    "not oversampled": (((64, 80), (128, 160), (64, 64), (128, 128)), (0, 64), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("case", GRIDS)
+def test_a_rectangle_has_its_place_and_size_in_mm(tmp_path, case):
+    """Of 60×40 mm at (12, -16) mm, by the Fourier transform of a rectangle."""
+    (encoded, field, recon, shown), (first, last), discarded = GRIDS[case]
+    sides, middle = (60, 40), (12, -16)
+    waves = [
+        np.sinc(side * f) * np.exp(-2j * np.pi * f * at)
+        for n, mm, side, at in zip(encoded, field, sides, middle, strict=True)
+        for f in [(np.arange(n) - n // 2) / mm]  # cycles per mm
+    ]
+    writer = Writer(tmp_path, grid_header(encoded, field, recon, shown))
+    for line in range(encoded[1]):
+        readout = np.pad(waves[0][first:last] * waves[1][line], discarded, constant_values=9)
+        a = writer.ismrmrd.Acquisition.from_array(readout[None].astype(np.complex64))
+        a.idx.kspace_encode_step_1 = line
+        a.center_sample = encoded[0] // 2 - first + discarded[0]
+        a.discard_pre, a.discard_post = discarded
+        writer.dataset.append_acquisition(a)
+    writer.dataset.close()
+    volume = list_items({"root": writer.path, "measured": True})[0].volume
+    pixel = [mm / n for n, mm in zip(encoded, field, strict=True)]
+    assert volume.raw().spacing == (*pixel, 5.0)
+    image = volume.cropped(volume.load()[0])[0]
+    assert image.shape == tuple(round(mm / p) for mm, p in zip(shown, pixel, strict=True))
+    bright = image > image.max() / 3
+    for axis in (0, 1):
+        inside = np.flatnonzero(bright.mean(axis=1 - axis) > 0.5 * bright.mean(axis=1 - axis).max())
+        assert abs(len(inside) * pixel[axis] - sides[axis]) <= 1.5 * pixel[axis]
+        place = (inside.mean() - image.shape[axis] // 2) * pixel[axis]
+        assert abs(place - middle[axis]) <= pixel[axis]
+    partial = last - first < encoded[0]
+    assert volume.raw().mask.ndim == (2 if partial else 1)
+    if partial:
+        rows = np.arange(encoded[0])
+        assert np.array_equal(volume.raw().mask.any(axis=1), (first <= rows) & (rows < last))
+
+
+def test_a_readout_that_does_not_fit_is_refused(tmp_path):
+    writer = Writer(tmp_path, grid_header((64, 4), (64, 4), (64, 4), (64, 4)))
+    a = writer.ismrmrd.Acquisition.from_array(np.ones((1, 40), np.complex64))
+    a.center_sample = 4
+    writer.dataset.append_acquisition(a)
+    says = "a readout of 40 samples with center_sample 4 does not fit into encodedSpace/matrixSize"
+    with pytest.raises(UserError, match=says):
         writer.read()
 
 

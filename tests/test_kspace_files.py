@@ -7,7 +7,8 @@ import pytest
 
 from data import kspace
 from data.dataloader import list_items
-from data.kspace_files import read_header, read_raw
+from data.kspace_files import read_raw
+from data.kspace_header import read_header
 from tests.kspace_scans import HEADER, head, lines, oversampled, write_fastmri
 from util.errors import UserError
 
