@@ -44,11 +44,13 @@ def fastmri_metrics(images: NDArray, truth: NDArray) -> dict[str, float]:
 
     Magnitudes in the scan's units, not clipped; the range is the truth's maximum over the volume;
     SSIM has a uniform window of 7×7 pixels and is the mean over slices; NMSE is of the volume.
+    Where one is larger than the other, the centre that both have counts.
 
     Args:
-        images, truth: (slices, H, W).
+        images, truth: (slices, H, W), their centres at H // 2 and W // 2.
     """
-    images, truth = images.astype(np.float64), truth.astype(np.float64)
+    common = tuple(map(min, images.shape[1:], truth.shape[1:]))
+    images, truth = (_centre(v, *common).astype(np.float64) for v in (images, truth))
     top = truth.max()
     pairs = zip(truth, images, strict=True)
     return {
@@ -58,6 +60,11 @@ def fastmri_metrics(images: NDArray, truth: NDArray) -> dict[str, float]:
         ),
         "fastmri_nmse": float(np.sum((images - truth) ** 2) / np.sum(truth**2)),
     }
+
+
+def _centre(images, height, width):
+    top, left = images.shape[1] // 2 - height // 2, images.shape[2] // 2 - width // 2
+    return images[:, top : top + height, left : left + width]
 
 
 def write_scores(path: str, name: str, images: NDArray, truth: NDArray) -> None:

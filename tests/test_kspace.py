@@ -83,6 +83,21 @@ class TestRuns:
         inside = u[1] > 0
         assert np.abs((shown + 1) / 2 - u[1] / white)[inside].mean() < 0.01
 
+    def test_a_reference_of_more_columns_than_kspace_is_compared_at_the_centre(self, prior):
+        k, _ = head(slices=2)
+        truth = np.sqrt((np.abs(ifft(k)) ** 2).sum(1))
+        reference = np.pad(truth, ((0, 0), (0, 0), (2, 2)), constant_values=9.0)
+        write_fastmri("scan.h5", k, HEADER.replace("<y>36</y>", "<y>44</y>"), reference=reference)
+        assert main.main([*prior, *task("scan.h5"), FAST, "--output", "r.h5"]) == 0
+        with h5py.File("r.h5") as file:
+            found = file["reconstruction"][()].astype(np.float64)
+        with open(f"{self.folder}/fastmri.csv") as file:
+            (row,) = csv.DictReader(file)
+        nmse = np.sum((found - truth) ** 2) / np.sum(truth**2)
+        psnr = 10 * np.log10(truth.max() ** 2 / np.mean((found - truth) ** 2))
+        assert float(row["fastmri_nmse"]) == pytest.approx(nmse, rel=1e-3)
+        assert float(row["fastmri_psnr"]) == pytest.approx(psnr, rel=1e-3)
+
     def test_the_report_has_the_headers_voxels(self, prior):
         write_fastmri("scan.h5", oversampled(head(slices=2)[0], 96), HEADER)
         assert main.main([*prior, *task("scan.h5"), FAST]) == 0
