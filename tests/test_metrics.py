@@ -59,9 +59,22 @@ def test_calibration_of_draws_from_the_truth_s_own_distribution():
     assert calibration(narrow, draws[0])["rescale"] == pytest.approx(2, rel=0.15)
     wider = calibration(narrow, draws[0], factor=2)
     assert wider["in_90"] == pytest.approx(0.9, abs=0.02) and wider["in_50"] > 0.48
-    low, high = interval(narrow, factor=2)
+    low, high = interval(narrow.mean(axis=0), narrow, factor=2)
     held = (low <= draws[0]) & (draws[0] <= high)
     assert held.mean() == pytest.approx(wider["in_90"], abs=1e-6)
+
+
+def test_an_interval_holds_the_image_that_it_is_about():
+    """Above white, as scans go, and where samples' magnitudes are brighter than their mean's."""
+    samples = np.array([-0.9, -0.5, 0.2, 1.4])[:, None, None, None] + np.zeros((4, 1, 1, 3))
+    samples[:, 0, 0, 1:] = [[0.9, -1.0], [1.3, -1.0], [1.5, -1.0], [1.7, -1.0]]
+    restored = np.array([[[-0.95, 1.3, -1.0]]])
+    low, high = interval(restored, samples, factor=0.5)
+    half = 0.5 * 2.353363 * np.sqrt(1.25) * np.std([-0.9, -0.5, 0.2, 1.4], ddof=1)
+    assert low[0, 0, 0] == -1 and high[0, 0, 0] == pytest.approx(-0.95 + half, rel=1e-5)
+    half = 0.5 * 2.353363 * np.sqrt(1.25) * np.std([0.9, 1.3, 1.5, 1.7], ddof=1)
+    assert [low[0, 0, 1], high[0, 0, 1]] == pytest.approx([1.3 - half, 1.3 + half], rel=1e-5)
+    assert low[0, 0, 2] == high[0, 0, 2] == -1
 
 
 def test_half_of_an_interval_is_student_s():

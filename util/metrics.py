@@ -152,19 +152,21 @@ def half_width(samples: int, factor: float = 1.0, share: float = SHARE) -> float
     return factor * float(t) * math.sqrt(1 + 1 / samples)
 
 
-def interval(samples: NDArray, factor: float = 1.0) -> NDArray[np.float32]:
+def interval(restored: NDArray, samples: NDArray, factor: float = 1.0) -> NDArray[np.float32]:
     """Bounds between which `SHARE` of the pixels' truths lie, see `half_width`.
 
     Args:
-        samples: (K, C, H, W), K ≥ 2, in [-1, 1].
+        restored: (C, H, W), the image that they are about; of a scan it goes beyond white.
+        samples: (K, C, H, W), K ≥ 2.
         factor: on their standard deviation.
 
     Returns:
-        (2, C, H, W), the lower and the upper one, cut to [-1, 1].
+        (2, C, H, W), the lower and the upper one, with the image between them; none is below
+        black, -1, unless the image itself is.
     """
-    mean, spread = samples.mean(axis=0), samples.std(axis=0, ddof=1).astype(np.float64)
-    half = half_width(len(samples), factor) * spread
-    return np.stack([mean - half, mean + half]).clip(-1, 1).astype(np.float32)
+    half = half_width(len(samples), factor) * samples.std(axis=0, ddof=1).astype(np.float64)
+    lower = np.maximum(restored - half, np.minimum(restored, -1))
+    return np.stack([lower, restored + half]).astype(np.float32)
 
 
 def calibration(

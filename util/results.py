@@ -351,7 +351,7 @@ class Results:
         mask = np.broadcast_to(2.0 * sampled - 1, (1, *mean.shape[-2:]))
         write_png(self.path("mask", f"{name}.png"), mask)
         if len(samples) > 1:
-            bounds = interval(samples, factor)
+            bounds = interval(mean, samples, factor)
             write_floats(self.path("interval", f"{name}.npy"), bounds)
             for bound, end in zip(bounds, ("low", "high"), strict=True):
                 write_png(self.path("interval", f"{name}_{end}.png"), item.picture(bound))
