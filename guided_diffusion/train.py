@@ -1,9 +1,10 @@
 """Train a prior, or continue one: ``python -m guided_diffusion.train --help``."""
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,12 +20,13 @@ from guided_diffusion.launch import setup_dist
 from guided_diffusion.losses import loss_weights, timestep_probabilities
 from guided_diffusion.training.config import Budget, TrainConfig, read_train_config
 from guided_diffusion.training.logs import LossLog, Validation
-from guided_diffusion.training.state import files_of, first_state, load_state
+from guided_diffusion.training.state import check_new, files_of, first_state, load_state
 from guided_diffusion.training.trainer import Trainer
 from guided_diffusion.unet import UNetModel
 from util import terminal
 from util.errors import ArgumentParser, UserError, hindrance
 from util.flags import local_path, minutes
+from util.lock import Lock, Locked
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,11 @@ def parse_args(argv: Sequence[str] | None = None) -> Options:
     return Options(**vars(parser.parse_args(argv)))
 
 
-def prepare(options: Options) -> Trainer:
+def prepare(options: Options, held: contextlib.ExitStack) -> Trainer:
     """Read the training file and the images' names, build the network and load its state.
+
+    Args:
+        held: by which the folder is kept for this training, from here to its end.
 
     Raises:
         UserError: a flag, file or key that is not as it should be.
@@ -103,6 +108,9 @@ def prepare(options: Options) -> Trainer:
     diffusion = create_sampler(**schedule.sampler_arguments())
     _check_outputs(config, model_config, diffusion)
     rank, world = setup_dist()
+    if rank == 0:  # the only one that writes
+        held.enter_context(keep_folder(options.out))
+    check_new(options.out)
     device = pick_device(0)
     state = first_state(config, model_config, device)
     sources = find_sources(options.data_dir, "--data_dir")
@@ -119,7 +127,7 @@ def prepare(options: Options) -> Trainer:
         config.min_snr_gamma,
         config.high_noise_weight,
     )
-    trainer = Trainer(
+    return Trainer(
         config,
         budget,
         options.out,
@@ -144,15 +152,32 @@ def prepare(options: Options) -> Trainer:
         rank,
         world,
     )
-    _make_folder(options.out)
-    return trainer
 
 
-def _make_folder(path: str) -> None:
+@contextlib.contextmanager
+def keep_folder(path: str) -> Iterator[None]:
+    """Make the folder for weights and logs, and keep it for this training.
+
+    Raises:
+        UserError: it cannot be written, or another training has it.
+    """
+    lock = Lock(path)
     try:
         os.makedirs(path, exist_ok=True)
+        lock.acquire()
+    except Locked as owner:
+        raise UserError(
+            f"--out: {path} is in use by {owner}; wait for its end or choose another folder "
+            "(several processes share a training if torchrun or mpiexec starts them, not srun "
+            "alone)"
+        ) from None
     except OSError as error:
-        raise UserError(f"--out: cannot make {path} ({error.strerror})") from None
+        lock.release()
+        raise UserError(f"--out: cannot write {path} ({error.strerror or error})") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_outputs(
@@ -243,8 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.prepare()
     options = parse_args(argv)
     try:
-        trainer = prepare(options)
-        trainer.run()
+        with contextlib.ExitStack() as held:
+            trainer = prepare(options, held)
+            trainer.run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

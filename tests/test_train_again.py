@@ -8,6 +8,7 @@ import torch
 
 from tests.conftest import LINEAR, TINY, write_yaml
 from tests.trainings import prepare, train
+from util.lock import NAME, Lock
 
 
 @pytest.fixture
@@ -115,3 +116,44 @@ def test_training_that_is_stopped_from_outside_is_one_sentence(folder, capsys, m
     assert train("out", "--set", "max_steps=1") == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("error: ") and said.endswith("the state of the last save is kept")
+
+
+def test_a_second_training_into_a_folder_is_one_sentence(folder, capsys):
+    os.mkdir("out")
+    lock = Lock("out")
+    lock.acquire()
+    assert train("out") == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: --out: out is in use by process {os.getpid()} of ")
+    assert os.listdir("out") == [NAME]
+    lock.release()
+    assert train("out", "--set", "max_steps=1") == 0
+    assert NAME not in os.listdir("out")
+
+
+def test_a_training_holds_its_folder_to_the_end(folder, monkeypatch):
+    held = []
+    monkeypatch.setattr(
+        "guided_diffusion.training.trainer.save_state",
+        lambda state, out, config: held.append(os.path.exists(f"{out}/{NAME}")),
+    )
+    assert train("out", "--set", "max_steps=1") == 0
+    assert held == [True]
+
+
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [
+        ("ema.pt", "continue from it there with init_from"),
+        ("ema_0.9.pt", "continue from it there with init_from"),
+        ("log.csv", "or remove it"),
+    ],
+)
+def test_weights_and_logs_without_a_state_are_not_written_over(folder, capsys, left, says):
+    os.mkdir("out")
+    Path("out", left).write_bytes(b"what an earlier training left")
+    assert train("out", "--set", "max_steps=1") == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: --out out: holds {left} and no state.pt") and says in line
+    assert os.listdir("out") == [left]
+    assert Path("out", left).read_bytes() == b"what an earlier training left"
