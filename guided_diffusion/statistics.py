@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -290,6 +290,17 @@ def _named_shares(texts: Sequence[str]) -> dict[str, float]:
     return shares
 
 
+def _read(weighted: Sequence[tuple[str, float, Item]]) -> Iterator[tuple[float, np.ndarray]]:
+    """(weight, image) of (source, weight, item); the first note of each source is printed."""
+    told = set()
+    for name, weight, item in tqdm(weighted, unit="image", dynamic_ncols=True):
+        image = item.read()
+        if item.note and name not in told:
+            tqdm.write(f"note: --data_dir: {name}: {item.note}", file=sys.stderr)
+            told.add(name)
+        yield weight, image
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     terminal.prepare()
@@ -300,15 +311,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         shares = find_shares(sizes, _named_shares(args.shares), "--shares")
         source = args.source or ", ".join(f"{n} images of {name}" for name, n in sizes.items())
         weighted = [
-            (share / len(items), item)
-            for share, items in zip(shares, sources.values(), strict=True)
+            (name, share / len(items), item)
+            for share, (name, items) in zip(shares, sources.items(), strict=True)
             for item in items
         ]
-        images = (
-            (weight, item.read())
-            for weight, item in tqdm(weighted, unit="image", dynamic_ncols=True)
-        )
-        statistics = PriorStatistics.measure(images, source)
+        statistics = PriorStatistics.measure(_read(weighted), source)
         try:
             statistics.save(args.out)
         except OSError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data.crops import TrainingCrops, to_channels
-from data.dataloader import read_image
+from data.dataloader import Picture
 from data.sources import find_shares, find_sources
 from guided_diffusion.config import ModelConfig, read_model_config, read_schedule
 from guided_diffusion.devices import native_bf16, pick_device
@@ -120,6 +120,8 @@ def prepare(options: Options, held: contextlib.ExitStack) -> Trainer:
     if note and rank == 0:
         print(f"note: {note}", file=sys.stderr)
     _check_sizes(config, state.model, diffusion, world)
+    if rank == 0:
+        _tell_notes("--data_dir", _one_of_each(sources))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=native_bf16(device))
     weights = loss_weights(
         config.loss_weighting,
@@ -143,7 +145,7 @@ def prepare(options: Options, held: contextlib.ExitStack) -> Trainer:
         Validation(
             os.path.join(options.out, "validation.csv"),
             diffusion,
-            _validation_images(options.val_dir, config.val_images, state.model, device),
+            _validation_images(options.val_dir, config.val_images, state.model, device, rank),
             config.val_timesteps,
             autocast,
         ),
@@ -242,24 +244,42 @@ def _crops(
     )
 
 
+def _one_of_each(sources: dict[str, list[str]]) -> list[tuple[str, Picture]]:
+    """(source, picture), the middle one of each, which has been read."""
+    found = [(name, Picture(paths[len(paths) // 2])) for name, paths in sources.items()]
+    for _, picture in found:
+        picture.read()
+    return found
+
+
+def _tell_notes(key: str, pictures: list[tuple[str, Picture]]) -> None:
+    """Print of each source the first note on how its pictures, (source, picture), were read."""
+    told = set()
+    for name, picture in pictures:
+        if picture.note and name not in told:
+            print(f"note: {key}: {name}: {picture.note}", file=sys.stderr)
+            told.add(name)
+
+
 def _validation_images(
-    folders: list[str], count: int, model: UNetModel, device: torch.device
+    folders: list[str], count: int, model: UNetModel, device: torch.device, rank: int
 ) -> dict[str, list[torch.Tensor]]:
     """`count` whole images of each source, or all where it has fewer, evenly spaced.
 
     Returns:
         source → images, (1, C, H, W), cut to sizes that the network takes.
     """
-
-    def image(path: str) -> torch.Tensor:
-        whole = torch.from_numpy(to_channels(read_image(path), model.in_channels))
-        height, width = (n - n % model.size_multiple for n in whole.shape[1:])
-        return whole[None, :, :height, :width].to(device)
-
-    found = {}
+    pictures = []
     for name, paths in find_sources(folders, "--val_dir").items():
         places = np.linspace(0, len(paths) - 1, min(count, len(paths)))
-        found[name] = [image(paths[int(place)]) for place in places]
+        pictures += [(name, Picture(paths[int(place)])) for place in places]
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, picture in pictures:
+        whole = torch.from_numpy(to_channels(picture.read(), model.in_channels))
+        height, width = (n - n % model.size_multiple for n in whole.shape[1:])
+        found.setdefault(name, []).append(whole[None, :, :height, :width].to(device))
+    if rank == 0:
+        _tell_notes("--val_dir", pictures)
     return found
 
 

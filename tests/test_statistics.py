@@ -115,6 +115,17 @@ def test_sources_weigh_as_in_training(tmp_path, sources, flags, share):
     assert found.source == "1 images of a, 4 images of b"
 
 
+def test_what_is_noted_of_images_is_said_once_for_each_source(tmp_path, sources, capsys):
+    """Of a scanner's 12 bits in 16, not of pictures that use their range."""
+    for i in range(3):
+        pixels = np.linspace(0, 4095 - i, 32 * 40).reshape(32, 40).astype(np.uint16)
+        iio.imwrite(sources / "b" / f"dark{i}.png", pixels)
+    out = str(tmp_path / "prior.json")
+    assert statistics.main(["--data_dir", str(sources), "--out", out]) == 0
+    [note] = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+    assert note.startswith("note: --data_dir: b: dark0.png: its values end at 4095 of 65535")
+
+
 def test_the_rim_is_what_most_images_have_there():
     """Levels 0, 0.01, …, 1 of a frame of 8 of 256 pixels: of a Gaussian ±1 std has 68 % of all."""
     images = []

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -127,6 +128,21 @@ def test_loss_and_validation_of_each_source(sources):
     grown = rows("out/log.csv")
     assert len(grown) == 7 and [r["loss_t1"] for r in grown[:6]] == [r["loss_t1"] for r in log]
     assert "loss_pd" in grown[0]
+
+
+def test_pictures_that_are_dark_are_said_to_be(sources, capsys):
+    """A scanner's 12 bits in 16, once for each source and flag; and nothing of full pictures."""
+    os.makedirs("dark")
+    for i in range(3):
+        pixels = np.linspace(0, 4000 + i, 24 * 32).reshape(24, 32).astype(np.uint16)
+        iio.imwrite(f"dark/{i}.png", pixels)
+    arguments = ["--data_dir", "dark", "--val_dir", "dark", "--set", "max_steps=1"]
+    assert train_sources("out", *sources, *arguments) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [note[: note.index(" of 65535")] for note in notes] == [
+        "note: --data_dir: dark: 1.png: its values end at 4001",
+        "note: --val_dir: dark: 0.png: its values end at 4000",
+    ]
 
 
 def drawn_from(n, sizes):
