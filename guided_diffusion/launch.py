@@ -1,9 +1,12 @@
 """What torchrun, mpiexec or nobody started: this process's rank, and how many there are."""
 
+import contextlib
 import importlib
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,6 +93,42 @@ def setup_dist() -> tuple[int, int]:
         importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return rank, processes
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each process has for `value`, which can be pickled, in the order of their ranks."""
+    if processes_started() == 1:
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Run a block in every process; where one cannot go on, none does.
+
+    Raises:
+        UserError: the block's, in a process on its own.
+        SystemExit: it was raised in one of several; each sentence has been printed, once.
+    """
+    failure: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    if processes_started() == 1:
+        if failure is not None:
+            raise failure
+        return
+    sentences = gathered(None if failure is None else str(failure))
+    if not any(sentences):
+        return
+    if failure is not None and sentences.index(str(failure)) == dist.get_rank():
+        print(f"error: {failure}", file=sys.stderr, flush=True)
+    dist.barrier()  # a launcher ends all others as soon as one has ended
+    dist.destroy_process_group()
+    sys.exit(2)
 
 
 def local_rank() -> int:

@@ -16,11 +16,17 @@ from data.sources import find_shares, find_sources
 from guided_diffusion.config import ModelConfig, read_model_config, read_schedule
 from guided_diffusion.devices import native_bf16, pick_device
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
-from guided_diffusion.launch import setup_dist
+from guided_diffusion.launch import gathered, setup_dist, together
 from guided_diffusion.losses import loss_weights, timestep_probabilities
 from guided_diffusion.training.config import Budget, TrainConfig, read_train_config
 from guided_diffusion.training.logs import LossLog, Validation
-from guided_diffusion.training.state import check_new, files_of, first_state, load_state
+from guided_diffusion.training.state import (
+    TrainState,
+    check_new,
+    files_of,
+    first_state,
+    load_state,
+)
 from guided_diffusion.training.trainer import Trainer
 from guided_diffusion.unet import UNetModel
 from util import terminal
@@ -88,15 +94,17 @@ def parse_args(argv: Sequence[str] | None = None) -> Options:
     return Options(**vars(parser.parse_args(argv)))
 
 
-def prepare(options: Options, held: contextlib.ExitStack) -> Trainer:
+def prepare(options: Options, held: contextlib.ExitStack, rank: int, world: int) -> Trainer:
     """Read the training file and the images' names, build the network and load its state.
 
     Args:
         held: by which the folder is kept for this training, from here to its end.
+        rank, world: this process, and how many share each batch.
 
     Raises:
         UserError: a flag, file or key that is not as it should be.
     """
+    device = pick_device(0)
     config = read_train_config(options.config, options.set)
     budget = Budget(config.max_steps, options.max_minutes)
     if not budget.steps and not budget.minutes:
@@ -107,11 +115,9 @@ def prepare(options: Options, held: contextlib.ExitStack) -> Trainer:
     schedule = replace(read_schedule(config.diffusion_config), timestep_respacing="", start="")
     diffusion = create_sampler(**schedule.sampler_arguments())
     _check_outputs(config, model_config, diffusion)
-    rank, world = setup_dist()
     if rank == 0:  # the only one that writes
         held.enter_context(keep_folder(options.out))
     check_new(options.out)
-    device = pick_device(0)
     state = first_state(config, model_config, device)
     sources = find_sources(options.data_dir, "--data_dir")
     state.files = files_of(model_config, schedule)
@@ -225,6 +231,21 @@ def _check_sizes(
         )
 
 
+def _check_agreement(state: TrainState) -> None:
+    """Raise UserError where processes, as those of several machines, have found other files."""
+
+    def told(step: int, sources: dict[str, int]) -> str:
+        return f"step {step}, " + ", ".join(f"{n} images of {name}" for name, n in sources.items())
+
+    found = gathered((state.step, state.sources))
+    for rank, other in enumerate(found):
+        if other != found[0]:
+            raise UserError(
+                f"--out and --data_dir: expected the same files for all processes, process 0 found "
+                f"{told(*found[0])}, and process {rank} {told(*other)}"
+            )
+
+
 def _crops(
     config: TrainConfig,
     sources: dict[str, list[str]],
@@ -288,8 +309,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.prepare()
     options = parse_args(argv)
     try:
+        rank, world = setup_dist()
         with contextlib.ExitStack() as held:
-            trainer = prepare(options, held)
+            with together():
+                trainer = prepare(options, held, rank, world)
+            with together():
+                _check_agreement(trainer.state)
             trainer.run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

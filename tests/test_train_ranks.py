@@ -1,0 +1,92 @@
+"""Training by several processes: what one of them finds, all of them end with."""
+
+import os
+import signal
+import socket
+import sys
+import traceback
+
+import pytest
+
+from guided_diffusion import launch
+from tests.trainings import prepare, train
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to train in; cwd is there."""
+    monkeypatch.chdir(tmp_path)
+    prepare()
+    return tmp_path
+
+
+def train_by_two(*arguments, before=lambda rank: None):
+    """Two processes forked from this one with torchrun's variables, for launchers take long.
+
+    Args:
+        before: called in each, with its rank.
+
+    Returns:
+        their exit statuses, and the lines that they printed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pids = [_fork(rank, port, arguments, before) for rank in range(2)]
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    with open("output.txt", encoding="utf-8") as file:
+        lines = file.read().replace("\r", "\n").splitlines()
+    os.remove("output.txt")
+    return statuses, [line for line in lines if line.strip() and "|" not in line]  # no bar
+
+
+def _fork(rank, port, arguments, before):
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        found = (rank, 2, rank, 2, "127.0.0.1", port)
+        os.environ.update(zip(launch.TORCHRUN_VARIABLES, map(str, found), strict=True))
+        file = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        signal.alarm(60)  # whatever waits for ever
+        before(rank)
+        status = train("out", *arguments)
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException:  # noqa: BLE001 - as a program ends, and nothing of pytest's runs
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def test_a_mistake_is_said_once(folder):
+    statuses, lines = train_by_two("--set", "batch_size=3")
+    assert statuses == [2, 2]
+    [line] = lines
+    assert line.startswith("error: train config: batch_size 3 cannot be shared equally by 2")
+
+
+def test_processes_that_find_different_states_do_not_train(folder):
+    assert train("out", "--set", "max_steps=1") == 0
+    os.mkdir("elsewhere")
+    os.symlink("../train", "elsewhere/train")
+    for name in ("train.yaml", "model.yaml", "diffusion.yaml"):
+        os.symlink(f"../{name}", f"elsewhere/{name}")
+
+    def move(rank):
+        if rank == 1:
+            os.chdir("elsewhere")
+
+    statuses, lines = train_by_two("--set", "max_steps=2", before=move)
+    assert statuses == [2, 2]
+    [line] = lines
+    assert line.startswith("error: --out and --data_dir: expected the same files for all processes")
+    assert "process 0 found step 1, 7 images of train, and process 1 step 0, 7 images" in line
