@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from guided_diffusion.training.optimiser import Optimiser
 from tests.conftest import LINEAR, TINY, write_yaml
 from tests.trainings import prepare, train
 from util.lock import NAME, Lock
@@ -105,6 +106,23 @@ def test_what_is_changed_on_the_way_is_said(folder, capsys):
     assert train("out", "--set", *changes) == 0
     said = "note: --out out: goes on with another learning_rate, timestep_sampling and data_dir"
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_another_weight_decay_is_that_of_the_run_from_there_on(optimizer):
+    """AdamW's and Muon's is decoupled: without a gradient it shrinks weights by 1 - rate·decay."""
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Linear(2, 2))
+    earlier, now = (Optimiser(model, optimizer, decay) for decay in (0.0, 0.1))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    earlier.step(1e-3)
+    now.load_state_dict(earlier.state_dict())
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    now.step(0.5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), (1 - 0.5 * 0.1) * before[name])
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device", "x")])

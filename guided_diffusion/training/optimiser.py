@@ -40,6 +40,7 @@ class Optimiser:
                 for n, p in model.named_parameters()
                 if p.ndim > 1 and not n.startswith(NOT_HIDDEN)
             }
+        self.weight_decay = weight_decay
         rest = [p for n, p in model.named_parameters() if n not in hidden]
         self.parts: dict[str, torch.optim.Optimizer] = {
             "adamw": torch.optim.AdamW(rest, weight_decay=weight_decay, fused=True)
@@ -65,8 +66,11 @@ class Optimiser:
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict[str, dict]) -> None:
+        """Take over the moments of an earlier run; the weight decay stays this one's."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+            for group in part.param_groups:
+                group["weight_decay"] = self.weight_decay
 
 
 def as_matrix(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
