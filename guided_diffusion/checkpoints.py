@@ -141,7 +141,22 @@ def checkpoint_digest(path: str) -> str:
     return file_digest(kept_file(path))
 
 
+def save_tensors(contents: Any, path: str) -> None:
+    """torch.save, of which nothing half-written is ever seen.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(contents, file)
+        except RuntimeError as error:
+            # After a write that failed torch closes its archive, and complains of its length.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
 def save_checkpoint(model: nn.Module, path: str) -> None:
     """Write a model's weights alone, as float16."""
-    with replacing(path) as temporary:
-        torch.save({k: v.cpu().half() for k, v in model.state_dict().items()}, temporary)
+    save_tensors({k: v.cpu().half() for k, v in model.state_dict().items()}, path)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from guided_diffusion.checkpoints import save_tensors
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, RandnLike
-from util.files import replacing
 
 COST = 0.02  # share of a run that keeping states may take
 # Called as watch(left, steps, x): before the first step with left = steps and x_T, after each
@@ -147,8 +147,7 @@ class Kept:
             "others": [getattr(owner, key) for owner, key in self.others],
         }
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        with replacing(self.path) as temporary:
-            torch.save(state, temporary)
+        save_tensors(state, self.path)
         self.since = time.monotonic()
         self.spent = self.since - start
 

@@ -1,5 +1,6 @@
 """Shared fixtures: numbers of the published implementation, tiny networks, tiny runs."""
 
+import contextlib
 import csv
 import json
 import os
@@ -128,6 +129,18 @@ def write_yaml(path, config):
 
 def golden_json(golden, key):
     return json.loads(str(golden[key]))
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """No file grows beyond so many bytes; to what writes one it is as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 SR = "tiny/super_resolution/x4/0.05"  # where tiny_run's task has its results

@@ -1,13 +1,14 @@
 """Checkpoints as training programs and downloads leave them."""
 
+import errno
 import os
 
 import pytest
 import torch
 
-from guided_diffusion.checkpoints import load_checkpoint, read_checkpoint
+from guided_diffusion.checkpoints import load_checkpoint, read_checkpoint, save_tensors
 from guided_diffusion.unet import create_model
-from tests.conftest import TINY
+from tests.conftest import TINY, largest_file
 from util.errors import UserError
 
 
@@ -74,3 +75,15 @@ def test_more_than_weights_names_what(tmp_path):
     torch.save({"model": {"w": torch.zeros(1)}, "epoch": 3}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"holds more than weights \(model, epoch\)"):
         read_checkpoint(str(tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 100_000])
+def test_a_disk_that_takes_no_more_is_what_is_said(tmp_path, limit):
+    """Not what torch says of its archive afterwards; and the file that was there stays."""
+    path = tmp_path / "x.pt"
+    save_tensors({"w": torch.zeros(3)}, str(path))
+    with largest_file(limit), pytest.raises(OSError, match="File too large") as error:
+        save_tensors({"w": torch.zeros(50_000), "v": torch.ones(50_000)}, str(path))
+    assert error.value.errno == errno.EFBIG
+    assert torch.equal(torch.load(path, weights_only=True)["w"], torch.zeros(3))
+    assert os.listdir(tmp_path) == ["x.pt"]

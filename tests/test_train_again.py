@@ -1,5 +1,6 @@
 """Training gone on with: by another recipe, another network, after it was stopped."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from guided_diffusion.training.optimiser import Optimiser
-from tests.conftest import LINEAR, TINY, write_yaml
+from guided_diffusion.training.trainer import Trainer
+from tests.conftest import LINEAR, TINY, largest_file, write_yaml
 from tests.trainings import prepare, train
 from util.lock import NAME, Lock
 
@@ -175,3 +177,24 @@ def test_weights_and_logs_without_a_state_are_not_written_over(folder, capsys, l
     assert line.startswith(f"error: --out out: holds {left} and no state.pt") and says in line
     assert os.listdir("out") == [left]
     assert Path("out", left).read_bytes() == b"what an earlier training left"
+
+
+def test_a_disk_that_is_full_when_training_saves_is_one_sentence(folder, capsys):
+    assert train("out", "--set", "max_steps=1") == 0
+    kept = Path("out/state.pt").read_bytes()
+    with largest_file(10_000):
+        assert train("out", "--set", "max_steps=2") == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == "error: --out: File too large; the state of the last save is kept"
+    assert Path("out/state.pt").read_bytes() == kept
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(folder, capsys, monkeypatch):
+    def refuse(path, *arguments):
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr("util.lock.os.open", refuse)
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("it trains"))
+    assert train("out") == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line == "error: --out: cannot write out (Read-only file system)"

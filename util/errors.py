@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from util import terminal
 
+WRITING = (errno.EFBIG, errno.EIO, errno.EROFS, getattr(errno, "ESTALE", errno.EIO))
+
 
 class UserError(Exception):
     """A mistake the user can mend; its text is one sentence naming what was found and expected.
@@ -32,6 +34,8 @@ def hindrance(error: Exception, folder: str, smaller: str) -> str | None:
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"{folder}: {error.strerror}; make room"
+        if error.errno in WRITING and error.filename is None:  # an open file's writes name none
+            return f"{folder}: {error.strerror}"
         return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else None
     text = str(error)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:

@@ -6,14 +6,18 @@ from typing import Any
 
 import torch
 
-from guided_diffusion.checkpoints import load_checkpoint, load_weights_only, save_checkpoint
+from guided_diffusion.checkpoints import (
+    load_checkpoint,
+    load_weights_only,
+    save_checkpoint,
+    save_tensors,
+)
 from guided_diffusion.config import ModelConfig, Schedule
 from guided_diffusion.training.config import TrainConfig
 from guided_diffusion.training.optimiser import Optimiser
 from guided_diffusion.unet import UNetModel, create_model
 from util.config import as_dict
 from util.errors import UserError
-from util.files import replacing
 
 STATE = "state.pt"
 FIXED = ("seed", "batch_size", "crop_size", "optimizer")  # a run's, from its beginning to its end
@@ -176,8 +180,7 @@ def save_state(state: TrainState, folder: str, config: TrainConfig) -> None:
         "files": state.files,
         "config": as_dict(config),
     }
-    with replacing(os.path.join(folder, STATE)) as path:
-        torch.save(contents, path)
+    save_tensors(contents, os.path.join(folder, STATE))
     for i, (decay, average) in enumerate(state.averages.items()):
         save_checkpoint(average, os.path.join(folder, f"ema_{decay}.pt" if i else "ema.pt"))
 

@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from data.crops import TrainingCrops
 from data.sources import find_sources
-from guided_diffusion.checkpoints import load_weights_only
+from guided_diffusion.checkpoints import load_weights_only, save_tensors
 from guided_diffusion.config import read_schedule
 from guided_diffusion.devices import native_bf16, pick_device
 from guided_diffusion.gaussian_diffusion import create_sampler
@@ -32,7 +32,7 @@ from guided_diffusion.restoration import noise_of
 from guided_diffusion.training.optimiser import Optimiser
 from tests.benchmarks import comparison, rows, settings
 from util.errors import ArgumentParser, UserError
-from util.files import replacing, replacing_text
+from util.files import replacing_text
 
 TASK = "sr4"
 TIMESTEP = 20  # √r is 0.08 there, near what a magnified measurement lacks
@@ -111,8 +111,7 @@ def train(model, average, args, device) -> tuple[int, float]:
 def save(out, model, average, optimiser, step, minutes):
     states = (m.state_dict() for m in (model, average, optimiser))
     kept = dict(zip(("model", "average", "optimiser"), states, strict=True))
-    with replacing(os.path.join(out, "state.pt")) as path:
-        torch.save(kept | {"step": step, "minutes": minutes}, path)
+    save_tensors(kept | {"step": step, "minutes": minutes}, os.path.join(out, "state.pt"))
 
 
 def resume(out, model, average, optimiser) -> tuple[int, float]:
