@@ -1,6 +1,7 @@
 """What torchrun, mpiexec or nobody started: this process's rank, and how many there are."""
 
 import contextlib
+import datetime
 import importlib
 import os
 import socket
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from util.errors import UserError
 
+PATIENCE = datetime.timedelta(days=1)  # the first validates alone, and launchers notice the dead
 MPI_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # set by mpiexec of MPICH, Open MPI
 TORCHRUN_VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
@@ -91,7 +93,8 @@ def setup_dist() -> tuple[int, int]:
         # Its default arguments keep the group that exists when DistributedDataParallel imports it:
         # gloo's threads would outlive the interpreter, which then sometimes aborts at exit.
         importlib.import_module("torch.distributed.nn.functional")
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
     return rank, processes
 
 

@@ -5,10 +5,13 @@ import signal
 import socket
 import sys
 import traceback
+from datetime import timedelta
 
 import pytest
+import torch.distributed as dist
 
 from guided_diffusion import launch
+from guided_diffusion.training.trainer import Trainer
 from tests.trainings import prepare, train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
@@ -90,3 +93,29 @@ def test_processes_that_find_different_states_do_not_train(folder):
     [line] = lines
     assert line.startswith("error: --out and --data_dir: expected the same files for all processes")
     assert "process 0 found step 1, 7 images of train, and process 1 step 0, 7 images" in line
+
+
+def test_a_validation_may_take_hours_while_the_others_wait(folder, monkeypatch):
+    """The defaults are 10 minutes of NCCL and 30 of gloo."""
+    given = {}
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda *backend, **options: given.update(options)
+    )
+    for name, value in zip(launch.TORCHRUN_VARIABLES, (0, 2, 0, 2, "x", 1), strict=True):
+        monkeypatch.setenv(name, str(value))
+    assert launch.setup_dist() == (0, 2)
+    assert given["timeout"] >= timedelta(hours=12)
+
+
+def test_what_was_trained_is_saved_before_each_validation(folder, monkeypatch):
+    steps = {"save": [], "validate": []}
+    for name, found in steps.items():
+        monkeypatch.setattr(
+            Trainer, name, lambda self, f=found: f.append((self.state.step, when()))
+        )
+    when = iter(range(100)).__next__
+    assert train("out", "--set", "max_steps=3", "val_minutes=0", "save_minutes=1000") == 0
+    assert [step for step, _ in steps["save"]] == [step for step, _ in steps["validate"]]
+    assert {1, 2, 3} == {step for step, _ in steps["validate"]}
+    order = zip(steps["save"], steps["validate"], strict=True)
+    assert all(saved < validated for (_, saved), (_, validated) in order)

@@ -111,10 +111,11 @@ class Trainer:
             clock = now
             if state.step % config.log_steps == 0:
                 self._log(rate, bar)
-            if now - last_save > 60 * config.save_minutes:
+            validates = now - last_val > 60 * config.val_minutes
+            if validates or now - last_save > 60 * config.save_minutes:
                 self.save()
                 last_save = now
-            if now - last_val > 60 * config.val_minutes:
+            if validates:
                 self.validate()
                 last_val = now
 
