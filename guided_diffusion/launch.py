@@ -86,9 +86,18 @@ def setup_dist() -> tuple[int, int]:
 
     Returns:
         (rank, number of processes), see `launched`.
+
+    Raises:
+        UserError: see `launched`; or there are GPUs, but not one for each process of a machine.
     """
     note_if_alone()
     rank, processes = launched()
+    beside, gpus = _number("LOCAL_WORLD_SIZE") or 1, torch.cuda.device_count()
+    if beside > gpus > 0:  # NCCL would refuse two on one, as a mistake of its own
+        raise UserError(
+            f"{beside} processes were started on a machine with {gpus} GPU{'s' * (gpus > 1)}, "
+            "expected at most one for each"
+        )
     if processes > 1 and not dist.is_initialized():
         # Its default arguments keep the group that exists when DistributedDataParallel imports it:
         # gloo's threads would outlive the interpreter, which then sometimes aborts at exit.
@@ -132,6 +141,11 @@ def together() -> Iterator[None]:
     dist.barrier()  # a launcher ends all others as soon as one has ended
     dist.destroy_process_group()
     sys.exit(2)
+
+
+def lost_others(error: Exception) -> bool:
+    """Whether an error is that another process does not answer any more."""
+    return isinstance(error, getattr(dist, "DistError", ())) or "gloo/transport" in str(error)
 
 
 def local_rank() -> int:

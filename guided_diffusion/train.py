@@ -16,7 +16,7 @@ from data.sources import find_shares, find_sources
 from guided_diffusion.config import ModelConfig, read_model_config, read_schedule
 from guided_diffusion.devices import native_bf16, pick_device
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
-from guided_diffusion.launch import gathered, setup_dist, together
+from guided_diffusion.launch import gathered, lost_others, setup_dist, together
 from guided_diffusion.losses import loss_weights, timestep_probabilities
 from guided_diffusion.training.config import Budget, TrainConfig, read_train_config
 from guided_diffusion.training.logs import LossLog, Validation
@@ -27,10 +27,10 @@ from guided_diffusion.training.state import (
     first_state,
     load_state,
 )
-from guided_diffusion.training.trainer import Trainer
+from guided_diffusion.training.trainer import Trainer, mendable
 from guided_diffusion.unet import UNetModel
 from util import terminal
-from util.errors import ArgumentParser, UserError, hindrance
+from util.errors import ArgumentParser, UserError
 from util.flags import local_path, minutes
 from util.lock import Lock, Locked
 
@@ -316,15 +316,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             with together():
                 _check_agreement(trainer.state)
             trainer.run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, MemoryError, RuntimeError) as error:
-        stopped = hindrance(error, "--out", "train config: batch_size")
-        if stopped is None:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        failure = mendable(error)
+        if failure is not None:
+            print(f"error: {failure}", file=sys.stderr)
+            return 2
+        if not lost_others(error):
             raise
-        print(f"error: {stopped}; the state of the last save is kept", file=sys.stderr)
-        return 2
+        print(
+            "error: another process has gone; the state of the last save is kept", file=sys.stderr
+        )
+        return 1
     if trainer.rank == 0:
         state = trainer.state
         done = f"{state.step} steps, {state.minutes:.0f} minutes; weights in {options.out}/ema.pt"

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +15,26 @@ from tqdm import tqdm
 
 from data.crops import TrainingCrops
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.launch import together
 from guided_diffusion.losses import training_loss
 from guided_diffusion.training.config import Budget, TrainConfig
 from guided_diffusion.training.logs import LossLog, Validation
 from guided_diffusion.training.optimiser import learning_rate_factor
 from guided_diffusion.training.state import TrainState, diverged, save_state
-from util.errors import UserError
+from util.errors import UserError, hindrance
 
 MOST_SKIPPED = 10  # updates in a row that are not finite
+
+
+def mendable(error: Exception) -> UserError | None:
+    """What a user can mend of it, in one sentence; None of what is the program's own mistake."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        reason = str(error).partition(". ")[0].strip()
+        return UserError(f"train config: num_workers: {reason}")
+    stopped = hindrance(error, "--out", "train config: batch_size")
+    return None if stopped is None else UserError(f"{stopped}; the state of the last save is kept")
 
 
 @dataclass
@@ -35,7 +47,10 @@ class Trainer:
         autocast: of the network's evaluations.
         rank, world: this process, and how many share each batch.
         stopped: whether a signal asked to stop.
+        failure: what ends the training, as this process has found it.
+        failed: whether a process has found any.
         skipped: updates in a row, up to the last, that were not finite.
+        saved: the step of the last save.
     """
 
     config: TrainConfig
@@ -52,7 +67,10 @@ class Trainer:
     rank: int
     world: int
     stopped: bool = False
+    failure: UserError | None = None
+    failed: bool = False
     skipped: int = 0
+    saved: int = 0
 
     def used(self) -> float:
         """The share of the budget that is used."""
@@ -67,12 +85,16 @@ class Trainer:
     def run(self) -> None:
         """Train until the budget is used or a signal asks to stop; then save and validate.
 
+        What one process cannot go on after ends all of them, and what they have trained is saved.
+
         Raises:
-            UserError: an image cannot be read, a process that reads them died, or the weights or
-                losses are not finite any more.
+            UserError: an image cannot be read, a process that reads them died, the weights or
+                losses are not finite any more, or the folder takes no more files.
+            SystemExit: that is so in one of several processes, see `together`.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
+        self.saved = self.state.step
         network: nn.Module = self.state.model.train()
         if self.config.compile:
             network.compile()
@@ -80,21 +102,33 @@ class Trainer:
             network = DistributedDataParallel(network)
         form = "{l_bar}{bar}|{postfix}"
         with tqdm(total=100, disable=self.rank != 0, bar_format=form) as bar:
-            try:
-                self._loop(network, bar)
-            except RuntimeError as error:  # a dead worker is noticed anywhere
-                if "DataLoader worker" not in str(error):
-                    raise
-                reason = str(error).partition(". ")[0].strip()
-                raise UserError(f"train config: num_workers: {reason}") from None
+            self._loop(network, bar)
         if self.skipped:
-            raise self._diverged()
-        self.save()
-        self.validate()
+            self._fail(self._diverged())
+        if not self.failed or self.state.step > self.saved:
+            self._attempt(self.save)
+        if not self.failed:
+            self._attempt(self.validate)
         del network  # before its process group
+        with together():
+            if self.failure is not None:
+                raise self.failure
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        """Do it; what a user can mend of it becomes the failure with which all processes end."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - what no user can mend is raised again
+            failure = mendable(error)
+            if failure is None:
+                raise
+            self._fail(failure)
+
+    def _fail(self, failure: UserError) -> None:
+        self.failure, self.failed = self.failure or failure, True
 
     def _stop(self, number, frame) -> None:
         self.stopped = True
@@ -103,9 +137,9 @@ class Trainer:
         state, config = self.state, self.config
         clock = last_save = last_val = time.monotonic()
         batches = self._batches()
-        while not self._done():
+        while (batch := self._next(batches)) is not None:
             rate = self.learning_rate()
-            self.update(network, next(batches), rate)
+            self.update(network, batch, rate)
             now = time.monotonic()
             state.minutes += (now - clock) / 60
             clock = now
@@ -113,11 +147,18 @@ class Trainer:
                 self._log(rate, bar)
             validates = now - last_val > 60 * config.val_minutes
             if validates or now - last_save > 60 * config.save_minutes:
-                self.save()
+                self._attempt(self.save)
                 last_save = now
             if validates:
-                self.validate()
+                self._attempt(self.validate)
                 last_val = now
+
+    def _next(self, batches: Iterator[list[torch.Tensor]]) -> list[torch.Tensor] | None:
+        """This process's part of the next batch; None at the end, which is that of all."""
+        batch: list[list[torch.Tensor]] = []
+        if not (self.stopped or self.failed or self.used() >= 1):
+            self._attempt(lambda: batch.append(next(batches)))
+        return None if self._done() else batch[0]
 
     def _batches(self) -> Iterator[list[torch.Tensor]]:
         """This process's part of the batch of each step to come, see `TrainingCrops`."""
@@ -147,8 +188,7 @@ class Trainer:
     def update(self, network: nn.Module, batch: list[torch.Tensor], learning_rate: float) -> None:
         """One update of the weights; it is skipped if its loss or gradient is not finite.
 
-        Raises:
-            UserError: too many in a row were skipped.
+        When too many in a row were skipped, training has failed.
         """
         x_0, t, noise, source = batch
         state = self.state
@@ -170,7 +210,7 @@ class Trainer:
         self.log.skipped += 1
         self.skipped += 1
         if self.skipped == MOST_SKIPPED:
-            raise self._diverged()
+            self._fail(self._diverged())
 
     def _finite_everywhere(self, value: torch.Tensor) -> bool:
         """Whether a number is finite in every process."""
@@ -186,21 +226,24 @@ class Trainer:
     def _done(self) -> bool:
         """Whether to stop; all processes agree, on the time used as well."""
         if self.world > 1:
-            own = [float(self.stopped), self.state.minutes]
+            own = [float(self.stopped), float(self.failed), self.state.minutes]
             shared = torch.tensor(own, dtype=torch.float64, device=self.device)
             dist.all_reduce(shared, dist.ReduceOp.MAX)
-            self.stopped, self.state.minutes = bool(shared[0]), float(shared[1])
-        return self.stopped or self.used() >= 1
+            self.stopped, self.failed = bool(shared[0]), bool(shared[1])
+            self.state.minutes = float(shared[2])
+        return self.stopped or self.failed or self.used() >= 1
 
     def _log(self, learning_rate: float, bar: tqdm) -> None:
         if self.world > 1:
             dist.all_reduce(self.log.totals)
         if self.rank == 0:
-            loss = self.log.write(self.state, learning_rate)
-            bar.n = min(100, round(100 * self.used(), 1))
-            minutes = f"{self.state.minutes:.0f} min"
-            bar.set_postfix_str(f"step {self.state.step}, {minutes}, loss {loss:.4f}")
+            self._attempt(lambda: self._show(self.log.write(self.state, learning_rate), bar))
         self.log.clear()
+
+    def _show(self, loss: float, bar: tqdm) -> None:
+        bar.n = min(100, round(100 * self.used(), 1))
+        minutes = f"{self.state.minutes:.0f} min"
+        bar.set_postfix_str(f"step {self.state.step}, {minutes}, loss {loss:.4f}")
 
     def save(self) -> None:
         """Write state and weights, but after an update that was not finite: what is there stays.
@@ -214,6 +257,7 @@ class Trainer:
             how = f"the weights at update {self.state.step} are beyond float16"
             raise diverged(self.out, how)
         save_state(self.state, self.out, self.config)
+        self.saved = self.state.step
 
     def validate(self) -> None:
         if self.rank == 0:
