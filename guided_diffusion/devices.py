@@ -72,12 +72,15 @@ def reuse_memory() -> bool:
     return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, 512 << 20))
 
 
-def compile_network(model: nn.Module, device: torch.device) -> None:
+def compile_network(model: nn.Module, device: torch.device, key: str = "--compile") -> None:
     """torch.compile the network in place; the first evaluation then takes minutes.
 
     The first shape of a batch is compiled for itself, for speed. From the second on, the sizes
     that changed are left open, so that a folder of many sizes compiles a few times, not each time.
     Evaluations under autograd (dps, pigdm) are compiled apart.
+
+    Args:
+        key: the flag or key that asks for it, for error messages.
 
     Raises:
         UserError: torch.compile does not work on this machine.
@@ -86,5 +89,5 @@ def compile_network(model: nn.Module, device: torch.device) -> None:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
     except Exception as error:  # noqa: BLE001 - no compiler, no Triton, new Python, nameless user
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        raise UserError(f"--compile: torch.compile does not work here ({reason})") from None
+        raise UserError(f"{key}: torch.compile does not work here ({reason})") from None
     model.compile()

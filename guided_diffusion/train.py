@@ -14,7 +14,7 @@ from data.crops import TrainingCrops, to_channels
 from data.dataloader import Picture
 from data.sources import find_shares, find_sources
 from guided_diffusion.config import ModelConfig, read_model_config, read_schedule
-from guided_diffusion.devices import native_bf16, pick_device
+from guided_diffusion.devices import compile_network, native_bf16, pick_device
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sampler
 from guided_diffusion.launch import gathered, lost_others, setup_dist, together
 from guided_diffusion.losses import loss_weights, timestep_probabilities
@@ -126,6 +126,8 @@ def prepare(options: Options, held: contextlib.ExitStack, rank: int, world: int)
     if note and rank == 0:
         print(f"note: {note}", file=sys.stderr)
     _check_sizes(config, state.model, diffusion, world)
+    if config.compile:
+        compile_network(state.model, device, "train config: compile")
     if rank == 0:
         _tell_notes("--data_dir", _one_of_each(sources))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=native_bf16(device))

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from guided_diffusion.devices import compile_network
 from guided_diffusion.unet import create_model
 from tests.conftest import TINY, rnd, write_yaml
+from tests.trainings import prepare, train
 
 
 @pytest.fixture
@@ -78,3 +79,12 @@ def test_without_a_compiler_it_is_one_sentence(tiny_run, monkeypatch, capsys):
     assert tiny_run("--compile", "--task_config", "sample.yaml") == 2
     error = capsys.readouterr().err
     assert error == "error: --compile: torch.compile does not work here (no C++ compiler)\n"
+    os.mkdir("training")
+    monkeypatch.chdir("training")
+    prepare()
+    assert train("out", "--set", "compile=true") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: train config: compile: torch.compile does not work here (no C++"
+    )
+    assert not os.listdir("out")

@@ -96,8 +96,6 @@ class Trainer:
             signal.signal(number, self._stop)
         self.saved = self.state.step
         network: nn.Module = self.state.model.train()
-        if self.config.compile:
-            network.compile()
         if self.world > 1:
             network = DistributedDataParallel(network)
         form = "{l_bar}{bar}|{postfix}"
