@@ -51,11 +51,12 @@ def load_weights_only(path: str, key: str) -> Any:
         ) from None
 
 
-def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: str, key: str = "model_path") -> dict[str, torch.Tensor]:
     """Read a state dict without running code from it.
 
     Args:
         path: a local or remote path.
+        key: what names it, for error messages.
 
     Returns:
         dict of parameter name → CPU tensor, without the prefixes of wrappers; a checkpoint that
@@ -70,12 +71,12 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
         hint = WHERE_TO_GET.get(
             base_name(path), "models/README.md names the checkpoints this program takes"
         )
-        raise UserError(f"model_path: no checkpoint at {path} ({hint})") from None
+        raise UserError(f"{key}: no checkpoint at {path} ({hint})") from None
     except OSError as error:
-        raise UserError(f"model_path: {path} cannot be read ({error.strerror})") from None
-    state = load_weights_only(path, "model_path")
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror})") from None
+    state = load_weights_only(path, key)
     if not isinstance(state, dict):
-        raise UserError(f"model_path: {path} holds a {type(state).__name__}, expected a state dict")
+        raise UserError(f"{key}: {path} holds a {type(state).__name__}, expected a state dict")
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     state = dict(state)
@@ -83,7 +84,7 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
     others = [str(k) for k, v in state.items() if not (isinstance(k, str) and torch.is_tensor(v))]
     if others:
         raise UserError(
-            f"model_path: {path} holds more than weights ({', '.join(others[:3])}), expected a "
+            f"{key}: {path} holds more than weights ({', '.join(others[:3])}), expected a "
             "bare state dict"
         )
     return {_bare(k): v for k, v in state.items()}
@@ -95,14 +96,14 @@ def _bare(name: str) -> str:
     return "".join(part for part in parts if part not in WRAPPERS)[:-1]
 
 
-def load_checkpoint(model: nn.Module, path: str) -> None:
-    """Load a checkpoint into `model`, strictly.
+def load_checkpoint(model: nn.Module, path: str, key: str = "model_path") -> None:
+    """Load a checkpoint, which `key` names, into `model`, strictly.
 
     Raises:
         UserError: see `read_checkpoint`; names or shapes differ from the model's, or a weight is
             not finite.
     """
-    state = read_checkpoint(path)
+    state = read_checkpoint(path, key)
     expected = model.state_dict()
     missing = [k for k in expected if k not in state]
     unexpected = [k for k in state if k not in expected]
@@ -122,13 +123,13 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
             problems.append(f"{what}: {', '.join(keys[:3])}{more}")
     if problems:
         raise UserError(
-            f"model_path: {path} is not a checkpoint of the architecture in the model config "
+            f"{key}: {path} is not a checkpoint of the architecture in the model config "
             f"({'; '.join(problems)})"
         )
     broken = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if broken:
         raise UserError(
-            f"model_path: {path} holds weights that are not finite, in {broken[0]} (a training "
+            f"{key}: {path} holds weights that are not finite, in {broken[0]} (a training "
             "that diverged?), expected numbers"
         )
     model.load_state_dict(state)

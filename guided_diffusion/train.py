@@ -118,7 +118,7 @@ def prepare(options: Options, held: contextlib.ExitStack, rank: int, world: int)
     if rank == 0:  # the only one that writes
         held.enter_context(keep_folder(options.out))
     check_new(options.out)
-    state = first_state(config, model_config, device)
+    state = first_state(config, model_config, device, options.out)
     sources = find_sources(options.data_dir, "--data_dir")
     state.files = files_of(model_config, schedule)
     state.sources = {name: len(paths) for name, paths in sources.items()}

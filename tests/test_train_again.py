@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from guided_diffusion.training.optimiser import Optimiser
 from guided_diffusion.training.trainer import Trainer
 from tests.conftest import LINEAR, TINY, largest_file, write_yaml
-from tests.trainings import prepare, train
+from tests.trainings import prepare, train, weights
 from util.lock import NAME, Lock
 
 
@@ -125,6 +126,23 @@ def test_another_weight_decay_is_that_of_the_run_from_there_on(optimizer):
     now.step(0.5)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), (1 - 0.5 * 0.1) * before[name])
+
+
+def test_the_weights_to_begin_with_are_read_at_the_beginning_alone(folder, capsys):
+    assert train("first", "--set", "max_steps=1") == 0
+    shutil.copy("first/ema.pt", "start.pt")
+    settings = ["--set", "init_from=start.pt", "schedule=constant", "ema_decay=0"]
+    assert train("straight", *settings, "max_steps=2") == 0
+    assert train("out", *settings, "max_steps=1") == 0
+    os.remove("start.pt")
+    capsys.readouterr()
+    assert train("out", *settings, "max_steps=2") == 0
+    assert "note:" not in capsys.readouterr().err
+    a, b = weights("straight/state.pt"), weights("out/state.pt")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert train("other", *settings) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: train config: init_from: no checkpoint at start.pt")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device", "x")])

@@ -65,8 +65,12 @@ class TrainState:
         return all(p.half().isfinite().all() for a in averages for p in a.parameters())
 
 
-def first_state(config: TrainConfig, model: ModelConfig, device: torch.device) -> TrainState:
+def first_state(
+    config: TrainConfig, model: ModelConfig, device: torch.device, folder: str
+) -> TrainState:
     """Random weights, or those of `init_from`, and averages that are equal to them.
+
+    Where `folder` has a state, `load_state` replaces all of these, and `init_from` is not read.
 
     Raises:
         UserError: the checkpoint cannot be read or does not fit, or this torch lacks the optimiser.
@@ -77,8 +81,8 @@ def first_state(config: TrainConfig, model: ModelConfig, device: torch.device) -
 
     torch.manual_seed(config.seed)
     trained = network()
-    if config.init_from:
-        load_checkpoint(trained, config.init_from)
+    if config.init_from and not os.path.exists(os.path.join(folder, STATE)):
+        load_checkpoint(trained, config.init_from, "train config: init_from")
     trained.to(device).to(memory_format=torch.channels_last)
     averages = {}
     for decay in config.ema_decays:
