@@ -306,6 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.prepare()
     args = parse_args(argv)
     try:
+        if os.path.splitext(args.out)[1] != ".json":  # under which it would not be found again
+            raise UserError(f"--out: expected a name that ends in .json, found {args.out}")
         sources = _items(args.data_dir)
         sizes = {name: len(items) for name, items in sources.items()}
         shares = find_shares(sizes, _named_shares(args.shares), "--shares")

@@ -115,6 +115,16 @@ def test_sources_weigh_as_in_training(tmp_path, sources, flags, share):
     assert found.source == "1 images of a, 4 images of b"
 
 
+@pytest.mark.parametrize("name", ["prior.pt", "prior", "prior.JSON"])
+def test_weights_are_not_written_over(tmp_path, sources, capsys, name):
+    out = tmp_path / name
+    out.write_bytes(b"weights")
+    assert statistics.main(["--data_dir", str(sources), "--out", str(out)]) == 2
+    expected = f"error: --out: expected a name that ends in .json, found {out}\n"
+    assert capsys.readouterr().err == expected
+    assert out.read_bytes() == b"weights"
+
+
 def test_what_is_noted_of_images_is_said_once_for_each_source(tmp_path, sources, capsys):
     """Of a scanner's 12 bits in 16, not of pictures that use their range."""
     for i in range(3):
