@@ -291,6 +291,9 @@ def _validation_images(
 
     Returns:
         source → images, (1, C, H, W), cut to sizes that the network takes.
+
+    Raises:
+        UserError: one cannot be read, or nothing of it would be left.
     """
     pictures = []
     for name, paths in find_sources(folders, "--val_dir").items():
@@ -300,6 +303,11 @@ def _validation_images(
     for name, picture in pictures:
         whole = torch.from_numpy(to_channels(picture.read(), model.in_channels))
         height, width = (n - n % model.size_multiple for n in whole.shape[1:])
+        if not height or not width:
+            raise UserError(
+                f"--val_dir: {picture.label}: this network takes sides from {model.size_multiple}, "
+                f"found {whole.shape[2]}×{whole.shape[1]}"
+            )
         found.setdefault(name, []).append(whole[None, :, :height, :width].to(device))
     if rank == 0:
         _tell_notes("--val_dir", pictures)

@@ -358,6 +358,16 @@ def test_bad_training_input_is_one_sentence(folder, capsys, arguments, says):
     assert not os.path.exists("out") or not os.listdir("out")
 
 
+def test_a_validation_image_smaller_than_the_network_takes(folder, capsys):
+    """This one takes multiples of 2."""
+    os.mkdir("val")
+    iio.imwrite("val/a.png", np.zeros((24, 1), np.uint8))
+    assert train_sources("out", "--data_dir", "train", "--val_dir", "val") == 2
+    error = "error: --val_dir: a.png: this network takes sides from 2, found 1×24\n"
+    assert capsys.readouterr().err == error
+    assert not os.listdir("out")
+
+
 @pytest.mark.parametrize(
     ("schedule", "model", "says"),
     [
