@@ -19,7 +19,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, create_sample
 from guided_diffusion.launch import gathered, lost_others, setup_dist, together
 from guided_diffusion.losses import loss_weights, timestep_probabilities
 from guided_diffusion.training.config import Budget, TrainConfig, read_train_config
-from guided_diffusion.training.logs import LossLog, Validation
+from guided_diffusion.training.logs import LossLog, Validation, cut_csv
 from guided_diffusion.training.state import (
     TrainState,
     check_new,
@@ -128,7 +128,10 @@ def prepare(options: Options, held: contextlib.ExitStack, rank: int, world: int)
     _check_sizes(config, state.model, diffusion, world)
     if config.compile:
         compile_network(state.model, device, "train config: compile")
+    log, validation = (os.path.join(options.out, n) for n in ("log.csv", "validation.csv"))
     if rank == 0:
+        cut_csv(log, state.step)
+        cut_csv(validation, state.step)
         _tell_notes("--data_dir", _one_of_each(sources))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=native_bf16(device))
     weights = loss_weights(
@@ -145,13 +148,9 @@ def prepare(options: Options, held: contextlib.ExitStack, rank: int, world: int)
         diffusion,
         weights.to(device),
         _crops(config, sources, state.model.in_channels, diffusion),
-        LossLog(
-            os.path.join(options.out, "log.csv"),
-            list(sources),
-            torch.zeros(2, len(sources), device=device),
-        ),
+        LossLog(log, list(sources), torch.zeros(2, len(sources), device=device)),
         Validation(
-            os.path.join(options.out, "validation.csv"),
+            validation,
             diffusion,
             _validation_images(options.val_dir, config.val_images, state.model, device, rank),
             config.val_timesteps,

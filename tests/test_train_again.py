@@ -11,7 +11,7 @@ import torch
 from guided_diffusion.training.optimiser import Optimiser
 from guided_diffusion.training.trainer import Trainer
 from tests.conftest import LINEAR, TINY, largest_file, write_yaml
-from tests.trainings import prepare, train, weights
+from tests.trainings import prepare, rows, train, weights
 from util.lock import NAME, Lock
 
 
@@ -21,6 +21,16 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare()
     return tmp_path
+
+
+@pytest.fixture
+def sources(folder):
+    """Two more sources, of two and of five images."""
+    for name, images in (("many/t1", (0, 1)), ("many/t2", (2, 3, 4, 5, 6))):
+        os.makedirs(name)
+        for i in images:
+            os.link(f"train/{i}.png", f"{name}/{i}.png")
+    return ["--data_dir", "many", "--val_dir", "many"]
 
 
 def test_another_recipe_does_not_overwrite_a_run(folder, capsys):
@@ -143,6 +153,35 @@ def test_the_weights_to_begin_with_are_read_at_the_beginning_alone(folder, capsy
     assert train("other", *settings) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: train config: init_from: no checkpoint at start.pt")
+
+
+def test_a_step_is_in_the_tables_once_after_a_run_was_killed(sources):
+    """Here after step 2 and in the midst of a row; its last save was at step 1."""
+    settings = ["--set", "schedule=constant", "ema_decay=[0.5, 0.9]", "val_timesteps=[100]"]
+    assert train("out", *sources, *settings, "max_steps=1") == 0
+    shutil.copy("out/state.pt", "state.pt")
+    assert train("out", *sources, *settings, "max_steps=2") == 0
+    straight = rows("out/log.csv"), rows("out/validation.csv")
+    shutil.copy("state.pt", "out/state.pt")
+    with open("out/log.csv", "a", encoding="utf-8") as file:
+        file.write("1,0.1")  # of 12, perhaps
+    assert train("out", *sources, *settings, "max_steps=2") == 0
+    for name, expected in zip(("log.csv", "validation.csv"), straight, strict=True):
+        found = rows(f"out/{name}")
+        for row in (*found, *expected):
+            del row["minutes"]
+        assert found == expected
+    # of two averages those of three sources and of their mean
+    assert [row["step"] for row in found] == 8 * ["1"] + 8 * ["2"]
+
+
+def test_a_run_that_is_finished_adds_nothing(folder):
+    assert train("out", "--set", "max_steps=2") == 0
+    before = {name: Path("out", name).read_bytes() for name in os.listdir("out")}
+    assert train("out", "--set", "max_steps=2") == 0
+    assert sorted(os.listdir("out")) == sorted(before)
+    for name in ("log.csv", "validation.csv"):
+        assert Path("out", name).read_bytes() == before[name]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device", "x")])

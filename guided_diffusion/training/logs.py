@@ -1,5 +1,6 @@
 """What training writes down: log.csv, the losses; validation.csv, the quality of denoising."""
 
+import contextlib
 import csv
 import math
 import os
@@ -45,6 +46,43 @@ def _append(path: str, row: Mapping[str, object]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows([*rows, row])
+
+
+def cut_csv(path: str, step: int) -> None:
+    """Take out rows of later steps, which a run wrote between its last save and its sudden end.
+
+    So is a row that it did not finish. A file that a spreadsheet has open stays as it is.
+    """
+    try:
+        header, *rows = _rows(path) or [[]]
+        if "step" not in header:
+            return
+        at = header.index("step")
+        whole = [row for row in rows if len(row) >= len(header) and row[at].isdecimal()]
+        kept = [row for row in whole if int(row[at]) <= step]
+        if len(kept) < len(rows):
+            with replacing_text(path) as file:
+                csv.writer(file).writerows([header, *kept])
+    except PermissionError as error:
+        tqdm.write(f"note: {path}: {error.strerror}, rows after step {step} stay", file=sys.stderr)
+
+
+def has_step(path: str, step: int) -> bool:
+    """Whether a CSV file has rows of a step; it has none known while a spreadsheet has it open."""
+    with contextlib.suppress(PermissionError):
+        header, *rows = _rows(path) or [[]]
+        if "step" in header:
+            at = header.index("step")
+            return any(row[at] == str(step) for row in rows if len(row) > at)
+    return False
+
+
+def _rows(path: str) -> list[list[str]]:
+    """Of a CSV file, the header first; none where there is no file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
 
 
 @dataclass
@@ -125,7 +163,13 @@ class Validation:
     autocast: torch.autocast
 
     def write(self, state: TrainState) -> None:
-        """Append a row for each average and source, and with several sources one of their mean."""
+        """Append a row for each average and source, and with several sources one of their mean.
+
+        A step that has its rows gets no others. They are written when all are there.
+        """
+        if has_step(self.path, state.step):
+            return
+        rows: list[dict[str, object]] = []
         for decay, average in state.averages.items():
             psnr = {name: self._psnr(average, images) for name, images in self.images.items()}
             if len(psnr) > 1:
@@ -137,7 +181,9 @@ class Validation:
                 if len(self.images) > 1:
                     row["source"] = name
                 pairs = zip(self.timesteps, values, strict=True)
-                append_csv(self.path, row | {f"psnr_t{t}": f"{p:.3f}" for t, p in pairs})
+                rows.append(row | {f"psnr_t{t}": f"{p:.3f}" for t, p in pairs})
+        for row in rows:
+            append_csv(self.path, row)
 
     @torch.no_grad()
     def _psnr(self, model: nn.Module, images: Sequence[torch.Tensor]) -> list[float]:
