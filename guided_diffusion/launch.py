@@ -93,7 +93,8 @@ def setup_dist() -> tuple[int, int]:
     note_if_alone()
     rank, processes = launched()
     beside, gpus = _number("LOCAL_WORLD_SIZE") or 1, torch.cuda.device_count()
-    if beside > gpus > 0:  # NCCL would refuse two on one, as a mistake of its own
+    own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ  # a launcher gave each process one
+    if beside > gpus > 0 and not own:  # NCCL would refuse two on one, as a mistake of its own
         raise UserError(
             f"{beside} processes were started on a machine with {gpus} GPU{'s' * (gpus > 1)}, "
             "expected at most one for each"

@@ -218,20 +218,14 @@ def test_a_training_holds_its_folder_to_the_end(folder, monkeypatch):
     assert held == [True]
 
 
-@pytest.mark.parametrize(
-    ("left", "says"),
-    [
-        ("ema.pt", "continue from it there with init_from"),
-        ("ema_0.9.pt", "continue from it there with init_from"),
-        ("log.csv", "or remove it"),
-    ],
-)
-def test_weights_and_logs_without_a_state_are_not_written_over(folder, capsys, left, says):
+@pytest.mark.parametrize("left", ["ema.pt", "ema_0.9.pt"])
+def test_weights_without_a_state_are_not_written_over(folder, capsys, left):
     os.mkdir("out")
     Path("out", left).write_bytes(b"what an earlier training left")
     assert train("out", "--set", "max_steps=1") == 2
     [line] = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"error: --out out: holds {left} and no state.pt") and says in line
+    assert line.startswith(f"error: --out out: holds {left} and no state.pt")
+    assert "continue from it there with init_from" in line
     assert os.listdir("out") == [left]
     assert Path("out", left).read_bytes() == b"what an earlier training left"
 

@@ -174,8 +174,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in zip(launch.TORCHRUN_VARIABLES, (0, 2, 0, 2, "x", 1), strict=True):
         monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(UserError, match="2 processes were started on a machine with 1 GPU, "):
         launch.setup_dist()
+
+
+def test_processes_that_see_a_gpu_of_their_own_each_are_taken(monkeypatch):
+    """As SLURM's --gpus-per-task shows them one each."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(dist, "init_process_group", lambda *backend, **options: None)
+    for name, value in zip(launch.TORCHRUN_VARIABLES, (0, 2, 0, 2, "x", 1), strict=True):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert launch.setup_dist() == (0, 2)
 
 
 def test_a_validation_may_take_hours_while_the_others_wait(folder, monkeypatch):

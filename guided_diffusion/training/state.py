@@ -101,21 +101,19 @@ def files_of(model: ModelConfig, schedule: Schedule) -> dict[str, dict[str, Any]
 
 
 def check_new(folder: str) -> None:
-    """See that a training that begins writes over no other's weights and adds to no other's log.
+    """See that a training that begins writes over no other's weights.
 
     Raises:
-        UserError: the folder holds these, and no state from which that training would go on.
+        UserError: the folder holds some, and no state from which that training would go on.
     """
     if os.path.exists(os.path.join(folder, STATE)) or not os.path.isdir(folder):
         return
     names = sorted(os.listdir(folder))
-    weights = [n for n in names if n == "ema.pt" or (n.startswith("ema_") and n.endswith(".pt"))]
-    found = weights + [n for n in names if n in ("log.csv", "validation.csv")]
+    found = [n for n in names if n == "ema.pt" or (n.startswith("ema_") and n.endswith(".pt"))]
     if found:
-        other = "or continue from it there with init_from" if weights else "or remove it"
         raise UserError(
             f"--out {folder}: holds {found[0]} and no {STATE} to go on from; choose another "
-            f"folder, {other}"
+            "folder, or continue from it there with init_from"
         )
 
 
