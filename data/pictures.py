@@ -18,6 +18,7 @@ from data.scale import (
     from_unit,
     shares_beyond,
     to_unit,
+    white_noise,
 )
 from data.volumes import padding_note
 from util.errors import UserError
@@ -26,6 +27,7 @@ from util.remote import base_name, local_file
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 DARK = 0.26  # of the range of 16 bits: 14 bits in it and less are a scanner's numbers
+FARTHEST = 6.0  # standard deviations from black that noise takes a pixel, of as many as there are
 OVERSHOOT = 6.0  # how far beyond [-1, 1] the noise of a measurement may go
 
 
@@ -246,6 +248,8 @@ def _scale_as_it_is(image, values, overshoot):
 def _is_noise_about_black(image, low, overshoot):
     """Whether an image that goes below 0 is a dark one in [0, 1] with noise, not in [-1, 1]."""
     if low < -overshoot / 2 or not 0 <= np.nanmean(image) <= 0.5:
+        return False
+    if low < -FARTHEST * white_noise(image):
         return False
     return shares_beyond(image, 0.0, 1.0)[0] <= TOO_MANY
 

@@ -14,6 +14,7 @@ SURE = 4.0  # standard deviations that the noise of a block's mean does not reac
 RINGING = 0.05  # of a range, to which an image may leave it without noise
 TOO_MANY = 0.005  # share of the blocks, above which the range is not the image's
 QUARTILE = 0.3186  # of |n|, n ~ N(0, 1); of details few are anatomy below it
+MEDIAN = 0.6745  # likewise
 NEGATIVE = 0.01  # of white: how far a magnitude image may go below 0, by interpolation
 
 
@@ -64,6 +65,11 @@ def shares_beyond(image: NDArray, low: float, high: float) -> tuple[float, float
     least = RINGING * (high - low)
     shares = [np.mean(outside > max(SURE * s, least)) for s in (max(white, smooth), white)]
     return float(shares[0]), float(shares[1])
+
+
+def white_noise(image: NDArray) -> float:
+    """Standard deviation of an image's white noise, (C, H, W), by its Haar details' median."""
+    return float(np.nanmedian(np.abs(_details(image)))) / MEDIAN
 
 
 def _details(image):

@@ -1,5 +1,6 @@
 """Training: exact resumption, several sources, several processes."""
 
+import contextlib
 import math
 import os
 import subprocess
@@ -99,7 +100,8 @@ def test_dropout_differs_between_updates_and_between_processes(folder, monkeypat
 
     monkeypatch.setattr("guided_diffusion.training.trainer.training_loss", seen)
     arguments = ["--config", "train.yaml", "--data_dir", "train", "--out", "out"]
-    trainer = prepare_training(parse_args(arguments))
+    with contextlib.ExitStack() as held:
+        trainer = prepare_training(parse_args(arguments), held, 0, 1)
     batch = next(trainer._batches())
     for rank, step in [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]:
         trainer.rank, trainer.state.step = rank, step
