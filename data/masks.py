@@ -65,9 +65,11 @@ def _head_of(volume, mask, find, voxels):
     rough = np.clip(2 * (known - low) / max(high - low, 1e-9) - 1, -1, 1)
     found = [find(p, x[None], empty=False) for p, x in zip(slices, rough, strict=True)]
     head = np.stack(found)
-    if not head.any():
+    if head.any():
+        return head
+    if mask != "auto":
         raise UserError(f"data.mask: {mask} is 0 everywhere on the grid of {volume.label}")
-    return head
+    return ~head  # nothing stands out from a background
 
 
 def open_masks(

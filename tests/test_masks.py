@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.dataloader import list_items
-from data.masks import head_mask, open_masks
+from data.masks import head_mask, limit_volumes, open_masks
 from data.volumes import Whole
 from guided_diffusion.volume_items import counted_in
 from tests.conftest import REPOSITORY, SR, TINY, task, write_yaml
@@ -179,6 +179,15 @@ def test_black_slices_of_a_whole_volume_are_no_head(tmp_path):
     counted = counted_in(whole, truth, find).any(axis=(1, 2))
     assert counted.tolist() == [False, True, True, True, False]
     assert find(whole.volume.slices[0], truth[:1]).all()  # of a slice by itself
+
+
+def test_of_a_volume_without_a_head_all_counts(tmp_path):
+    voxels = np.full((32, 32, 3), 7, np.int16)
+    voxels[..., 1] = 8  # or there would be no image in it
+    write_nifti(tmp_path / "v.nii", voxels)
+    items = items_of({"root": str(tmp_path / "v.nii")})
+    limit_volumes(items, "auto", open_masks("auto", {}, items))
+    assert items[0].volume.head.all()
 
 
 @pytest.mark.parametrize("change", ["contents", "name"])
