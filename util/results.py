@@ -2,7 +2,6 @@
 
 import glob
 import json
-import math
 import os
 import platform
 import shutil
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from util import averages
 from util.columns import DIGEST, FIGURES, SOURCE, columns
 from util.config import differing
 from util.errors import UserError
@@ -376,41 +376,22 @@ class Results:
         if rows:
             write_comparison(os.path.join(self.folder, "comparison.png"), rows, self.title)
 
-    def finite(self) -> dict[str, tuple[list[float], int]]:
-        """Of this run's columns of numbers those that are finite, and how many are not.
-
-        The PSNR of equal images is infinite, and the NMSE of a black truth NaN.
-        """
+    def finite(self) -> averages.Finite:
+        """See `averages.finite`, of this run's images."""
         rows = [self.rows[n] for n in self.names if n in self.rows]
-        found = {}
-        for key in self.columns_of(self.names):
-            numbers = [v for row in rows if isinstance(v := row.get(key), float)]
-            if numbers:
-                finite = [v for v in numbers if math.isfinite(v)]
-                found[key] = finite, len(numbers) - len(finite)
-        return found
-
-    def means(self) -> dict[str, float | None]:
-        """Mean of each metric over this run's images where it is finite; None where it never is."""
-        return {k: float(np.mean(v)) if v else None for k, (v, _) in self.finite().items()}
+        return averages.finite(rows, self.columns_of(self.names))
 
     def table(self) -> str:
         """Means and standard deviations over this run's images, as lines of text."""
-        done, known = sum(n in self.rows for n in self.names), columns()
-        lines = [f"{done} images in {self.folder}"]
-        for key, (values, others) in self.finite().items():
-            heading = known[key].heading if key in known else key
-            shown = f"{np.mean(values):9.4f} ± {np.std(values):.4f}" if values else f"{'none':>9}"
-            left_out = f" ({others} left out, not finite)" if others else ""
-            lines.append(f"  {heading:<24} {shown}{left_out}")
-        return "\n".join(lines)
+        done = sum(n in self.rows for n in self.names)
+        return "\n".join([f"{done} images in {self.folder}", *averages.lines(self.finite())])
 
     def write_summary(self, finished: bool = True, failed: Iterable[str] = ()) -> None:
         summary = {
             "finished": finished,
             "images": sum(n in self.rows for n in self.names),
             "failed": list(failed),
-            "means": self.means(),
+            "means": averages.means(self.finite()),
             "settings": self.settings,
             "versions": versions(),
         }

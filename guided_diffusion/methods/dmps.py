@@ -49,7 +49,7 @@ class DMPS(Method):
     name = "dmps"
     label = "DMPS (Meng & Kabashima 2022)"
     parameters = {"scale": Parameter(1.75, "λ, the weight of the measurement's score")}
-    honest_spread = False  # in few steps its 90 % intervals hold half to two thirds of the truth
+    honest_spread = False  # with 50 steps, its 90 % intervals hold about half of the truth
     unclipped_from = 20
     scale: float
 
